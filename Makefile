@@ -1,0 +1,44 @@
+# One door for developers; CI calls the same targets.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test lint bench soak docs clean
+
+demo: .venv/demo.stamp  ## from raw flights to a prediction that is proved, in about two minutes
+	$(BIN)/macadam demo
+
+test: .venv/dev.stamp  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp  ## ruff, mypy strict, the floors, no heavy import
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/dev.stamp  ## every benchmark, each against its named peer or floor
+	$(BIN)/python -m benchmarks
+
+soak: .venv/dev.stamp  ## the long runs of what `make test` runs briefly
+	MACADAM_SOAK=1 $(BIN)/python -m pytest
+
+docs: .venv/dev.stamp  ## write the reference pages from the code
+	$(BIN)/macadam docs docs/reference
+
+clean:  ## remove what the targets made
+	rm -rf .venv .macadam demo-home
+
+.venv/base.stamp: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Macadam needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/demo.stamp: .venv/base.stamp
+	$(BIN)/python -m pip install --quiet --group flights
+	touch $@
+
+.venv/dev.stamp: .venv/demo.stamp
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@

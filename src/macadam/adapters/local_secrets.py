@@ -1,0 +1,50 @@
+"""Secrets as files that only their owner can read, one a name, in a directory of mode 0700."""
+
+import os
+import re
+from pathlib import Path
+
+from macadam.errors import Conflict, InvalidInput, NotFound
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,100}$")
+
+
+class LocalSecrets:
+    """directory: must exist."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def get(self, name: str) -> bytes:
+        try:
+            return self._path(name).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"There is no secret {name!r}.", next_step="Open the home once to create its keys."
+            ) from error
+
+    def put(self, name: str, value: bytes) -> None:
+        path = self._path(name)
+        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, value)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            os.link(draft, path)  # fails if the name is taken, also by another process: never replaces a key
+        except FileExistsError as error:
+            raise Conflict(f"The secret {name!r} exists.", next_step="Use it, or choose another name.") from error
+        finally:
+            draft.unlink()
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.match(name):
+            raise InvalidInput(f"{name!r} is not a secret's name.", next_step="Use a-z, 0-9, '.', '_' and '-'.")
+        return self._directory / name

@@ -1,0 +1,234 @@
+"""Runs one call through the door: authenticate, authorise, validate, prepare, one transaction, evidence.
+
+The order is the guarantee, so its steps are numbered in `Dispatcher.run`. Nothing here knows any capability.
+"""
+
+import string
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.access import service as access
+from macadam.app import idempotency
+from macadam.errors import InvalidInput, MacadamError, NotAuthenticated, NotAuthorised
+from macadam.ledger import service as ledger
+from macadam.ledger.leaf import Leaf
+from macadam.operations import (
+    Actor,
+    Authorise,
+    Call,
+    Context,
+    Decision,
+    Evidence,
+    Operation,
+    Progress,
+    Transaction,
+)
+from macadam.ports import Ports
+from macadam.values import digest_of, instant, uuid7
+
+ANONYMOUS = Actor(id="anonymous", kind="unknown")
+# A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
+_ANONYMOUS_INTERVAL = 1.0
+
+
+def no_progress(_what: str, _done: int, _total: int) -> None:
+    """Reports to nobody."""
+
+
+class Dispatcher:
+    """clock: gives the instant of each call, UTC."""
+
+    def __init__(self, ports: Ports, *, clock: Callable[[], datetime], sequence: Callable[[], None]) -> None:
+        self._ports = ports
+        self._clock = clock
+        self._sequence = sequence
+        self._floods = threading.Lock()
+        self._anonymous_at = float("-inf")
+        self._anonymous_unsaid = 0
+
+    def run(
+        self,
+        operation: Operation,
+        arguments: Mapping[str, object],
+        *,
+        token: str,
+        lax: bool = False,
+        idempotency_key: str = "",
+        progress: Progress = no_progress,
+    ) -> Any:
+        """Returns the operation's response.
+
+        arguments: the request as plain JSON values. lax: text may stand for numbers and booleans (paths, queries).
+        Raises what the tree in `macadam.errors` says.
+        """
+        call = self.admit(operation, arguments, token)  # 1, 2
+        request = _validated(operation, arguments, lax)  # 3
+        authorise = self._authoriser(call)
+        prepared: tuple[object, ...] = ()
+        if operation.prepare is not None:  # 4: heavy work, immutable files, nothing visible yet
+            if idempotency_key and (known := self._known_answer(idempotency_key, call)) is not None:
+                return msgspec.json.decode(known, type=operation.request.response_type())
+            context = Context(call=call, ports=self._ports, progress=progress, authorise=authorise)
+            prepared = (operation.prepare(context, request),)
+        if not operation.changes:
+            with self._ports.sql.read() as sql:
+                return operation.handler(self._transaction(sql, call, authorise), request, *prepared)
+        return self._change(call, request, prepared, authorise, idempotency_key)  # 5, 6
+
+    def admit(self, operation: Operation, arguments: Mapping[str, object], token: str) -> Call:
+        """Steps 1 and 2: who calls, and may they? Faces call it by itself before they read a body.
+
+        Raises NotAuthenticated, NotAuthorised; a refused change leaves a leaf.
+        """
+        now = self._clock()
+        project = str(arguments.get("project", ""))
+        request_digest = digest_of(msgspec.json.encode(dict(sorted(arguments.items()))))
+        with self._ports.sql.read() as sql:
+            try:
+                actor = access.authenticate(sql, token, now)  # 1. authenticate
+            except NotAuthenticated as error:
+                refused = Decision(id=uuid7(), allowed=False, policies=(), policy_set="", reason=error.what)
+                call = Call(
+                    operation=operation,
+                    actor=ANONYMOUS,
+                    project=project,
+                    decision=refused,
+                    request_digest=request_digest,
+                    now=now,
+                )
+                denied: MacadamError = error
+            else:
+                resource = _filled(operation.resource, arguments)
+                decision = access.decide(sql, actor, operation.permission, resource, project, now)  # 2. authorise
+                call = Call(
+                    operation=operation,
+                    actor=actor,
+                    project=project,
+                    decision=decision,
+                    request_digest=request_digest,
+                    now=now,
+                )
+                if decision.allowed:
+                    return call
+                denied = _refusal(operation.permission, resource, actor, decision)
+        if operation.changes:
+            self._record_denial(call, _filled(operation.resource, arguments))
+        raise denied
+
+    def _change(self, call: Call, request: object, prepared: tuple[object, ...], authorise: Authorise, key: str) -> Any:
+        """5. one transaction: the answer to a repeated key, or the handler, its leaves and its answer. 6. after it."""
+        acts: list[Callable[[], None]] = []
+
+        def work(sql: sa.Connection) -> Any:
+            if key and (known := idempotency.find(sql, key, call)) is not None:
+                return msgspec.json.decode(known, type=call.operation.request.response_type())
+            tx = self._transaction(sql, call, authorise)
+            response = call.operation.handler(tx, request, *prepared)
+            if not tx.leaves:
+                # No state change without evidence: the least that can be said is who did what to which asset.
+                tx.record(_filled(call.operation.resource, msgspec.to_builtins(request)))
+            if key:
+                idempotency.keep(sql, key, call, response)
+            acts.extend(tx.committed)
+            return response
+
+        response = self._ports.sql.write(work)
+        self._sequence()
+        for act in acts:
+            act()
+        return response
+
+    def _transaction(self, sql: sa.Connection, call: Call, authorise: Authorise) -> Transaction:
+        return Transaction(sql=sql, call=call, ports=self._ports, sink=_queue_leaf, authorise=authorise)
+
+    def _known_answer(self, key: str, call: Call) -> bytes | None:
+        with self._ports.sql.read() as sql:
+            return idempotency.find(sql, key, call)
+
+    def _authoriser(self, call: Call) -> Authorise:
+        def authorise(permission: str, resource: str) -> None:
+            with self._reading() as sql:
+                decision = access.decide(sql, call.actor, permission, resource, call.project, call.now)
+            if not decision.allowed:
+                raise _refusal(permission, resource, call.actor, decision)
+
+        return authorise
+
+    def _reading(self) -> AbstractContextManager[sa.Connection]:
+        return self._ports.sql.read()
+
+    def _record_denial(self, call: Call, subject: str) -> None:
+        unsaid = 0
+        if call.actor is ANONYMOUS:
+            with self._floods:
+                if time.monotonic() - self._anonymous_at < _ANONYMOUS_INTERVAL:
+                    self._anonymous_unsaid += 1
+                    return
+                self._anonymous_at = time.monotonic()
+                unsaid, self._anonymous_unsaid = self._anonymous_unsaid, 0
+        body: dict[str, object] = {"reason": call.decision.reason, "others_since_last": unsaid}
+        evidence = Evidence(subject=subject, uses=(), body=body)
+        self._ports.sql.write(lambda sql: _queue_leaf(sql, call, evidence))
+        self._sequence()
+
+
+def _queue_leaf(sql: sa.Connection, call: Call, evidence: Evidence) -> str:
+    leaf = Leaf(
+        id=uuid7(),
+        at=instant(call.now),
+        kind=call.operation.name,
+        outcome="done" if call.decision.allowed else "denied",
+        actor=call.actor.id,
+        project=call.project,
+        subject=evidence.subject,
+        uses=list(evidence.uses),
+        request=call.request_digest,
+        decision={
+            "id": call.decision.id,
+            "effect": "allow" if call.decision.allowed else "deny",
+            "policies": list(call.decision.policies),
+            "policy_set": call.decision.policy_set,
+        },
+        body=evidence.body,
+    )
+    ledger.queue(sql, leaf)
+    return leaf.id
+
+
+def _validated(operation: Operation, arguments: Mapping[str, object], lax: bool) -> Any:
+    """3. validate. Raises InvalidInput, naming the field, what was got and what is expected."""
+    try:
+        return msgspec.convert(dict(arguments), operation.request, strict=not lax)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(
+            f"The request for {operation.name} does not fit: {error}.",
+            next_step=f"See `macadam {operation.cli} --help` for its fields.",
+            details={"operation": operation.name},
+        ) from error
+
+
+def _filled(template: str, arguments: object) -> str:
+    values = arguments if isinstance(arguments, Mapping) else {}
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    return template.format(**{name: values.get(name) or "-" for name in fields})
+
+
+def _refusal(permission: str, resource: str, actor: Actor, decision: Decision) -> NotAuthorised:
+    return NotAuthorised(
+        f"{actor.id} may not {permission} on {resource}: {decision.reason}.",
+        next_step="Ask an administrator for a role that allows it (`macadam roles grant`).",
+        details={
+            "permission": permission,
+            "resource": resource,
+            "policies": list(decision.policies),
+            "policy_set": decision.policy_set,
+            "decision": decision.id,
+        },
+    )

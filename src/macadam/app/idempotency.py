@@ -1,0 +1,52 @@
+"""Remembers the answer to each keyed call, in the call's own transaction, so that a retry gets the same answer."""
+
+from datetime import datetime
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.errors import Conflict
+from macadam.operations import Call
+from macadam.schema import Instant, metadata
+
+answers = sa.Table(
+    "idempotency_answers",
+    metadata,
+    sa.Column("actor", sa.String(100), primary_key=True),
+    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("operation", sa.String(100), nullable=False),
+    sa.Column("request_digest", sa.String(80), nullable=False),
+    sa.Column("response", sa.LargeBinary, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+)
+
+
+def find(sql: sa.Connection, key: str, call: Call) -> bytes | None:
+    """The first answer to this key as JSON, if there was one.
+
+    Raises Conflict if the key was used for another operation or request.
+    """
+    row = sql.execute(sa.select(answers).where(answers.c.actor == call.actor.id, answers.c.key == key)).first()
+    if row is None:
+        return None
+    if (row.operation, row.request_digest) != (call.operation.name, call.request_digest):
+        raise Conflict(
+            f"The idempotency key {key!r} was used for another request ({row.operation}).",
+            next_step="Use a new key for a new request.",
+        )
+    return bytes(row.response)
+
+
+def keep(sql: sa.Connection, key: str, call: Call, response: object) -> None:
+    """Stores the answer; it commits with the call's state."""
+    at: datetime = call.now
+    sql.execute(
+        sa.insert(answers).values(
+            actor=call.actor.id,
+            key=key,
+            operation=call.operation.name,
+            request_digest=call.request_digest,
+            response=msgspec.json.encode(response),
+            at=at,
+        )
+    )

@@ -1,0 +1,146 @@
+"""Platform: everything wired together over one home, and the typed way to call it in process."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from macadam.access import service as access
+from macadam.app.dispatcher import Dispatcher, no_progress
+from macadam.errors import NotFound, SettingInvalid
+from macadam.ledger import service as ledger
+from macadam.operations import Operation, Progress, Request, load, of_request
+from macadam.ports import Ports
+from macadam.ports import load as adapter
+from macadam.settings import Settings
+from macadam.values import utc_now
+
+R = TypeVar("R")
+LOCAL_TOKEN = "local-token"  # noqa: S105 - the name of a secret, not a secret
+
+
+class Platform:
+    """An open home. Use as a context manager, or call `close()`.
+
+    token: the caller's credential; '' takes MACADAM_TOKEN, else the local administrator's of this home.
+    """
+
+    def __init__(self, settings: Settings, *, token: str = "", clock: Callable[[], datetime] = utc_now) -> None:
+        self.settings = settings
+        self.ports = _connect(settings)
+        self._migrate_and_bootstrap()
+        self._sequencer = ledger.Sequencer(self.ports)
+        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self._sequencer.nudge)
+        self._token = token or os.environ.get("MACADAM_TOKEN", "") or self._local_token()
+        self._closing = threading.Lock()
+
+    @classmethod
+    def open(cls, home: Path | str | None = None, *, token: str = "") -> "Platform":
+        """Opens (or creates) the home, by default MACADAM_HOME or `.macadam` here. Raises SettingInvalid."""
+        return cls(Settings.load(home=Path(home) if home else None), token=token)
+
+    def call(
+        self,
+        request: Request[R],
+        *,
+        token: str = "",
+        idempotency_key: str = "",
+        progress: Progress = no_progress,
+    ) -> R:
+        """Runs the operation that the request's type belongs to. Raises what `macadam.errors` says."""
+        load_if_unknown(type(request))
+        answer = self.dispatch(
+            of_request(type(request)),
+            msgspec.to_builtins(request),
+            token=token,
+            idempotency_key=idempotency_key,
+            progress=progress,
+        )
+        return cast("R", answer)
+
+    def dispatch(
+        self,
+        operation: Operation,
+        arguments: Mapping[str, object],
+        *,
+        token: str = "",
+        lax: bool = False,
+        idempotency_key: str = "",
+        progress: Progress = no_progress,
+    ) -> Any:
+        """Like `call`, with the request as plain values: what faces use. token: '' is this platform's own caller."""
+        return self.dispatcher.run(
+            operation,
+            arguments,
+            token=token or self._token,
+            lax=lax,
+            idempotency_key=idempotency_key,
+            progress=progress,
+        )
+
+    def close(self) -> None:
+        """Integrates what is queued for the ledger and closes every adapter. Closing twice does nothing."""
+        if self._closing.acquire(blocking=False):
+            self._sequencer.close()
+            self.ports.online.close()
+            self.ports.sql.close()
+
+    def __enter__(self) -> "Platform":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _local_token(self) -> str:
+        try:
+            return self.ports.secrets.get(LOCAL_TOKEN).decode()
+        except NotFound:
+            return ""
+
+    def _migrate_and_bootstrap(self) -> None:
+        self.ports.sql.migrate()
+        ledger.bootstrap(self.ports)
+        access.bootstrap(self.ports)
+
+
+def load_if_unknown(request: type[Request[Any]]) -> None:
+    """A request type can be imported without the room that handles it: load the rooms then."""
+    try:
+        of_request(request)
+    except KeyError:
+        load()
+
+
+def _connect(settings: Settings) -> Ports:
+    """Builds the adapters. Anything may be loaded here, but no adapter imports its heavy package before use."""
+    home = settings.home
+    try:
+        for part in ("", "objects", "keys", "online", "journal", "warehouse", "serving", "work"):
+            (home / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingInvalid(
+            f"The home {home} cannot be made: {error.strerror}.",
+            next_step="Set MACADAM_HOME to a directory that you may write.",
+        ) from error
+    if settings.storage.database or settings.storage.objects or settings.storage.online:
+        raise SettingInvalid(
+            "MACADAM_DATABASE, MACADAM_OBJECTS and MACADAM_ONLINE name scale adapters, which this release lacks.",
+            next_step="Unset them: the embedded adapters under the home are used.",
+        )
+    objects: Any = adapter("local_objects")(home / "objects")
+    return Ports(
+        settings=settings,
+        sql=cast("Any", adapter("sqlite")(home / "macadam.sqlite", settings.sql)),
+        objects=objects,
+        tables=cast("Any", adapter("iceberg")(home / "warehouse")),
+        online=cast("Any", adapter("lmdb")(home / "online")),
+        runner=cast("Any", adapter(settings.storage.runner)(home / "work")),
+        secrets=cast("Any", adapter("local_secrets")(home / "keys")),
+    )

@@ -1,0 +1,239 @@
+"""What Macadam needs from the world, as protocols, and `load()`, which finds the adapter for each.
+
+A port exists because a second adapter does or will; the embedded adapter is the reference. Adapters are
+named in a static table (then by entry point `macadam.adapters`), so nothing above imports one.
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+
+from macadam.errors import MissingExtra, SettingInvalid
+from macadam.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import sqlalchemy as sa
+
+
+T = TypeVar("T")
+
+
+class Sql(Protocol):
+    """Relational state. One writer at a time; readers see a snapshot."""
+
+    def read(self) -> "AbstractContextManager[sa.Connection]":
+        """A connection inside a read transaction: one snapshot for its whole life."""
+        ...
+
+    def write(self, work: "Callable[[sa.Connection], T]") -> T:
+        """Runs `work` in a transaction and returns its value once that is durable.
+
+        Concurrent callers may share one commit; an error in one undoes only its own work.
+        Raises StorageFull, Busy, or what `work` raises. `work` must be quick and must not call write().
+        """
+        ...
+
+    def migrate(self) -> None:
+        """Brings the schema to this release's version. Safe to call at each start."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Objects(Protocol):
+    """Immutable bytes under their SHA-256, and a few mutable names (checkpoints, tiles, pointers)."""
+
+    def put(self, data: bytes) -> str:
+        """Stores `data` durably; returns its digest. The same bytes twice are stored once."""
+        ...
+
+    def put_file(self, path: Path) -> str:
+        """Stores a file of any size without holding it in memory; returns its digest."""
+        ...
+
+    def get(self, digest: str) -> bytes:
+        """Raises NotFound, or IntegrityError if the bytes are no longer those of the digest."""
+        ...
+
+    def fetch(self, digest: str, to: Path) -> None:
+        """Copies an object to a file, checking it on the way. Raises like `get`."""
+        ...
+
+    def exists(self, digest: str) -> bool: ...
+
+    def set_name(self, name: str, data: bytes) -> None:
+        """Replaces the bytes under a name atomically and durably. name: relative, '/' between parts."""
+        ...
+
+    def get_name(self, name: str) -> bytes:
+        """Raises NotFound."""
+        ...
+
+    def names(self, prefix: str) -> Iterator[str]: ...
+
+
+class StagedSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Table files that are written and durable but that nobody can see until the catalog points at them."""
+
+    table: str
+    snapshot_id: str
+    metadata_location: str
+    previous_location: str  # empty for a table's first snapshot
+    rows_added: int
+    rows_total: int
+    digest: str  # over the snapshot's data files, in order: see the adapter
+    files: tuple[str, ...]
+
+
+class Tables(Protocol):
+    """Columnar tables with snapshots. Staging writes files; publishing is a row in `macadam.catalog`."""
+
+    def stage(
+        self,
+        table: str,
+        rows: "pa.Table",
+        *,
+        current: str,
+        mode: str = "append",
+        properties: Mapping[str, str] | None = None,
+    ) -> StagedSnapshot:
+        """Writes `rows` as a new snapshot on top of the metadata at `current` ('' creates the table).
+
+        table: 'project.name'. mode: 'append' or 'overwrite'. Raises StorageFull, InvalidInput on a schema that
+        does not fit.
+        """
+        ...
+
+    def scan(
+        self,
+        metadata_location: str,
+        *,
+        snapshot_id: str = "",
+        columns: Sequence[str] = (),
+        where: str = "",
+    ) -> "pa.Table":
+        """Reads a snapshot ('' = the metadata's current one). Raises NotFound, IntegrityError."""
+        ...
+
+    def verify(self, metadata_location: str, snapshot_id: str, digest: str) -> None:
+        """Reads every file of a snapshot and raises IntegrityError, naming the file, if one is not as recorded."""
+        ...
+
+
+class OnlineStore(Protocol):
+    """Small values by key, read on the request path, by several processes at once."""
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    def put(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Writes all rows or none, durably."""
+        ...
+
+    def delete(self, keys: Sequence[bytes]) -> None: ...
+
+    def scan(self, prefix: bytes, *, start: bytes = b"", limit: int = 0) -> list[tuple[bytes, bytes]]:
+        """Rows whose key starts with `prefix`, in key order, from `start` on; limit 0 = all."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One command to run apart from this process. Paths are absolute; timeout: seconds, 0 = none."""
+
+    command: tuple[str, ...]
+    directory: Path
+    environment: dict[str, str] = {}
+    requirements: str = ""  # text of a requirements file for an environment of its own; '' = the platform's
+    timeout: float = 0
+
+
+class JobResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished command cost. seconds: wall clock; cpu_seconds: user + system, children included;
+    peak_bytes: resident memory; log: the end of stdout and stderr together."""
+
+    exit_code: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    log: str
+
+
+class Runner(Protocol):
+    """Runs a project's own code apart from the platform."""
+
+    def run(self, job: Job, *, on_line: Callable[[str], None] | None = None) -> JobResult:
+        """Blocks until the command ends. A failing command is a result, not an error.
+
+        Raises UserCodeFailed if its environment cannot be made, StorageFull.
+        """
+        ...
+
+
+class Secrets(Protocol):
+    """Private keys and credentials, never in SQL, logs or leaves."""
+
+    def get(self, name: str) -> bytes:
+        """Raises NotFound."""
+        ...
+
+    def put(self, name: str, value: bytes) -> None:
+        """Stores a new secret. Raises Conflict if the name is taken."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The adapters that one platform runs on, chosen by its settings."""
+
+    settings: Settings
+    sql: Sql
+    objects: Objects
+    tables: Tables
+    online: OnlineStore
+    runner: Runner
+    secrets: Secrets
+
+
+_ADAPTERS = {
+    "sqlite": "macadam.adapters.sqlite:Sqlite",
+    "local_objects": "macadam.adapters.local_objects:LocalObjects",
+    "iceberg": "macadam.adapters.iceberg:IcebergTables",
+    "lmdb": "macadam.adapters.lmdb:LmdbStore",
+    "subprocess": "macadam.adapters.subprocess_runner:SubprocessRunner",
+    "local_secrets": "macadam.adapters.local_secrets:LocalSecrets",
+}
+_EXTRAS: dict[str, str] = {}
+
+
+def load(name: str) -> Callable[..., object]:
+    """Returns the adapter class called `name`.
+
+    Raises MissingExtra with the install command, or SettingInvalid with the names that exist.
+    """
+    target = _ADAPTERS.get(name)
+    if target is None:
+        found = {e.name: e for e in importlib.metadata.entry_points(group="macadam.adapters")}
+        if name not in found:
+            raise SettingInvalid(
+                f"There is no adapter called {name!r}.",
+                next_step="Choose one of: " + ", ".join(sorted({*_ADAPTERS, *found})) + ".",
+            )
+        target = found[name].value
+    module, _, attribute = target.partition(":")
+    try:
+        adapter: Callable[..., object] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(name, name)
+        raise MissingExtra(
+            f"The adapter {name!r} needs the package {error.name!r}, which is not installed.",
+            next_step=f"pip install 'macadam-platform[{extra}]'",
+        ) from error
+    return adapter
