@@ -83,7 +83,8 @@ class Frontier:
         for carried in leaves:
             if len(carried) != HASH_SIZE:
                 raise InvalidInput(
-                    f"A leaf hash has {HASH_SIZE} bytes, got {len(carried)}.", next_step="Pass leaf_hash(data)."
+                    f"A leaf hash has {HASH_SIZE} bytes, got {len(carried)}.",
+                    next_step="Pass leaf_hash(data).",
                 )
             node, bits = carried, size
             # Each trailing 1-bit of the size is a complete subtree as large as the one carried so far.
@@ -114,8 +115,12 @@ class Frontier:
     @classmethod
     def from_bytes(cls, state: bytes) -> "Frontier":
         """Reads `to_bytes`. Raises IntegrityError if the length does not fit the size."""
-        hashes = _split(state[8:])
-        return cls(int.from_bytes(state[:8]), hashes)
+        if len(state) < 8:
+            raise IntegrityError(
+                f"A frontier has at least 8 bytes, got {len(state)}.",
+                next_step="Rebuild the frontier from the tiles.",
+            )
+        return cls(int.from_bytes(state[:8]), _split(state[8:]))
 
     @classmethod
     def of(cls, size: int, hashes: HashReader) -> "Frontier":
@@ -203,7 +208,8 @@ def consistency_proof(old: int, new: int, hashes: HashReader) -> list[bytes]:
     """
     if not 0 <= old <= new:
         raise InvalidInput(
-            f"A tree of {old} leaves is not the beginning of one of {new}.", next_step="Give the older size first."
+            f"A tree of {old} leaves is not the beginning of one of {new}.",
+            next_step="Give the older size first.",
         )
     if old in (0, new):
         return []
@@ -233,7 +239,9 @@ def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) ->
     position, last, node = index, size - 1, leaf
     for sibling in path:
         if last == 0:
-            raise _broken(f"The path of leaf {index} in a tree of {size} leaves is too long: {len(path)} hashes.")
+            raise _broken(
+                f"The path of leaf {index} in a tree of {size} leaves is too long: {len(path)} hashes."
+            )
         if position & 1 or position == last:
             node = node_hash(sibling, node)
             while not position & 1 and position:  # levels at which the last node has no sibling
@@ -244,7 +252,9 @@ def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) ->
         position >>= 1
         last >>= 1
     if last:
-        raise _broken(f"The path of leaf {index} in a tree of {size} leaves is too short: {len(path)} hashes.")
+        raise _broken(
+            f"The path of leaf {index} in a tree of {size} leaves is too short: {len(path)} hashes."
+        )
     return node
 
 
@@ -301,5 +311,154 @@ def _fold_consistency(old: int, new: int, hashes: Sequence[bytes]) -> tuple[byte
 
 def _broken(what: str) -> IntegrityError:
     return IntegrityError(
-        what, next_step="Keep this proof, and compare with a checkpoint kept elsewhere: macadam ledger verify."
+        what,
+        next_step="Keep this proof, and compare with a checkpoint kept elsewhere: macadam ledger verify.",
     )
+
+
+# --- tiles: https://c2sp.org/tlog-tiles --------------------------------------------------------------------
+
+_TILE_PATH = re.compile(r"tile/(0|[1-9][0-9]?)/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?", re.ASCII)
+
+
+class Tile(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Names `width` hashes at hash level 8 * level, beginning with number 256 * index. Full when 256 wide."""
+
+    level: int
+    index: int
+    width: int = TILE_WIDTH
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.level < 64 and self.index >= 0 and 1 <= self.width <= TILE_WIDTH):
+            raise InvalidInput(
+                f"There is no tile {self.level}/{self.index} of width {self.width}.",
+                next_step=f"Levels are 0 to 63 and widths 1 to {TILE_WIDTH}.",
+            )
+
+    @property
+    def path(self) -> str:
+        """Its path in a tiled log, such as `tile/0/x001/234.p/17`."""
+        groups = f"{self.index:03d}"
+        while len(groups) % 3:
+            groups = "0" + groups
+        *upper, lowest = [groups[at : at + 3] for at in range(0, len(groups), 3)]
+        number = "".join(f"x{group}/" for group in upper) + lowest
+        partial = "" if self.width == TILE_WIDTH else f".p/{self.width}"
+        return f"tile/{self.level}/{number}{partial}"
+
+    @classmethod
+    def parse(cls, path: str) -> "Tile":
+        """Reads `path`. Raises InvalidInput if it is not the one spelling of a tile."""
+        match = _TILE_PATH.fullmatch(path)
+        if match:
+            index = int(match[2].replace("x", "").replace("/", ""))
+            width = int(match[3] or TILE_WIDTH)
+            if int(match[1]) < 64 and width <= TILE_WIDTH:
+                tile = cls(level=int(match[1]), index=index, width=width)
+                if tile.path == path:
+                    return tile
+        raise InvalidInput(
+            f"{path!r} is not the path of a tile.", next_step="Write it as tile/0/x001/234 or tile/0/000.p/5."
+        )
+
+
+TileReader = Callable[[Tile], bytes]
+"""Tile -> its hashes, joined: 32 * width bytes. A wider version of the same tile will do."""
+
+
+def changed_tiles(old: int, new: int) -> list[Tile]:
+    """The tiles, full and partial, that growing from `old` to `new` leaves writes, lowest level first.
+
+    A partial tile replaces the narrower one of the same level and index.
+    """
+    tiles: list[Tile] = []
+    for level in range(64):
+        before, after = old >> TILE_HEIGHT * level, new >> TILE_HEIGHT * level
+        if before >= after:
+            break
+        tiles += [
+            Tile(level=level, index=index, width=min(TILE_WIDTH, after - index * TILE_WIDTH))
+            for index in range(before // TILE_WIDTH, (after - 1) // TILE_WIDTH + 1)
+        ]
+    return tiles
+
+
+def tile_content(tile: Tile, hashes: HashReader) -> bytes:
+    """The bytes of a tile: its hashes, joined."""
+    first = tile.index * TILE_WIDTH
+    return b"".join(hashes(TILE_HEIGHT * tile.level, number) for number in range(first, first + tile.width))
+
+
+def grow_tiles(old: int, leaf_hashes: Sequence[bytes], read: TileReader) -> list[tuple[Tile, bytes]]:
+    """The tiles that appending leaf hashes to a tree of `old` leaves writes, in the order of `changed_tiles`.
+
+    Reads at most one partial tile a level. Raises IntegrityError if a tile that is read is too short.
+    """
+    written: list[tuple[Tile, bytes]] = []
+    added: Sequence[bytes] = leaf_hashes
+    for level in range(64):
+        if not added:
+            break
+        index, kept = divmod(old >> TILE_HEIGHT * level, TILE_WIDTH)
+        entries = [*_entries(Tile(level=level, index=index, width=kept), read), *added] if kept else added
+        above: list[bytes] = []
+        for at in range(0, len(entries), TILE_WIDTH):
+            chunk = entries[at : at + TILE_WIDTH]
+            tile = Tile(level=level, index=index + at // TILE_WIDTH, width=len(chunk))
+            written.append((tile, b"".join(chunk)))
+            if len(chunk) == TILE_WIDTH:
+                above.append(_complete_root(chunk))
+        added = above
+    return written
+
+
+def _entries(tile: Tile, read: TileReader) -> list[bytes]:
+    data = read(tile)
+    if len(data) < tile.width * HASH_SIZE or len(data) % HASH_SIZE:
+        raise IntegrityError(
+            f"Tile {tile.path} has {len(data)} bytes, expected {tile.width * HASH_SIZE}.",
+            next_step="Run macadam ledger verify; tiles can be rebuilt from the leaves.",
+        )
+    return _split(data[: tile.width * HASH_SIZE])
+
+
+def _complete_root(hashes: Sequence[bytes]) -> bytes:
+    """The root of a number of hashes that is a power of two."""
+    row = list(hashes)
+    while len(row) > 1:
+        row = _pairs(row)
+    return row[0]
+
+
+class TileHashes:
+    """Reads any hash of a tree from its tiles, and keeps the inner hashes of the tiles read last.
+
+    One instance serves all sizes of one growing ledger: a tile of a given width never changes.
+    """
+
+    def __init__(self, read: TileReader, *, kept_tiles: int = 256) -> None:
+        """kept_tiles: how many tiles to keep in memory, 16 KiB each: 256 hold the upper tiles of 10 M leaves."""
+
+        def load(tile: Tile) -> list[list[bytes]]:
+            rows = [_entries(tile, read)]
+            while len(rows[-1]) > 1:
+                rows.append(_pairs(rows[-1]))
+            return rows
+
+        self._rows = lru_cache(kept_tiles)(load)
+
+    def at(self, size: int) -> HashReader:
+        """The hashes of the tree of the first `size` leaves."""
+
+        def read(level: int, index: int) -> bytes:
+            if level < 0 or index < 0 or index + 1 << level > size:
+                raise InvalidInput(
+                    f"Hash {index} at level {level} is not complete in a tree of {size} leaves.",
+                    next_step="Ask for a later size.",
+                )
+            tile_level, row = divmod(level, TILE_HEIGHT)
+            tile_index, column = divmod(index, TILE_WIDTH >> row)
+            width = min(TILE_WIDTH, (size >> TILE_HEIGHT * tile_level) - tile_index * TILE_WIDTH)
+            return self._rows(Tile(level=tile_level, index=tile_index, width=width))[row][column]
+
+        return read
