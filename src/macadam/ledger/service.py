@@ -1,0 +1,207 @@
+"""The ledger's operations, and how other rooms queue and find leaves.
+
+Numbering leaves and signing is the sequencer's work; rebuilding and comparing is verification's.
+"""
+
+import contextlib
+import os
+import secrets as random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.errors import Conflict, NotFound
+from macadam.ledger import sequencer, verification
+from macadam.ledger.leaf import Leaf, decode, encode
+from macadam.ledger.note import SignerKey, VerifierKey
+from macadam.ledger.schema import checkpoints, leaves, uses
+from macadam.ledger.sequencer import KEY_SECRET, Sequencer
+from macadam.ledger.tree import TileHashes, inclusion_proof, leaf_hash
+from macadam.ledger.types import Log, LogEntry, ShowCheckpoint, ShowLog, Signed, VerifyLedger
+from macadam.ledger.verification import Found
+from macadam.operations import Context, Transaction, operation
+from macadam.ports import Ports
+
+__all__ = ["Sequencer", "bootstrap", "find", "queue"]
+
+VERIFIER_KEY_NAME = "ledger/key"
+MOST_LOG_ENTRIES = 1000
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored leaf and its place. index: -1 while it waits for its checkpoint. text: the canonical bytes."""
+
+    index: int
+    leaf: Leaf
+    text: bytes
+
+
+def bootstrap(ports: Ports) -> None:
+    """Makes the ledger's key in a fresh home, and publishes its verifier key. Two processes may do so at once."""
+    try:
+        ports.objects.get_name(VERIFIER_KEY_NAME)
+    except NotFound:
+        name = f"macadam.local/{random.token_hex(4)}"
+        with contextlib.suppress(Conflict):  # another process made it: then its key is the ledger's
+            ports.secrets.put(KEY_SECRET, SignerKey(name, os.urandom(32)).secret.encode())
+        ports.objects.set_name(VERIFIER_KEY_NAME, f"{signer(ports).verifier}\n".encode())
+
+
+def signer(ports: Ports) -> SignerKey:
+    """The ledger's private key."""
+    return SignerKey.parse(ports.secrets.get(KEY_SECRET).decode())
+
+
+def verifier_key(ports: Ports) -> VerifierKey:
+    """The key that the ledger's checkpoints are checked with."""
+    return VerifierKey.parse(ports.objects.get_name(VERIFIER_KEY_NAME).decode().strip())
+
+
+def queue(sql: sa.Connection, leaf: Leaf) -> None:
+    """Queues a leaf in the caller's transaction: it is there exactly if the state that it describes is."""
+    text = encode(leaf)
+    sql.execute(
+        sa.insert(leaves),
+        {
+            "id": leaf.id,
+            "at": leaf.at,
+            "kind": leaf.kind,
+            "outcome": leaf.outcome,
+            "actor": leaf.actor,
+            "project": leaf.project,
+            "subject": leaf.subject,
+            "leaf": text,
+            "hash": leaf_hash(text),
+        },
+    )
+    refs = [{"leaf_id": leaf.id, "ref": ref} for ref in sorted(set(leaf.uses))]
+    if refs:
+        sql.execute(sa.insert(uses), refs)
+
+
+def find(
+    sql: sa.Connection,
+    *,
+    kind: str = "",
+    subject: str = "",
+    project: str = "",
+    actor: str = "",
+    using: str = "",
+    outcome: str = "",
+    limit: int = 0,
+) -> list[Entry]:
+    """Leaves that match all that is given, newest first. using: leaves whose `uses` name this reference."""
+    query = sa.select(leaves.c.idx, leaves.c.leaf).order_by(leaves.c.seq.desc())
+    wanted = {"kind": kind, "subject": subject, "project": project, "actor": actor, "outcome": outcome}
+    for column, value in wanted.items():
+        if value:
+            query = query.where(leaves.c[column] == value)
+    if using:
+        query = query.where(leaves.c.id.in_(sa.select(uses.c.leaf_id).where(uses.c.ref == using)))
+    if limit:
+        query = query.limit(limit)
+    return [_entry(row) for row in sql.execute(query)]
+
+
+def by_id(sql: sa.Connection, ids: Iterable[str]) -> list[Entry]:
+    """The leaves with these ids, in ledger order."""
+    query = sa.select(leaves.c.idx, leaves.c.leaf).where(leaves.c.id.in_(list(ids))).order_by(leaves.c.seq)
+    return [_entry(row) for row in sql.execute(query)]
+
+
+def _entry(row: "sa.Row[Any, Any]") -> Entry:
+    return Entry(index=-1 if row.idx is None else row.idx, leaf=decode(bytes(row.leaf)), text=bytes(row.leaf))
+
+
+def newest_checkpoint(sql: sa.Connection) -> tuple[int, str]:
+    """Size and signed note of the newest checkpoint. Raises NotFound in a ledger without leaves."""
+    row = sql.execute(sa.select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1)).first()
+    if row is None:
+        raise NotFound("The ledger has no checkpoint yet.", next_step="Run an operation that changes something.")
+    return row.size, row.note
+
+
+class Prover:
+    """Inclusion proofs against one checkpoint, read from the tiles."""
+
+    def __init__(self, ports: Ports, size: int) -> None:
+        self._size = size
+        self._hashes = TileHashes(lambda tile: sequencer.read_tile(ports, tile)).at(size)
+
+    def path(self, index: int) -> list[bytes]:
+        """The audit path of a leaf, lowest first. Raises NotFound while the leaf waits for its checkpoint."""
+        if not 0 <= index < self._size:
+            raise NotFound(
+                f"Leaf {index} is not covered by the checkpoint of size {self._size}.",
+                next_step="Ask again in a second: the next checkpoint covers it.",
+            )
+        return inclusion_proof(index, self._size, self._hashes)
+
+
+def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
+    sequencer.integrate_all(context.ports)
+    with context.read() as sql:
+        return verification.verify(
+            context.ports,
+            sql,
+            verifier_key(context.ports),
+            since=request.since,
+            deep=request.deep,
+            report=context.progress,
+        )
+
+
+@operation(
+    VerifyLedger,
+    permission="ledger:read",
+    http="POST /api/v1/ledger/verify",
+    cli="ledger verify",
+    resource="platform:home",
+    prepare=_prepare_verify,
+    reads=True,
+)
+def verify(_tx: Transaction, _request: VerifyLedger, found: Found) -> Found:
+    return found
+
+
+@operation(
+    ShowCheckpoint,
+    permission="ledger:read",
+    http="GET /api/v1/ledger/checkpoint",
+    cli="ledger checkpoint",
+    resource="platform:home",
+)
+def checkpoint(tx: Transaction, _request: ShowCheckpoint) -> Signed:
+    return Signed(note=newest_checkpoint(tx.sql)[1], key=str(verifier_key(tx.ports)))
+
+
+@operation(ShowLog, permission="ledger:read", http="GET /api/v1/ledger/log", cli="ledger log", resource="platform:home")
+def log(tx: Transaction, request: ShowLog) -> Log:
+    found = find(
+        tx.sql,
+        kind=request.kind,
+        actor=request.actor,
+        subject=request.subject,
+        project=request.project_name,
+        limit=min(max(request.limit, 1), MOST_LOG_ENTRIES),
+    )
+    return Log(entries=tuple(_logged(found)))
+
+
+def _logged(found: Iterable[Entry]) -> Iterator[LogEntry]:
+    for entry in found:
+        leaf = entry.leaf
+        yield LogEntry(
+            index=entry.index,
+            id=leaf.id,
+            at=leaf.at,
+            kind=leaf.kind,
+            outcome=leaf.outcome,
+            actor=leaf.actor,
+            project=leaf.project,
+            subject=leaf.subject,
+            uses=tuple(leaf.uses),
+            body=leaf.body,
+        )
