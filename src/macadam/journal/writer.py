@@ -1,0 +1,297 @@
+"""Appends prediction records to segments: before the answer is sent, so that no answer is without its record.
+
+One writer per gateway worker and project. `append` is one write to the file (it survives `kill -9` from then on); a
+thread makes what was written durable every few milliseconds and changes to a new segment when one is full or old.
+Each segment has a counter of answers of its own beside it, which the gateway raises after it has handed an answer to
+the transport: two counts, made in two places, show an omission.
+"""
+
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from macadam.errors import Conflict, MacadamError, StorageFull, TooLarge, Unavailable
+from macadam.journal.layout import (
+    ANSWERS,
+    COUNTER,
+    MAX_PAYLOAD,
+    OPEN,
+    SegmentFooter,
+    SegmentHeader,
+    append_whole,
+    finish,
+    frame,
+    opening,
+    storage_error,
+    sync_data,
+    sync_directory,
+)
+from macadam.values import instant, utc_now, uuid7
+
+_log = logging.getLogger(__name__)
+_RETRY = 1.0
+"""Seconds until a failed change of segments is tried again."""
+_PAUSE = 0.020
+"""Seconds between looks at size and age where no group fsync sets the pace."""
+
+
+class AnswerCounter:
+    """Counts answers in eight bytes of a mapped file: a count survives the process, not a power cut."""
+
+    def __init__(self, path: Path) -> None:
+        """Creates the file. Raises OSError."""
+        self._path = path
+        self._count = 0
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            # Written, not just grown: a page without a block behind it would end the process on a full disk.
+            os.write(fd, bytes(COUNTER.size))
+            os.fsync(fd)
+            self._map = mmap.mmap(fd, COUNTER.size)
+        finally:
+            os.close(fd)
+
+    @property
+    def count(self) -> int:
+        """Answers so far."""
+        return self._count
+
+    def add(self) -> None:
+        """Counts one answer. From one thread only."""
+        self._count += 1
+        COUNTER.pack_into(self._map, 0, self._count)
+
+    def flush(self) -> None:
+        """Makes the count durable."""
+        self._map.flush()
+
+
+class _Segment:
+    """The segment that is being written. Its caller sees to it that one thread appends at a time."""
+
+    def __init__(self, folder: Path, header: SegmentHeader) -> None:
+        self.path = folder / f"{header.segment}{OPEN}"
+        self.id = header.segment
+        self.born = time.monotonic()
+        self.count = 0
+        data = opening(header)
+        self.size = len(data)
+        self._digest = hashlib.sha256(data)
+        self._disk = threading.Lock()  # nobody syncs a file that another thread is closing
+        try:
+            self.answers = AnswerCounter(self.path.with_suffix(ANSWERS))
+            self.fd = self._create(data)
+        except OSError as error:
+            self._remove()
+            raise storage_error(error, self.path) from error
+        self.synced = self.size
+
+    def _create(self, data: bytes) -> int:
+        """Under another name first: an `.open` file has a whole header and a locked writer, always."""
+        draft = self.path.with_suffix(".new")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            append_whole(fd, data, 0, draft)
+            os.fsync(fd)
+            draft.rename(self.path)
+            sync_directory(self.path.parent)
+        except (OSError, MacadamError):
+            os.close(fd)
+            self._remove()
+            raise
+        return fd
+
+    def _remove(self) -> None:
+        for suffix in (".new", OPEN, ANSWERS):
+            self.path.with_suffix(suffix).unlink(missing_ok=True)
+
+    def append(self, payload: bytes) -> int:
+        data = frame(payload)
+        append_whole(self.fd, data, self.size, self.path)
+        offset = self.size
+        self.size = offset + len(data)
+        self.count += 1
+        self._digest.update(data)
+        return offset
+
+    def sync(self) -> None:
+        with self._disk:
+            size = self.size
+            if size > self.synced:
+                sync_data(self.fd)
+                self.synced = size
+
+    def finish(self) -> None:
+        """Adds the footer and renames. A segment without records or answers is removed: it says nothing."""
+        with self._disk:
+            try:
+                if self.count or self.answers.count:
+                    self._close_off()
+                else:
+                    self._remove()
+            finally:
+                self.synced = self.size
+                os.close(self.fd)
+
+    def _close_off(self) -> None:
+        try:
+            sync_data(self.fd)  # first: the records must be safe even where the footer finds no room
+            self.answers.flush()
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        footer = SegmentFooter(count=self.count, digest=f"sha256:{self._digest.hexdigest()}")
+        finish(self.fd, self.path, size=self.size, footer=footer)
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Where a record was written. index: from 0 in its segment; offset: of its frame, bytes."""
+
+    segment: str
+    index: int
+    offset: int
+    answers: AnswerCounter
+
+    def answered(self) -> None:
+        """Counts the answer: called by the thread that sends, after the transport has taken it."""
+        self.answers.add()
+
+
+class JournalWriter:
+    """Writes one worker's records of one project; a context manager.
+
+    fsync_every: seconds between group fsyncs; 0 makes every append durable before it returns. segment_bytes and
+    segment_age (seconds): when a new segment is begun; the first is soft, since the thread does it.
+
+    Raises StorageFull or Unavailable if the first segment cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        gateway: str,
+        worker: int,
+        project: str,
+        fsync_every: float = 0.020,
+        segment_bytes: int = 64 * 1024 * 1024,
+        segment_age: float = 30.0,
+    ) -> None:
+        self._folder = folder
+        self._names = (gateway, worker, project)
+        self._fsync_every = fsync_every
+        self._limits = (segment_bytes, segment_age)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._failure: MacadamError | None = None
+        self._closed = False
+        self._not_before = 0.0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, folder) from error
+        self._segment = self._begin()
+        self._thread = threading.Thread(target=self._run, name=f"journal-{project}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The segment that is being written."""
+        return self._segment.path
+
+    def append(self, payload: bytes) -> Receipt:
+        """Writes one record; when it returns, the record survives the end of this process.
+
+        Raises StorageFull or Unavailable (nothing was written; later calls may succeed), Unavailable for good after
+        an fsync failed (what the disk then holds is not known), TooLarge, and Conflict once closed.
+        """
+        if len(payload) > MAX_PAYLOAD:
+            raise TooLarge(
+                f"A journal record of {len(payload)} bytes is over the limit of {MAX_PAYLOAD}.",
+                next_step="Send smaller inputs, or pass large ones by reference.",
+            )
+        with self._lock:
+            if self._failure:
+                raise self._failure
+            if self._closed:
+                raise Conflict("The journal is closed.", next_step="Start the gateway again.")
+            segment = self._segment
+            receipt = Receipt(segment.id, segment.count, segment.append(payload), segment.answers)
+        if not self._fsync_every:
+            self.sync()
+        return receipt
+
+    def sync(self) -> None:
+        """Makes durable what has been appended. Raises Unavailable or StorageFull, then and at every later append."""
+        with self._lock:
+            segment = self._segment
+        try:
+            segment.sync()
+        except OSError as error:
+            # After a failed fsync the kernel may have dropped the pages: no later fsync can vouch for them.
+            self._failure = storage_error(error, segment.path)
+            raise self._failure from error
+
+    def rotate(self) -> None:
+        """Begins a new segment and finishes the present one. Raises StorageFull or Unavailable; records go on then."""
+        fresh = self._begin()
+        with self._lock:
+            old, self._segment = self._segment, fresh
+        old.finish()
+
+    def close(self) -> None:
+        """Ends the thread and finishes the segment. Raises StorageFull or Unavailable: recovery finishes it then."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._wake.set()
+        self._thread.join()
+        self._segment.finish()
+
+    def _begin(self) -> _Segment:
+        gateway, worker, project = self._names
+        header = SegmentHeader(
+            gateway=gateway, worker=worker, segment=uuid7(), project=project, created=instant(utc_now())
+        )
+        return _Segment(self._folder, header)
+
+    def _run(self) -> None:
+        try:
+            while not self._wake.wait(self._fsync_every or _PAUSE):
+                self._tick()
+        finally:
+            if not self._closed and not self._failure:
+                self._failure = Unavailable("The journal's thread has stopped.", next_step="Start the gateway again.")
+
+    def _tick(self) -> None:
+        if self._fsync_every:
+            self.sync()
+        if not self._is_due():
+            return
+        try:
+            self.rotate()
+        except (StorageFull, Unavailable) as error:
+            self._not_before = time.monotonic() + _RETRY
+            _log.warning("The journal did not change segments cleanly, and goes on: %s", error)
+
+    def _is_due(self) -> bool:
+        segment, now = self._segment, time.monotonic()
+        size, age = self._limits
+        if not segment.count or now < self._not_before:
+            return False
+        return segment.size >= size or now - segment.born >= age
