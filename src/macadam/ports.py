@@ -231,6 +231,8 @@ def load(name: str) -> Callable[..., object]:
     try:
         adapter: Callable[..., object] = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("macadam"):
+            raise  # a broken installation, not an extra that is absent
         extra = _EXTRAS.get(name, name)
         raise MissingExtra(
             f"The adapter {name!r} needs the package {error.name!r}, which is not installed.",
