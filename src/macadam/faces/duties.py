@@ -1,0 +1,65 @@
+"""What a running server does by itself every so often. This table is the one place for such work.
+
+A duty that fails is logged and tried again at its next turn, later each time; it never takes the server down.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from macadam.app.platform import Platform
+from macadam.errors import MacadamError
+from macadam.faces import logs
+
+_log = logging.getLogger(logs.LOGGER)
+_LONGEST_WAIT = 300.0  # seconds between attempts of a duty that keeps failing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duty:
+    """every: seconds from one turn's end to the next. act: must be safe to repeat, and quick to give up."""
+
+    name: str
+    every: float
+    act: Callable[[Platform], None]
+
+
+DUTIES: tuple[Duty, ...] = ()
+
+
+class Clerk:
+    """Does the duties in one thread, in turn. `close()` waits for the one under way."""
+
+    def __init__(self, platform: Platform, duties: Sequence[Duty] = DUTIES) -> None:
+        self._platform = platform
+        self._duties = tuple(duties)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="macadam-duties", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        due = {duty.name: time.monotonic() + duty.every for duty in self._duties}
+        failures = dict.fromkeys(due, 0)
+        while due and not self._stop.wait(max(0.0, min(due.values()) - time.monotonic())):
+            for duty in self._duties:
+                if due[duty.name] <= time.monotonic() and not self._stop.is_set():
+                    failures[duty.name] = 0 if self._do(duty) else failures[duty.name] + 1
+                    wait = duty.every * 2 ** min(failures[duty.name], 10)
+                    due[duty.name] = time.monotonic() + min(wait, max(duty.every, _LONGEST_WAIT))
+
+    def _do(self, duty: Duty) -> bool:
+        try:
+            duty.act(self._platform)
+        except MacadamError as error:
+            _log.warning("duty failed", extra={"facts": {"duty": duty.name, "code": error.code, "detail": str(error)}})
+            return False
+        except Exception as error:  # noqa: BLE001 - logged with its trace; the other duties go on
+            _log.error("duty failed", exc_info=error, extra={"facts": {"duty": duty.name}})
+            return False
+        return True
