@@ -21,6 +21,8 @@ HASH_SIZE = 32
 """Bytes in a hash."""
 TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
+_TILE_LEVELS = 64
+_SIZE_BYTES = 8
 EMPTY_ROOT = sha256(b"").digest()
 """The root of a tree without leaves (RFC 9162, 2.1.1)."""
 
@@ -110,17 +112,17 @@ class Frontier:
 
     def to_bytes(self) -> bytes:
         """The state to store."""
-        return self._size.to_bytes(8) + b"".join(self._hashes)
+        return self._size.to_bytes(_SIZE_BYTES) + b"".join(self._hashes)
 
     @classmethod
     def from_bytes(cls, state: bytes) -> "Frontier":
         """Reads `to_bytes`. Raises IntegrityError if the length does not fit the size."""
-        if len(state) < 8:
+        if len(state) < _SIZE_BYTES:
             raise IntegrityError(
                 f"A frontier has at least 8 bytes, got {len(state)}.",
                 next_step="Rebuild the frontier from the tiles.",
             )
-        return cls(int.from_bytes(state[:8]), _split(state[8:]))
+        return cls(int.from_bytes(state[:_SIZE_BYTES]), _split(state[_SIZE_BYTES:]))
 
     @classmethod
     def of(cls, size: int, hashes: HashReader) -> "Frontier":
@@ -239,9 +241,7 @@ def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) ->
     position, last, node = index, size - 1, leaf
     for sibling in path:
         if last == 0:
-            raise _broken(
-                f"The path of leaf {index} in a tree of {size} leaves is too long: {len(path)} hashes."
-            )
+            raise _broken(f"The path of leaf {index} in a tree of {size} leaves is too long: {len(path)} hashes.")
         if position & 1 or position == last:
             node = node_hash(sibling, node)
             while not position & 1 and position:  # levels at which the last node has no sibling
@@ -252,9 +252,7 @@ def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) ->
         position >>= 1
         last >>= 1
     if last:
-        raise _broken(
-            f"The path of leaf {index} in a tree of {size} leaves is too short: {len(path)} hashes."
-        )
+        raise _broken(f"The path of leaf {index} in a tree of {size} leaves is too short: {len(path)} hashes.")
     return node
 
 
@@ -329,7 +327,7 @@ class Tile(msgspec.Struct, frozen=True, kw_only=True, order=True):
     width: int = TILE_WIDTH
 
     def __post_init__(self) -> None:
-        if not (0 <= self.level < 64 and self.index >= 0 and 1 <= self.width <= TILE_WIDTH):
+        if not (0 <= self.level < _TILE_LEVELS and self.index >= 0 and 1 <= self.width <= TILE_WIDTH):
             raise InvalidInput(
                 f"There is no tile {self.level}/{self.index} of width {self.width}.",
                 next_step=f"Levels are 0 to 63 and widths 1 to {TILE_WIDTH}.",
@@ -353,7 +351,7 @@ class Tile(msgspec.Struct, frozen=True, kw_only=True, order=True):
         if match:
             index = int(match[2].replace("x", "").replace("/", ""))
             width = int(match[3] or TILE_WIDTH)
-            if int(match[1]) < 64 and width <= TILE_WIDTH:
+            if int(match[1]) < _TILE_LEVELS and width <= TILE_WIDTH:
                 tile = cls(level=int(match[1]), index=index, width=width)
                 if tile.path == path:
                     return tile
@@ -372,7 +370,7 @@ def changed_tiles(old: int, new: int) -> list[Tile]:
     A partial tile replaces the narrower one of the same level and index.
     """
     tiles: list[Tile] = []
-    for level in range(64):
+    for level in range(_TILE_LEVELS):
         before, after = old >> TILE_HEIGHT * level, new >> TILE_HEIGHT * level
         if before >= after:
             break
@@ -396,7 +394,7 @@ def grow_tiles(old: int, leaf_hashes: Sequence[bytes], read: TileReader) -> list
     """
     written: list[tuple[Tile, bytes]] = []
     added: Sequence[bytes] = leaf_hashes
-    for level in range(64):
+    for level in range(_TILE_LEVELS):
         if not added:
             break
         index, kept = divmod(old >> TILE_HEIGHT * level, TILE_WIDTH)

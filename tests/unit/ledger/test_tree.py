@@ -69,7 +69,7 @@ def rfc_path(index: int, leaves: Sequence[bytes]) -> list[bytes]:
     return [*rfc_path(index - k, leaves[k:]), rfc_root(leaves[:k])]
 
 
-def rfc_subproof(old: int, leaves: Sequence[bytes], known: bool) -> list[bytes]:
+def rfc_subproof(old: int, leaves: Sequence[bytes], *, known: bool) -> list[bytes]:
     """SUBPROOF of RFC 9162, 2.1.4.1, word for word."""
     if old == len(leaves):
         return [] if known else [rfc_root(leaves)]
@@ -77,8 +77,8 @@ def rfc_subproof(old: int, leaves: Sequence[bytes], known: bool) -> list[bytes]:
     while k * 2 < len(leaves):
         k *= 2
     if old <= k:
-        return [*rfc_subproof(old, leaves[:k], known), rfc_root(leaves[k:])]
-    return [*rfc_subproof(old - k, leaves[k:], False), rfc_root(leaves[:k])]
+        return [*rfc_subproof(old, leaves[:k], known=known), rfc_root(leaves[k:])]
+    return [*rfc_subproof(old - k, leaves[k:], known=False), rfc_root(leaves[:k])]
 
 
 @pytest.mark.parametrize("size", range(9))
@@ -120,16 +120,18 @@ def test_every_older_tree_is_consistent_with_every_newer_up_to_130(new: int) -> 
             tree.verify_consistency(old, old_root, new, new_root, [*proof, ALL[0]])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_proofs_equal_the_recursive_definitions_of_the_rfc(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 130))
     index = data.draw(st.integers(0, size - 1))
     old = data.draw(st.integers(1, size))
     assert tree.inclusion_proof(index, size, READ) == rfc_path(index, ALL[:size])
-    expected = [] if old == size else rfc_subproof(old, ALL[:size], True)
+    expected = [] if old == size else rfc_subproof(old, ALL[:size], known=True)
     assert tree.consistency_proof(old, size, READ) == expected
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_random_large_trees_prove_inclusion_and_consistency(data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 20_000))
@@ -198,9 +200,7 @@ def test_a_copied_frontier_grows_on_its_own() -> None:
     assert tried.root() == tree.root_of(ALL[:2])
 
 
-@pytest.mark.parametrize(
-    "state", [b"", bytes(7), (1).to_bytes(8), (2).to_bytes(8) + bytes(31), bytes(8 + 32)]
-)
+@pytest.mark.parametrize("state", [b"", bytes(7), (1).to_bytes(8), (2).to_bytes(8) + bytes(31), bytes(8 + 32)])
 def test_a_damaged_frontier_is_refused(state: bytes) -> None:
     with pytest.raises(IntegrityError):
         tree.Frontier.from_bytes(state)
@@ -242,7 +242,7 @@ def test_tile_paths_follow_tlog_tiles(tile: tree.Tile, path: str) -> None:
         "tile/0/000.p/0",
         "tile/0/000.p/05",
         "tile/0/000\n",
-        "tile/0/٠٠٠",
+        "tile/0/\u0660\u0660\u0660",
         "tile/-1/000",
     ],
 )
@@ -273,11 +273,9 @@ def test_changed_tiles_names_full_and_partial_tiles() -> None:
     ]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=8), st.data())
-def test_tiles_grown_in_batches_hold_every_hash_and_prove_every_leaf(
-    batches: list[int], data: st.DataObject
-) -> None:
+def test_tiles_grown_in_batches_hold_every_hash_and_prove_every_leaf(batches: list[int], data: st.DataObject) -> None:
     tiles: dict[tree.Tile, bytes] = {}
     size = 0
     for batch in batches:
@@ -297,30 +295,28 @@ def test_tiles_grown_in_batches_hold_every_hash_and_prove_every_leaf(
 
 def test_tile_hashes_serve_a_growing_tree_and_accept_wider_tiles() -> None:
     content = b"".join(LARGE[:200])
-    hashes = tree.TileHashes(lambda tile: content)
+    hashes = tree.TileHashes(lambda _: content)
     for size in (1, 100, 200):
         assert tree.root_at(size, hashes.at(size)) == tree.root_of(LARGE[:size])
 
 
 def test_a_third_level_of_tiles_is_written_and_read() -> None:
     leaves = numbered(65_536 + 3)
-    tiles = dict(tree.grow_tiles(0, leaves, lambda tile: b""))
+    tiles = dict(tree.grow_tiles(0, leaves, lambda _: b""))
     assert list(tiles) == tree.changed_tiles(0, len(leaves))
     read = tree.TileHashes(tiles.__getitem__).at(len(leaves))
     root = tree.root_of(leaves)
     assert tree.root_at(len(leaves), read) == root
     for index in (0, 65_535, 65_538):
-        tree.verify_inclusion(
-            leaves[index], index, len(leaves), tree.inclusion_proof(index, len(leaves), read), root
-        )
+        tree.verify_inclusion(leaves[index], index, len(leaves), tree.inclusion_proof(index, len(leaves), read), root)
 
 
 @pytest.mark.parametrize("content", [b"", bytes(31), bytes(32 * 4 + 1)])
 def test_a_tile_of_the_wrong_length_is_reported(content: bytes) -> None:
-    with pytest.raises(IntegrityError, match="tile/0/000.p/3"):
-        tree.root_at(3, tree.TileHashes(lambda tile: content).at(3))
+    with pytest.raises(IntegrityError, match=r"tile/0/000\.p/3"):
+        tree.root_at(3, tree.TileHashes(lambda _: content).at(3))
 
 
 def test_a_hash_that_is_not_complete_yet_is_refused() -> None:
     with pytest.raises(InvalidInput):
-        tree.TileHashes(lambda tile: bytes(96)).at(3)(1, 1)
+        tree.TileHashes(lambda _: bytes(96)).at(3)(1, 1)

@@ -1,0 +1,535 @@
+"""The independent verifier of Macadam proof bundles (format macadam-proof/1).
+
+    python -m macadam_verify bundle.json --key FILE [--json] [--allow-missing ROLE]
+
+This file is the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
+nothing but the bundle and the key file. It walks one chain, link by link, and stops at the first that is broken:
+
+    signed checkpoint -> every leaf is in the ledger -> the record is in a sealed segment -> deployment -> version
+    -> run -> snapshots -> contracts, then evaluation, thresholds set before, gate, approval by another person, policies
+
+FILE holds the ledger's verifier key (a line name+id+base64), got from the operator by another way than the bundle.
+Exit code: 0 proved, 1 a link is broken or missing (it is named), 2 the input cannot be read.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+# What a leaf must be to count in a role: the operation that wrote it, and the subject it is about. A bundle is
+# put together by the party that is being checked, so its word for what a leaf means is not taken.
+ROLES = {
+    "segment": ("journal.*seal*", "*"),
+    "deployment": ("serving.*deploy*", "endpoint:*"),
+    "version": ("models.*register*", "model:*@*"),
+    "run": ("models.*run*", "run:*"),
+    "training_set": ("features.*", "training_set:*"),
+    "snapshot": ("data.*", "table:*@*"),
+    "contract": ("data.*", "contract:*"),
+    "environment": ("models.*", "environment:*"),
+    "evaluation": ("models.*eval*", "*"),
+    "thresholds": ("models.*threshold*", "*"),
+    "gate": ("models.*", "*"),
+    "approval": ("models.approve*", "*"),
+    "policy": ("*", "policy:sha256:*"),
+    "project": ("*", "project:*"),
+    "other": ("*", "*"),
+}
+AT_MOST_ONE = ("segment", "deployment", "version", "run", "environment", "evaluation", "thresholds", "gate", "project")
+MAY_BE_ALLOWED_MISSING = ("contract", "evaluation", "thresholds", "gate", "approval", "policy")
+
+BUNDLE = {"format": str, "claim": str, "record": str, "segment": dict, "checkpoint": str, "leaves": list}
+SEGMENT = {"leaf": int, "index": int, "count": int, "path": list}
+ENTRY = {"role": str, "index": int, "leaf": str, "path": list}
+LEAF: dict[str, type] = {
+    "id": str,
+    "at": str,
+    "kind": str,
+    "outcome": str,
+    "actor": str,
+    "project": str,
+    "subject": str,
+}
+LEAF |= {"v": int, "uses": list, "request": str, "decision": dict, "body": dict}
+DECISION = {"effect": str, "policies": list, "policy_set": str, "id": str}
+RECORD = {"id": str, "at": str, "project": str, "endpoint": str, "variant": str, "version": str}
+RECORD |= {"model_digest": str, "deployment": str, "actor": str, "outcome": str}
+
+Keys = dict[tuple[str, bytes], Ed25519PublicKey]
+
+
+class Unreadable(Exception):  # noqa: N818 - named for what it says
+    """The input is not what this program reads: exit code 2."""
+
+
+class Broken(Exception):  # noqa: N818
+    """A link of the chain does not hold: exit code 1."""
+
+    def __init__(self, link: str, why: str) -> None:
+        super().__init__(f"{link}: {why}")
+        self.link, self.why = link, why
+
+
+class Leaf:
+    """A ledger leaf of the bundle, in the role that the bundle gives it."""
+
+    def __init__(self, role: str, index: int, text: str, path: list[bytes], fields: dict[str, Any]) -> None:
+        self.role, self.index, self.data, self.path = role, index, text.encode(), path
+        self.id, self.at, self.kind, self.outcome = fields["id"], fields["at"], fields["kind"], fields["outcome"]
+        self.actor, self.project, self.subject = fields["actor"], fields["project"], fields["subject"]
+        self.uses, self.decision, self.body = fields["uses"], fields["decision"], fields["body"]
+
+    def __str__(self) -> str:
+        return f"{self.role} leaf {self.index}"
+
+
+@dataclass
+class Report:
+    """What was found: the links that hold, what is not proved, and the story they tell."""
+
+    links: list[tuple[str, str]] = field(default_factory=list)
+    not_proved: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
+    broken: Broken | None = None
+
+
+# --- reading, strictly ------------------------------------------------------------------------------------
+
+
+def read_json(text: str, what: str) -> Any:
+    """JSON without duplicate keys, NaN, infinities or half surrogate pairs. Raises ValueError."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key appears twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+        canonical(value).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
+    return value
+
+
+def canonical(value: Any) -> str:
+    """The one spelling of a JSON value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def expect(value: Any, fields: Mapping[str, type], what: str, *, others: bool = False) -> None:
+    """Breaks the link 'form' unless the object has these fields, of these very types, and no others."""
+    if type(value) is not dict or not set(fields) <= set(value) or (set(value) != set(fields) and not others):
+        raise Broken("form", f"{what} must be an object with the fields {', '.join(sorted(fields))}")
+    for name, kind in fields.items():
+        if type(value[name]) is not kind:
+            raise Broken("form", f"{name} of {what} must be of type {kind.__name__}")
+
+
+def read_hashes(values: list[Any], what: str) -> list[bytes]:
+    if not all(type(value) is str and re.fullmatch("[0-9a-f]{64}", value) for value in values):
+        raise Broken("form", f"{what} must be a list of SHA-256 hashes in hex")
+    return [bytes.fromhex(value) for value in values]
+
+
+def read_base64(text: str, what: str) -> bytes:
+    """Raises ValueError if this is not the one spelling of some bytes."""
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode() != text:
+        raise ValueError(f"{what} is not in the one spelling of base64")
+    return data
+
+
+def read_leaf(entry: Any) -> Leaf:
+    expect(entry, ENTRY, "an entry of leaves")
+    role, index, text = entry["role"], entry["index"], entry["leaf"]
+    what = f"{role} leaf {index}"
+    if role not in ROLES:
+        raise Broken("form", f"{role!r} is no role")
+    fields = read_json(text, what)
+    if canonical(fields) != text:
+        raise Broken("form", f"{what} is not in its canonical spelling")
+    expect(fields, LEAF, what)
+    expect(fields["decision"], DECISION, f"the decision of {what}")
+    if fields["v"] != 1 or not all(type(ref) is str for ref in fields["uses"]):
+        raise Broken("form", f"{what} must be of version 1 and use references")
+    return Leaf(role, index, text, read_hashes(entry["path"], f"the path of {what}"), fields)
+
+
+def read_bundle(data: bytes) -> dict[str, Any]:
+    """Raises Unreadable if this is no JSON; breaks the link 'form' if it is not the one spelling of a bundle."""
+    try:
+        bundle = read_json(data.decode(), "the bundle")
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+    if (canonical(bundle) + "\n").encode() != data:
+        raise Broken("form", "the bundle is not in its canonical spelling (sorted keys, no spaces, one final newline)")
+    expect(bundle, BUNDLE, "the bundle")
+    expect(bundle["segment"], SEGMENT, "the segment")
+    if bundle["format"] != "macadam-proof/1":
+        raise Broken("form", f"the format is {bundle['format']!r}, expected 'macadam-proof/1'")
+    return dict(bundle)
+
+
+def read_keys(text: str) -> Keys:
+    """Lines name+id+base64(0x01, public key). Empty lines and lines that begin with # are skipped."""
+    keys: Keys = {}
+    for line in [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]:
+        name, _, rest = line.partition("+")
+        key_id, _, encoded = rest.partition("+")
+        try:
+            data = read_base64(encoded, "the key")
+        except ValueError:
+            data = b""
+        if len(data) != 33 or data[0] != 1 or sha256(name.encode() + b"\n" + data).hex()[:8] != key_id:
+            raise Unreadable(f"the key file holds a line that is no Ed25519 verifier key: {line!r}")
+        keys[name, bytes.fromhex(key_id)] = Ed25519PublicKey.from_public_bytes(data[1:])
+    if not keys:
+        raise Unreadable("the key file holds no verifier key")
+    return keys
+
+
+# --- the tree: RFC 9162 -----------------------------------------------------------------------------------
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def root_from_path(data: bytes, index: int, size: int, path: list[bytes], link: str) -> bytes:
+    """The root that a leaf's data and its inclusion path lead to (RFC 9162, 2.1.3.2)."""
+    if not 0 <= index < size:
+        raise Broken(link, f"there is no leaf {index} among {size}")
+    node = sha256(b"\x00" + data)
+    position, last = index, size - 1
+    for sibling in path:
+        if last == 0:
+            raise Broken(link, "the path is too long")
+        if position % 2 == 1 or position == last:
+            node = sha256(b"\x01" + sibling + node)
+            while position % 2 == 0 and position != 0:
+                position, last = position // 2, last // 2
+        else:
+            node = sha256(b"\x01" + node + sibling)
+        position, last = position // 2, last // 2
+    if last != 0:
+        raise Broken(link, "the path is too short")
+    return node
+
+
+# --- the links --------------------------------------------------------------------------------------------
+
+
+def checkpoint(note: str, keys: Keys, report: Report) -> tuple[int, bytes]:
+    """The signed size and root (https://c2sp.org/signed-note and tlog-checkpoint)."""
+    link = "checkpoint signature"
+    body, _, below = note.rpartition("\n\n")
+    lines, signatures = body.split("\n"), below.split("\n")
+    if len(lines) < 3 or signatures.pop() != "" or not re.fullmatch("0|[1-9][0-9]{0,18}", lines[1]):
+        raise Broken(link, "the checkpoint is not a signed note with origin, size and root")
+    signers = []
+    for line in signatures:
+        match = re.fullmatch("— ([^ +]+) ([^ ]+)", line)
+        if not match:
+            raise Broken(link, f"{line!r} is not a signature line")
+        signature = read_base64(match[2], f"the signature of {match[1]}")
+        key = keys.get((match[1], signature[:4]))
+        if key is None:
+            report.not_proved.append(f"the signature of {match[1]} on the checkpoint (its key was not given)")
+            continue
+        try:
+            key.verify(signature[4:], (body + "\n").encode())
+        except InvalidSignature:
+            raise Broken(link, f"the signature of {match[1]} does not fit the checkpoint") from None
+        signers.append(match[1])
+    origin, size, root = lines[0], int(lines[1]), read_base64(lines[2], "the root")
+    if origin not in signers:
+        raise Broken(link, f"the ledger {origin!r} has not signed it with a key that was given")
+    report.links.append((link, f"{' and '.join(signers)} signed a ledger of {size} leaves"))
+    return size, root
+
+
+def inclusion(leaves: list[Leaf], size: int, root: bytes, report: Report) -> None:
+    """Every leaf is in the signed ledger, records what was done and allowed, and is what its role says."""
+    for leaf in leaves:
+        link = f"inclusion of {leaf}"
+        if root_from_path(leaf.data, leaf.index, size, leaf.path, link) != root:
+            raise Broken(link, "it does not lead to the checkpoint's root")
+        kind, subject = ROLES[leaf.role]
+        if not fnmatchcase(leaf.kind, kind) or not fnmatchcase(leaf.subject, subject):
+            raise Broken(f"role of {leaf}", f"{leaf.kind} on {leaf.subject!r} does not count as {leaf.role}")
+        if leaf.outcome != "done" or leaf.decision["effect"] != "allow":
+            raise Broken(f"role of {leaf}", "it records a call that was denied")
+    for role in AT_MOST_ONE:
+        if sum(leaf.role == role for leaf in leaves) > 1:
+            raise Broken("form", f"there is more than one {role} leaf")
+    report.links.append(("inclusion", f"all {len(leaves)} leaves of the bundle are in that ledger"))
+
+
+class Chain:
+    """Walks from the prediction to its origins. Each method checks the links in its docstring, in that order."""
+
+    def __init__(self, bundle: dict[str, Any], leaves: list[Leaf], allowed: list[str], report: Report) -> None:
+        self.bundle, self.leaves, self.allowed, self.report = bundle, leaves, allowed, report
+        self.record = read_json(bundle["record"], "the record")
+        expect(self.record, RECORD, "the record", others=True)
+
+    def holds(self, link: str, what: str) -> None:
+        self.report.links.append((link, what))
+
+    def find(self, role: str, link: str, *, subject: str | None = None, names: str | None = None) -> Leaf | None:
+        """The leaf of a role with this subject, or whose subject or uses name this ref.
+
+        None if there is none and --allow-missing covers the role; else the link is broken.
+        """
+        for leaf in self.leaves:
+            fits = subject in (None, leaf.subject) and (names is None or names in (leaf.subject, *leaf.uses))
+            if leaf.role == role and fits:
+                return leaf
+        why = f"not proved: the bundle has no {role} leaf" + (f" of {subject or names}" if subject or names else "")
+        if role not in self.allowed:
+            raise Broken(link, why)
+        self.report.not_proved.append(f"{link}: the bundle has no {role} leaf that fits (allowed to be missing)")
+        return None
+
+    def need(self, role: str, link: str, *, subject: str | None = None) -> Leaf:
+        """Like `find`, for the roles that no option allows to be missing."""
+        leaf = self.find(role, link, subject=subject)
+        if leaf is None:
+            raise Broken(link, f"not proved: the bundle has no {role} leaf")
+        return leaf
+
+    def before(self, link: str, earlier: Leaf, later: Leaf) -> None:
+        if earlier.index >= later.index:
+            raise Broken(link, f"the {earlier} was not recorded before the {later}")
+
+    def projects(self) -> None:
+        """Every leaf -> the prediction's project, where they are not the platform's own"""
+        for leaf in self.leaves:
+            shared = leaf.project == "" and leaf.role in ("segment", "policy", "project", "other")
+            if leaf.project != self.record["project"] and not shared:
+                raise Broken(f"project of {leaf}", f"it is of {leaf.project!r}, not of {self.record['project']!r}")
+
+    def segment(self) -> None:
+        """Record -> segment"""
+        link, at, claim = "record -> segment", self.bundle["segment"], f"prediction:{self.record['id']}"
+        if self.bundle["claim"] != claim:
+            raise Broken(link, f"the claim is {self.bundle['claim']!r}, the record is {claim}")
+        self.sealed = self.need("segment", link)
+        if not 0 <= at["leaf"] < len(self.leaves) or self.leaves[at["leaf"]] is not self.sealed:
+            raise Broken(link, f"leaf {at['leaf']} of the bundle is not the segment's")
+        if self.sealed.body.get("count") != at["count"]:
+            raise Broken(
+                link, f"the segment was sealed with {self.sealed.body.get('count')} records, not {at['count']}"
+            )
+        path = read_hashes(at["path"], "the segment's path")
+        root = root_from_path(self.bundle["record"].encode(), at["index"], at["count"], path, link)
+        if self.sealed.body.get("root") != f"sha256:{root.hex()}":
+            raise Broken(link, "the record is not in the sealed segment")
+        self.holds(
+            link, f"the record is number {at['index']} of the {at['count']} that were sealed at {self.sealed.at}"
+        )
+
+    def version(self) -> None:
+        """Record -> version -> run"""
+        link, ref = "record -> version", self.record["version"]
+        self.made = self.need("version", link, subject=ref)
+        if self.made.body.get("artifact") != self.record["model_digest"]:
+            raise Broken(link, f"the record names another model file than {ref} was registered with")
+        self.holds(link, f"{ref} is the file {self.record['model_digest']}")
+        link = "version -> run"
+        self.run = self.need("run", link)
+        if self.run.subject not in self.made.uses:
+            raise Broken(link, f"{ref} was not made by {self.run.subject}")
+        self.before(link, self.run, self.made)
+        self.holds(link, f"{ref} was trained by {self.run.subject}")
+
+    def data(self) -> None:
+        """Run -> snapshots -> contracts; run -> environment"""
+        link, tables = "run -> snapshots", {ref: self.run for ref in self.run.uses if ref.startswith("table:")}
+        for ref in [ref for ref in self.run.uses if ref.startswith("training_set:")]:
+            training_set = self.need("training_set", link, subject=ref)
+            self.before(link, training_set, self.run)
+            tables |= {ref: training_set for ref in training_set.uses if ref.startswith("table:")}
+        if not tables:
+            raise Broken(link, f"not proved: {self.run.subject} names no snapshot that it was trained on")
+        self.tables, self.contracts = sorted(tables), set[str]()
+        for ref in self.tables:
+            self.before(link, self.need("snapshot", link, subject=ref), tables[ref])
+        self.holds(link, f"{self.run.subject} was trained on {', '.join(self.tables)}")
+        for ref in self.tables:
+            self.contract(self.need("snapshot", link, subject=ref))
+        environments = [leaf for leaf in self.leaves if leaf.role == "environment" and leaf.subject in self.run.uses]
+        if environments:
+            self.holds("run -> environment", f"{self.run.subject} ran in {environments[0].subject}")
+        else:
+            self.report.not_proved.append(f"run -> environment: no environment leaf that {self.run.subject} uses")
+
+    def contract(self, snapshot: Leaf) -> None:
+        link, refs = f"snapshot -> contract ({snapshot.subject})", []
+        for ref in [ref for ref in snapshot.uses if ref.startswith("contract:")]:
+            if contract := self.find("contract", link, subject=ref):
+                self.before(link, contract, snapshot)
+                refs.append(ref)
+        if refs:
+            self.contracts.update(refs)
+            self.holds(link, f"{snapshot.subject} was published under {', '.join(refs)}")
+        else:
+            self.report.not_proved.append(f"{link}: it names no contract whose leaf is here")
+
+    def evaluation(self) -> None:
+        """Evaluation -> version; thresholds -> evaluation; gate -> evaluation"""
+        link, version = "evaluation -> version", self.made.subject
+        evaluation = self.find("evaluation", link, names=version)
+        gate = self.find("gate", "gate -> evaluation", names=evaluation.subject if evaluation else None)
+        if evaluation:
+            self.before(link, self.made, evaluation)
+            self.holds(link, f"{version} was evaluated at {evaluation.at} ({evaluation.subject})")
+            link = "thresholds -> evaluation"
+            if thresholds := self.find("thresholds", link):
+                self.before(link, thresholds, evaluation)
+                if thresholds.subject not in (*evaluation.uses, *(gate.uses if gate else [])):
+                    raise Broken(link, f"neither evaluation nor gate uses {thresholds.subject}")
+                self.holds(link, f"its thresholds were recorded before it, at {thresholds.at}")
+        if gate:
+            link = "gate -> evaluation"
+            if gate.body.get("verdict") != "pass":
+                raise Broken(link, f"the gate's verdict is {gate.body.get('verdict')!r}, not 'pass'")
+            self.before(link, evaluation or self.made, gate)
+            self.holds(link, f"the gate passed at {gate.at}")
+
+    def approved(self) -> None:
+        """Approval -> version"""
+        link, version = "approval -> version", self.made
+        self.approval = self.find("approval", link, names=version.subject)
+        if self.approval:
+            self.before(link, version, self.approval)
+            if self.approval.actor == version.actor:
+                raise Broken(link, f"{version.actor} approved the version that they registered themselves")
+            self.holds(link, f"{self.approval.actor} approved what {version.actor} registered")
+
+    def deployment(self) -> None:
+        """Record -> deployment -> version; approval -> deployment -> segment"""
+        link, record = "record -> deployment", self.record
+        self.deployed = self.need("deployment", link)
+        if self.deployed.id != record["deployment"]:
+            raise Broken(link, f"the record was answered under deployment {record['deployment']}, not this one")
+        if self.deployed.subject.partition("@")[0] != f"endpoint:{record['endpoint']}":
+            raise Broken(link, f"the deployment is of {self.deployed.subject}, not of {record['endpoint']}")
+        link = "deployment -> version"
+        if self.made.subject not in self.deployed.uses:
+            raise Broken(link, f"it does not deploy {self.made.subject}")
+        self.before(link, self.made, self.deployed)
+        if self.approval:
+            self.before("approval -> deployment", self.approval, self.deployed)
+        self.before("deployment -> segment", self.deployed, self.sealed)
+        self.holds(link, f"{self.deployed.subject} got it at {self.deployed.at} from {self.deployed.actor}")
+
+    def policies(self) -> None:
+        """Each decision -> the policies in force"""
+        for leaf in self.leaves:
+            if leaf.role == "policy":
+                continue
+            link = f"{leaf} -> policy"
+            policy = self.find("policy", link, subject=f"policy:{leaf.decision['policy_set']}")
+            if policy:
+                self.before(link, policy, leaf)
+        sets = sorted({leaf.decision["policy_set"] for leaf in self.leaves})
+        if "policy" not in self.allowed:
+            self.holds("decisions -> policies", f"every step was allowed under policies on record: {', '.join(sets)}")
+
+    def story(self) -> list[str]:
+        r, made, run = self.record, self.made, self.run
+        lines = [
+            f"Prediction {r['id']} was answered at {r['at']} for {r['actor']}",
+            f"  by endpoint {r['endpoint']} (variant {r['variant']}) of project {r['project']}, outcome {r['outcome']}.",
+            f"The answer came from {made.subject}, registered by {made.actor} at {made.at}.",
+            f"It was trained by {run.subject} (recorded by {run.actor} at {run.at}) on {', '.join(self.tables)},",
+            f"  published under {', '.join(sorted(self.contracts)) or 'no contract that is proved'}.",
+        ]
+        if self.approval:
+            lines.append(f"It was approved by {self.approval.actor} at {self.approval.at}.")
+        return [*lines, f"It was deployed by {self.deployed.actor} at {self.deployed.at}."]
+
+
+def verify(data: bytes, key_text: str, allowed: list[str]) -> Report:
+    """Checks a bundle. Raises Unreadable; a broken link is in the report."""
+    report, keys = Report(), read_keys(key_text)
+    try:
+        bundle = read_bundle(data)
+        leaves = [read_leaf(entry) for entry in bundle["leaves"]]
+        size, root = checkpoint(bundle["checkpoint"], keys, report)
+        inclusion(leaves, size, root, report)
+        chain = Chain(bundle, leaves, allowed, report)
+        chain.projects()
+        chain.segment()
+        chain.version()
+        chain.data()
+        chain.evaluation()
+        chain.approved()
+        chain.deployment()
+        chain.policies()
+        report.story = chain.story()
+    except Broken as broken:
+        report.broken = broken
+    except ValueError as error:  # a part of the bundle is not JSON or base64
+        report.broken = Broken("form", str(error))
+    return report
+
+
+def show(report: Report) -> None:
+    for link, what in report.links:
+        say(f"  ok          {link}: {what}")
+    for what in report.not_proved:
+        say(f"  not proved  {what}")
+    for line in ["PROVED", *report.story] if report.broken is None else [f"BROKEN at {report.broken}"]:
+        say(line)
+
+
+def say(line: str) -> None:
+    # Names in a bundle are chosen by others: control characters must not reach the auditor's terminal.
+    print(line.encode("unicode_escape").decode())
+
+
+def as_json(report: Report) -> str:
+    broken = None if report.broken is None else {"link": report.broken.link, "why": report.broken.why}
+    links = [{"link": link, "holds": what} for link, what in report.links]
+    found = {"proved": broken is None, "broken": broken, "links": links, "not_proved": report.not_proved}
+    return json.dumps(found | {"story": report.story})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="macadam_verify", description="Checks a Macadam proof bundle, offline.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--key", type=Path, required=True, help="file with the ledger's verifier key")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--allow-missing", action="append", default=[], choices=MAY_BE_ALLOWED_MISSING, metavar="ROLE")
+    options = parser.parse_args(arguments)
+    try:
+        report = verify(options.bundle.read_bytes(), options.key.read_text(), options.allow_missing)
+    except (OSError, UnicodeDecodeError, Unreadable) as error:
+        print(f"macadam_verify: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(as_json(report))
+    else:
+        show(report)
+    return 0 if report.broken is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
