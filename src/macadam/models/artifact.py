@@ -1,0 +1,107 @@
+"""Model artifacts: ONNX bytes under their digest, checked each time they are loaded.
+
+Only ONNX from the standard operator sets is taken: it is data, and loading it runs no code. Pickle in all its
+disguises (joblib, torch's .pt, skops' zip) is refused.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from macadam.errors import InvalidInput
+from macadam.lazy import lazy
+from macadam.models import signature as signatures
+from macadam.models.signature import Signature
+from macadam.ports import Objects
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    np = lazy("numpy")
+onnx: Any = lazy("onnx")
+ort: Any = lazy("onnxruntime")
+
+MAX_BYTES = 512 * 1024 * 1024
+"""A model that answers in milliseconds on a CPU is smaller; protobuf itself ends at 2 GiB."""
+
+_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x1f\x8b", b"(l", b"(d", b"cos\n")
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+
+
+def load(objects: Objects, artifact: str, signature: str) -> tuple[bytes, Signature]:
+    """The ONNX bytes and the signature of a version, by their digests.
+
+    Raises IntegrityError if either is not what was registered, NotFound if it is gone.
+    """
+    return objects.get(artifact), signatures.from_bytes(objects.get(signature))
+
+
+def session(model: bytes, *, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU. threads: 0 = one per core."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def predict(running: Any, signature: Signature, rows: "npt.NDArray[np.float32]") -> "npt.NDArray[np.float64]":
+    """The signature's first output for encoded rows: shape (n,), a probability or a number."""
+    output = signature.outputs[0]
+    values = running.run([output.tensor], {signatures.TENSOR: np.ascontiguousarray(rows, dtype=np.float32)})[0]
+    return np.asarray(values, dtype=np.float64).reshape(len(rows), -1)[:, output.column]
+
+
+def outputs(model: bytes) -> list[str]:
+    """Names of the outputs, in order. Raises InvalidInput."""
+    return [o.name for o in _parse(model).graph.output]
+
+
+def _parse(model: bytes) -> Any:
+    refuse_pickle(model)
+    try:
+        proto = onnx.load_model_from_string(model)
+        onnx.checker.check_model(proto)
+    except Exception as error:  # protobuf and onnx raise types of their own that share no base
+        raise _unfit(f"is not valid ONNX: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    return proto
+
+
+def check(model: bytes, signature: Signature) -> None:
+    """Raises InvalidInput unless the bytes are ONNX of the standard operators that takes and gives what the signature says."""
+    if len(model) > MAX_BYTES:
+        raise _unfit(f"has {len(model)} bytes, at most {MAX_BYTES} are taken")
+    proto = _parse(model)
+    _refuse_foreign(proto)
+    _compare(proto.graph, signature)
+
+
+def refuse_pickle(model: bytes) -> None:
+    """Raises InvalidInput for bytes that begin like a pickle or an archive that may hold one."""
+    if model.startswith(_PICKLE):
+        raise _unfit("is a pickle or an archive, which can run code when it is loaded")
+
+
+def _refuse_foreign(proto: Any) -> None:
+    foreign = sorted({o.domain for o in proto.opset_import} - _DOMAINS)
+    if foreign:
+        raise _unfit(f"uses operators from {', '.join(foreign)}, which need code of their own")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise _unfit("keeps weights in files beside it")
+
+
+def _compare(graph: Any, signature: Signature) -> None:
+    if [i.name for i in graph.input] != [signatures.TENSOR]:
+        raise _unfit(f"has the inputs {[i.name for i in graph.input]}, expected one called {signatures.TENSOR!r}")
+    kind = graph.input[0].type.tensor_type
+    width = kind.shape.dim[1].dim_value if len(kind.shape.dim) == 2 else 0  # noqa: PLR2004 - rows and columns
+    if kind.elem_type != onnx.TensorProto.FLOAT or width != len(signature.inputs):
+        raise _unfit(f"takes {width} columns, expected float32 with {len(signature.inputs)}")
+    given = {o.name for o in graph.output}
+    wanted = {o.tensor for o in signature.outputs}
+    if not wanted or not wanted <= given:
+        raise _unfit(f"gives {sorted(given)}, expected {sorted(wanted)}")
+
+
+def _unfit(what: str) -> InvalidInput:
+    return InvalidInput(
+        f"The model {what}.", next_step="Save it in train.py with run.save_sklearn(estimator) or run.save_onnx(model)."
+    )

@@ -1,0 +1,223 @@
+"""The heavy part of `Train`: archive the code, hand the rows to a process of its own, keep what comes out.
+
+Everything written here is content-addressed and invisible until the transaction of `service.train` names it. Errors
+of the request are raised; errors of the project's code become a failed run, which is evidence as well.
+"""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from macadam.errors import InvalidInput
+from macadam.ledger import leaf
+from macadam.models import capture, training_sets, worker
+from macadam.models.capture import Meter
+from macadam.models.training_sets import TrainingSet
+from macadam.models.types import Code, Run, Train
+from macadam.models.worker import Outcome, Task
+from macadam.operations import Context, plain
+from macadam.ports import Job, JobResult, Objects
+from macadam.values import Money, uuid7
+
+_LOG_LINES = 20
+_TIMED_OUT, _SIGNALLED = 124, 128  # exit codes that every runner gives, as a shell does
+_SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run that has ended, well or not, and is not visible yet."""
+
+    run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """What the process left: its outcome, its cost, and the energy that the machine used meanwhile."""
+
+    outcome: Outcome
+    result: JobResult
+    joules: float | None
+    energy_note: str
+    artifact: str = ""
+    artifact_bytes: int = 0
+    signature: str = ""
+    history: str = ""
+
+
+def train(context: Context, request: Train) -> Finished:
+    """Runs the training to its end. Raises InvalidInput, NotFound, TooLarge, StorageFull."""
+    _check(request)
+    with context.read() as sql:
+        sets = {split: training_sets.find(sql, request.project, ref) for split, ref in request.training_sets.items()}
+    run_id = uuid7()
+    with _workplace(context.ports.settings.home / "work", run_id) as place:
+        code = _bring_code(context.ports.objects, request.source, place / "source")
+        task = _bring_rows(context.ports.objects, request, sets, place)
+        context.progress(f"training {request.model}", 0, 0)
+        ended = _execute(context, request, task, place)
+        ended = _keep(context.ports.objects, ended, place / "out")
+    return Finished(run=_run(context, request, run_id, sets, code, ended))
+
+
+def _check(request: Train) -> None:
+    if "train" not in request.training_sets:
+        raise InvalidInput(
+            f"The training sets are {sorted(request.training_sets) or 'none'}; the split 'train' is missing.",
+            next_step="Give at least training_sets={'train': 'training-set:…'}.",
+        )
+    # Now rather than after an hour of training: the ledger must be able to hold the parameters.
+    leaf.canonical({"params": plain(request.params)})
+
+
+@contextmanager
+def _workplace(parent: Path, run_id: str) -> Iterator[Path]:
+    """A directory for one run that is gone when the run has ended, however it ends."""
+    place = Path(tempfile.mkdtemp(prefix=f"run-{run_id[:8]}-", dir=parent))
+    try:
+        for part in ("source", "data", "out"):
+            (place / part).mkdir()
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _bring_code(objects: Objects, source: str, to: Path) -> Code:
+    if source.startswith("sha256:"):
+        return Code(archive=source, files=capture.unpack(objects.get(source), to))
+    directory = Path(source)
+    if not directory.is_absolute():
+        raise InvalidInput(
+            f"The source {source!r} is not an absolute path.", next_step="Give the project's directory in full."
+        )
+    data, files = capture.archive(directory)
+    state = capture.git(directory)
+    capture.unpack(data, to)
+    return Code(archive=objects.put(data), files=files, commit=state.commit, diff=state.diff)
+
+
+def _bring_rows(objects: Objects, request: Train, sets: dict[str, TrainingSet], place: Path) -> Task:
+    files = {split: place / "data" / f"{split}.parquet" for split in sets}
+    for split, path in files.items():
+        objects.fetch(sets[split].digest, path)
+    task = Task(
+        source=str(place / "source"),
+        entry=request.entry,
+        files={split: str(path) for split, path in files.items()},
+        params=dict(request.params),
+        seed=request.seed,
+        out=str(place / "out"),
+    )
+    (place / "job.json").write_bytes(msgspec.json.encode(task))
+    return task
+
+
+def _execute(context: Context, request: Train, task: Task, place: Path) -> _Ended:
+    job = Job(
+        command=("python", "-m", worker.__name__, str(place / "job.json")),
+        directory=place,
+        environment={"PYTHONHASHSEED": str(request.seed), "PYTHONDONTWRITEBYTECODE": "1"},
+        requirements=_requirements(Path(task.source)),
+        timeout=request.timeout,
+    )
+    before = Meter.read()
+    result = context.ports.runner.run(job, on_line=lambda line: context.progress(line, 0, 0))
+    after = Meter.read()
+    return _Ended(
+        outcome=_outcome(Path(task.out), request, result),
+        result=result,
+        joules=before.joules_until(after),
+        energy_note=after.note,
+    )
+
+
+def _requirements(source: Path) -> str:
+    """What the project adds to the platform's packages; '' if it adds nothing."""
+    path = source / "requirements.txt"
+    return path.read_text() if path.is_file() else ""
+
+
+def _outcome(out: Path, request: Train, result: JobResult) -> Outcome:
+    path = out / worker.OUT
+    if path.exists():
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Outcome)
+        except msgspec.DecodeError as error:
+            return Outcome(state="failed", lock="", error=f"its answer is damaged: {error}")
+    return Outcome(state="failed", lock="", error=_how_it_ended(request, result), traceback=_tail(result.log))
+
+
+def _how_it_ended(request: Train, result: JobResult) -> str:
+    if result.exit_code == _TIMED_OUT and request.timeout:
+        return f"it took longer than its timeout of {request.timeout:g} s"
+    if result.exit_code > _SIGNALLED:
+        return f"its process was killed by signal {result.exit_code - _SIGNALLED} (9 is often a lack of memory)"
+    return f"its process ended with exit code {result.exit_code} and left no answer"
+
+
+def _tail(log: str) -> str:
+    return "\n".join(log.splitlines()[-_LOG_LINES:])
+
+
+def _keep(objects: Objects, ended: _Ended, out: Path) -> _Ended:
+    outcome = ended.outcome
+    history = objects.put(msgspec.json.encode(outcome.history))
+    if outcome.lock:
+        objects.put(outcome.lock.encode())
+    if outcome.state == "failed":
+        return dataclasses.replace(ended, history=history)
+    model = out / worker.MODEL
+    return dataclasses.replace(
+        ended,
+        history=history,
+        artifact=objects.put_file(model),
+        artifact_bytes=model.stat().st_size,
+        signature=objects.put((out / worker.SIGNATURE).read_bytes()),
+    )
+
+
+def _run(context: Context, request: Train, run_id: str, sets: dict[str, TrainingSet], code: Code, ended: _Ended) -> Run:
+    outcome, result = ended.outcome, ended.result
+    return Run(
+        ref=f"run:{run_id}",
+        id=run_id,
+        project=request.project,
+        model=request.model,
+        state=outcome.state,
+        entry=request.entry,
+        training_sets=dict(request.training_sets),
+        snapshots=tuple(sorted({snapshot for found in sets.values() for snapshot in found.snapshots})),
+        rows=outcome.rows,
+        params=request.params,
+        seed=request.seed,
+        code=code,
+        environment=capture.environment(outcome.lock) if outcome.lock else None,
+        hardware=capture.hardware(),
+        metrics={name: value for name, _, value in outcome.history},
+        history=ended.history,
+        artifact=ended.artifact,
+        artifact_bytes=ended.artifact_bytes,
+        signature=ended.signature,
+        equality=outcome.equality,
+        seconds=round(result.seconds, 3),
+        cpu_seconds=round(result.cpu_seconds, 3),
+        peak_bytes=result.peak_bytes,
+        energy_joules=ended.joules,
+        energy_note=ended.energy_note,
+        cost=cost(result.cpu_seconds, context.ports.settings.prices.cpu_hour_micros),
+        author=context.call.actor.id,
+        at=context.call.now,
+        error=outcome.error,
+        traceback=outcome.traceback,
+    )
+
+
+def cost(cpu_seconds: float, cpu_hour_micros: int) -> Money:
+    """CPU time at the price of a core-hour."""
+    return Money(micros=round(cpu_seconds * cpu_hour_micros / _SECONDS_PER_HOUR))
