@@ -20,6 +20,13 @@ PrincipalName = Annotated[
         description="principal:NAME for a person, service:NAME for a service, or NAME alone",
     ),
 ]
+Owner = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(((principal|service):)?[a-z][a-z0-9._-]{0,62})?$",
+        description="a principal; empty: the caller",
+    ),
+]
 Somewhere = Annotated[
     str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="a project's name, or * for all")
 ]
@@ -104,7 +111,7 @@ class CreateProject(Request[Project], frozen=True, kw_only=True):
     """Create a project: a space that owns assets, budgets and policies."""
 
     project: Name
-    owner: PrincipalName | Literal[""] = ""
+    owner: Owner = ""
     description: str = ""
     risk: Risk = "limited"
     location: str = ""
