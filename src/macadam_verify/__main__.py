@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,23 +30,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 # What a leaf must be to count in a role: the operation that wrote it, and the subject it is about. A bundle is
 # put together by the party that is being checked, so its word for what a leaf means is not taken.
 ROLES = {
-    "segment": ("journal.*seal*", "*"),
-    "deployment": ("serving.*deploy*", "endpoint:*"),
-    "version": ("models.*register*", "model:*@*"),
-    "run": ("models.*run*", "run:*"),
-    "training_set": ("features.*", "training_set:*"),
+    "segment": ("journal.seal*", "*"),
+    "deployment": ("serving.deploy*", "*"),
+    "version": ("models.register_version", "model:*@*"),
+    "run": ("models.train*", "run:*"),
+    "training_set": ("features.build_training_set", "training_set:*"),
     "snapshot": ("data.*", "table:*@*"),
-    "contract": ("data.*", "contract:*"),
+    "contract": ("data.register_contract", "contract:*"),
     "environment": ("models.*", "environment:*"),
-    "evaluation": ("models.*eval*", "*"),
-    "thresholds": ("models.*threshold*", "*"),
-    "gate": ("models.*", "*"),
+    "evaluation": ("models.evaluate*", "*"),
+    "thresholds": ("models.declare_thresholds", "*"),
+    "gate": ("models.check_gate", "*"),
     "approval": ("models.approve*", "*"),
-    "policy": ("*", "policy:sha256:*"),
-    "project": ("*", "project:*"),
+    "policy": ("access.*", "policy:sha256:*"),
+    "project": ("access.*", "project:*"),
     "other": ("*", "*"),
 }
-AT_MOST_ONE = ("segment", "deployment", "version", "run", "environment", "evaluation", "thresholds", "gate", "project")
+AT_MOST_ONE = ("segment", "deployment")
 MAY_BE_ALLOWED_MISSING = ("contract", "evaluation", "thresholds", "gate", "approval", "policy")
 
 BUNDLE = {"format": str, "claim": str, "record": str, "segment": dict, "checkpoint": str, "leaves": list}
@@ -280,6 +280,10 @@ def inclusion(leaves: list[Leaf], size: int, root: bytes, report: Report) -> Non
     report.links.append(("inclusion", f"all {len(leaves)} leaves of the bundle are in that ledger"))
 
 
+def subject_is(ref: str) -> Callable[[Leaf], bool]:
+    return lambda leaf: leaf.subject == ref
+
+
 class Chain:
     """Walks from the prediction to its origins. Each method checks the links in its docstring, in that order."""
 
@@ -291,27 +295,27 @@ class Chain:
     def holds(self, link: str, what: str) -> None:
         self.report.links.append((link, what))
 
-    def find(self, role: str, link: str, *, subject: str | None = None, names: str | None = None) -> Leaf | None:
-        """The leaf of a role with this subject, or whose subject or uses name this ref.
+    def find(self, role: str, link: str, fits: Callable[[Leaf], bool]) -> Leaf | None:
+        """The newest leaf of a role that fits. None if there is none and --allow-missing covers the role."""
+        found = [leaf for leaf in self.leaves if leaf.role == role and fits(leaf)]
+        if not found and role not in self.allowed:
+            raise Broken(link, f"not proved: the bundle has no {role} leaf that fits")
+        if not found:
+            self.report.not_proved.append(f"{link}: the bundle has no {role} leaf that fits (allowed to be missing)")
+            return None
+        return max(found, key=lambda leaf: leaf.index)
 
-        None if there is none and --allow-missing covers the role; else the link is broken.
-        """
-        for leaf in self.leaves:
-            fits = subject in (None, leaf.subject) and (names is None or names in (leaf.subject, *leaf.uses))
-            if leaf.role == role and fits:
-                return leaf
-        why = f"not proved: the bundle has no {role} leaf" + (f" of {subject or names}" if subject or names else "")
-        if role not in self.allowed:
-            raise Broken(link, why)
-        self.report.not_proved.append(f"{link}: the bundle has no {role} leaf that fits (allowed to be missing)")
-        return None
-
-    def need(self, role: str, link: str, *, subject: str | None = None) -> Leaf:
+    def need(self, role: str, link: str, fits: Callable[[Leaf], bool]) -> Leaf:
         """Like `find`, for the roles that no option allows to be missing."""
-        leaf = self.find(role, link, subject=subject)
+        leaf = self.find(role, link, fits)
         if leaf is None:
-            raise Broken(link, f"not proved: the bundle has no {role} leaf")
+            raise Broken(link, f"not proved: the bundle has no {role} leaf that fits")
         return leaf
+
+    def about_version(self, leaf: Leaf) -> bool:
+        """The first model that a leaf names is the one it is about: others are what it was compared with."""
+        models = [ref for ref in (leaf.subject, *leaf.uses) if ref.startswith("model:")]
+        return models[:1] == [self.made.subject]
 
     def before(self, link: str, earlier: Leaf, later: Leaf) -> None:
         if earlier.index >= later.index:
@@ -329,7 +333,7 @@ class Chain:
         link, at, claim = "record -> segment", self.bundle["segment"], f"prediction:{self.record['id']}"
         if self.bundle["claim"] != claim:
             raise Broken(link, f"the claim is {self.bundle['claim']!r}, the record is {claim}")
-        self.sealed = self.need("segment", link)
+        self.sealed = self.need("segment", link, lambda _: True)
         if not 0 <= at["leaf"] < len(self.leaves) or self.leaves[at["leaf"]] is not self.sealed:
             raise Broken(link, f"leaf {at['leaf']} of the bundle is not the segment's")
         if self.sealed.body.get("count") != at["count"]:
@@ -347,14 +351,12 @@ class Chain:
     def version(self) -> None:
         """Record -> version -> run"""
         link, ref = "record -> version", self.record["version"]
-        self.made = self.need("version", link, subject=ref)
+        self.made = self.need("version", link, subject_is(ref))
         if self.made.body.get("artifact") != self.record["model_digest"]:
             raise Broken(link, f"the record names another model file than {ref} was registered with")
         self.holds(link, f"{ref} is the file {self.record['model_digest']}")
         link = "version -> run"
-        self.run = self.need("run", link)
-        if self.run.subject not in self.made.uses:
-            raise Broken(link, f"{ref} was not made by {self.run.subject}")
+        self.run = self.need("run", link, lambda leaf: leaf.subject in self.made.uses)
         self.before(link, self.run, self.made)
         self.holds(link, f"{ref} was trained by {self.run.subject}")
 
@@ -362,17 +364,17 @@ class Chain:
         """Run -> snapshots -> contracts; run -> environment"""
         link, tables = "run -> snapshots", {ref: self.run for ref in self.run.uses if ref.startswith("table:")}
         for ref in [ref for ref in self.run.uses if ref.startswith("training_set:")]:
-            training_set = self.need("training_set", link, subject=ref)
+            training_set = self.need("training_set", link, subject_is(ref))
             self.before(link, training_set, self.run)
             tables |= {ref: training_set for ref in training_set.uses if ref.startswith("table:")}
         if not tables:
             raise Broken(link, f"not proved: {self.run.subject} names no snapshot that it was trained on")
         self.tables, self.contracts = sorted(tables), set[str]()
         for ref in self.tables:
-            self.before(link, self.need("snapshot", link, subject=ref), tables[ref])
+            self.before(link, self.need("snapshot", link, subject_is(ref)), tables[ref])
         self.holds(link, f"{self.run.subject} was trained on {', '.join(self.tables)}")
         for ref in self.tables:
-            self.contract(self.need("snapshot", link, subject=ref))
+            self.contract(self.need("snapshot", link, subject_is(ref)))
         environments = [leaf for leaf in self.leaves if leaf.role == "environment" and leaf.subject in self.run.uses]
         if environments:
             self.holds("run -> environment", f"{self.run.subject} ran in {environments[0].subject}")
@@ -382,7 +384,7 @@ class Chain:
     def contract(self, snapshot: Leaf) -> None:
         link, refs = f"snapshot -> contract ({snapshot.subject})", []
         for ref in [ref for ref in snapshot.uses if ref.startswith("contract:")]:
-            if contract := self.find("contract", link, subject=ref):
+            if contract := self.find("contract", link, subject_is(ref)):
                 self.before(link, contract, snapshot)
                 refs.append(ref)
         if refs:
@@ -392,30 +394,37 @@ class Chain:
             self.report.not_proved.append(f"{link}: it names no contract whose leaf is here")
 
     def evaluation(self) -> None:
-        """Evaluation -> version; thresholds -> evaluation; gate -> evaluation"""
-        link, version = "evaluation -> version", self.made.subject
-        evaluation = self.find("evaluation", link, names=version)
-        gate = self.find("gate", "gate -> evaluation", names=evaluation.subject if evaluation else None)
+        """Gate -> evaluation -> version; thresholds -> evaluation"""
+        link, evaluations = "evaluation -> version", self.having("evaluation", self.about_version)
+        judged = [leaf.subject for leaf in evaluations]
+        gates = self.having("gate", lambda leaf: not judged or any(ref in judged for ref in leaf.uses))
+        passed = [leaf for leaf in gates if leaf.body.get("verdict") == "pass"]
+        gated = [ref for leaf in passed[-1:] for ref in leaf.uses]
+        evaluation = self.find(
+            "evaluation", link, lambda leaf: leaf in evaluations and (not passed or leaf.subject in gated)
+        )
         if evaluation:
             self.before(link, self.made, evaluation)
-            self.holds(link, f"{version} was evaluated at {evaluation.at} ({evaluation.subject})")
-            link = "thresholds -> evaluation"
-            if thresholds := self.find("thresholds", link):
+            self.holds(link, f"{self.made.subject} was evaluated at {evaluation.at} ({evaluation.subject})")
+            link, used = "thresholds -> evaluation", [*evaluation.uses, *gated]
+            if thresholds := self.find("thresholds", link, lambda leaf: leaf.subject in used):
                 self.before(link, thresholds, evaluation)
-                if thresholds.subject not in (*evaluation.uses, *(gate.uses if gate else [])):
-                    raise Broken(link, f"neither evaluation nor gate uses {thresholds.subject}")
                 self.holds(link, f"its thresholds were recorded before it, at {thresholds.at}")
-        if gate:
-            link = "gate -> evaluation"
-            if gate.body.get("verdict") != "pass":
-                raise Broken(link, f"the gate's verdict is {gate.body.get('verdict')!r}, not 'pass'")
+        link = "gate -> evaluation"
+        if gates and not passed:
+            raise Broken(link, f"the gate's verdict is {gates[-1].body.get('verdict')!r}, not 'pass'")
+        if gate := self.find("gate", link, lambda leaf: leaf in passed):
             self.before(link, evaluation or self.made, gate)
             self.holds(link, f"the gate passed at {gate.at}")
+
+    def having(self, role: str, fits: Callable[[Leaf], bool]) -> list[Leaf]:
+        """All leaves of a role that fit, oldest first."""
+        return sorted((leaf for leaf in self.leaves if leaf.role == role and fits(leaf)), key=lambda leaf: leaf.index)
 
     def approved(self) -> None:
         """Approval -> version"""
         link, version = "approval -> version", self.made
-        self.approval = self.find("approval", link, names=version.subject)
+        self.approval = self.find("approval", link, self.about_version)
         if self.approval:
             self.before(link, version, self.approval)
             if self.approval.actor == version.actor:
@@ -425,11 +434,12 @@ class Chain:
     def deployment(self) -> None:
         """Record -> deployment -> version; approval -> deployment -> segment"""
         link, record = "record -> deployment", self.record
-        self.deployed = self.need("deployment", link)
+        self.deployed = self.need("deployment", link, lambda _: True)
         if self.deployed.id != record["deployment"]:
             raise Broken(link, f"the record was answered under deployment {record['deployment']}, not this one")
-        if self.deployed.subject.partition("@")[0] != f"endpoint:{record['endpoint']}":
-            raise Broken(link, f"the deployment is of {self.deployed.subject}, not of {record['endpoint']}")
+        named = [ref.partition("@")[0] for ref in (self.deployed.subject, *self.deployed.uses)]
+        if f"endpoint:{record['endpoint']}" not in named:
+            raise Broken(link, f"the deployment is of {self.deployed.subject}, not of endpoint:{record['endpoint']}")
         link = "deployment -> version"
         if self.made.subject not in self.deployed.uses:
             raise Broken(link, f"it does not deploy {self.made.subject}")
@@ -445,7 +455,7 @@ class Chain:
             if leaf.role == "policy":
                 continue
             link = f"{leaf} -> policy"
-            policy = self.find("policy", link, subject=f"policy:{leaf.decision['policy_set']}")
+            policy = self.find("policy", link, subject_is(f"policy:{leaf.decision['policy_set']}"))
             if policy:
                 self.before(link, policy, leaf)
         sets = sorted({leaf.decision["policy_set"] for leaf in self.leaves})

@@ -105,7 +105,7 @@ BROKEN: list[tuple[str, Callable[[Ledger], None], str]] = [
     ("a run that is something else", _set("run", subject="model:x@1"), "role of run leaf 5"),
     ("a version of another project", _set("version", project="other"), "project of version leaf 6"),
     ("a run of no project", _set("run", project=""), "project of run leaf 5"),
-    ("two versions", _twice("version"), "form"),
+    ("two segments", _twice("segment"), "form"),
 ]
 
 
@@ -316,4 +316,29 @@ def test_it_imports_only_the_standard_library_and_cryptography() -> None:
 def test_a_bundle_with_a_denied_or_foreign_leaf_of_no_role_is_still_proved() -> None:
     ledger = Ledger()
     ledger.leaves.append(("", fields(20, "models.approve", "model:x@1", outcome="denied", actor="anonymous")))
+    assert check(ledger).broken is None
+
+
+def _add(ledger: Ledger, role: str, leaf: dict[str, Any]) -> None:
+    ledger.leaves.insert(11, (role, leaf))
+
+
+def test_the_evaluation_of_a_later_version_against_this_one_does_not_speak_for_it() -> None:
+    version, later = "model:delay-risk@7", "model:delay-risk@8"
+    ledger = Ledger()
+    _add(ledger, "evaluation", fields(20, "models.evaluate", "evaluation:e2", uses=[later, version]))
+    _add(ledger, "gate", fields(21, "models.check_gate", later, uses=["evaluation:e2"], body={"verdict": "pass"}))
+    _add(ledger, "approval", fields(22, "models.approve", later, uses=[version], actor="principal:carol"))
+    assert check(ledger).broken is None
+    for role, link in (("approval", "approval -> version"), ("gate", "gate -> evaluation")):
+        ledger.leaves[[name for name, _ in ledger.leaves].index(role)] = ("", ledger.of(role))
+        report = check(ledger)
+        assert report.broken is not None
+        assert report.broken.link == link
+
+
+def test_a_version_that_was_refused_and_then_passed_is_proved() -> None:
+    ledger = Ledger()
+    refused = fields(20, "models.check_gate", "model:delay-risk@7", uses=["evaluation:e1"], body={"verdict": "refused"})
+    _add(ledger, "gate", refused)
     assert check(ledger).broken is None
