@@ -13,7 +13,7 @@ _PUBLIC = {
     "Settings": "macadam.settings",
 }
 
-__all__ = ["Platform", "Ref", "Settings", "__version__"]  # noqa: F822 - resolved by __getattr__
+__all__ = ["Platform", "Ref", "Settings", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -266,7 +266,8 @@ def in_group(group: str) -> list[Operation]:
 
 def plain(value: object) -> object:
     """What a leaf may hold: str, int, list and dict. Floats become their shortest exact text, booleans 'true'
-    and 'false', instants RFC 3339; None is left out of dicts."""
+    and 'false', instants RFC 3339; None is left out of dicts.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int)):

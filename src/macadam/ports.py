@@ -157,7 +157,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished command cost. seconds: wall clock; cpu_seconds: user + system, children included;
-    peak_bytes: resident memory; log: the end of stdout and stderr together."""
+    peak_bytes: resident memory; log: the end of stdout and stderr together.
+    """
 
     exit_code: int
     seconds: float

@@ -96,7 +96,8 @@ def require_aware(at: datetime, what: str) -> datetime:
 
 def instant(at: datetime) -> str:
     """RFC 3339 in UTC with microseconds and Z: the one spelling used in leaves and records."""
-    return require_aware(at, "The time").strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # On the path of each prediction: isoformat takes half the time of strftime.
+    return require_aware(at, "The time").replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_instant(text: str) -> datetime:
@@ -113,14 +114,26 @@ def _uuid7_numbers() -> Iterator[int]:
     """UUIDv7 (RFC 9562, method 3: sub-millisecond ticks in rand_a), strictly increasing within a process."""
     last = 0
     while True:
-        ticks = time.time_ns() * 4096 // 1_000_000
-        last = ticks if ticks > last else last + 1
-        high = (last >> 12) << 16 | 0x7000 | (last & 0xFFF)
-        yield high << 64 | 0x8 << 60 | int.from_bytes(os.urandom(8)) >> 4
+        random = os.urandom(8 * _RANDOM_BLOCK)  # one system call for many ids
+        for at in range(0, len(random), 8):
+            ticks = time.time_ns() * 4096 // 1_000_000
+            last = ticks if ticks > last else last + 1
+            high = (last >> 12) << 16 | 0x7000 | (last & 0xFFF)
+            yield high << 64 | 0x8 << 60 | int.from_bytes(random[at : at + 8], "big") >> 4
 
 
+_RANDOM_BLOCK = 128
 _uuid7 = _uuid7_numbers()
 _uuid7_lock = threading.Lock()
+
+
+def _restart_uuid7() -> None:
+    """A forked child must not go on with its parent's random bytes."""
+    global _uuid7, _uuid7_lock
+    _uuid7, _uuid7_lock = _uuid7_numbers(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_restart_uuid7)
 
 
 def uuid7() -> str:
