@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from macadam.errors import IntegrityError, InvalidInput, NotFound, StorageFull
+from macadam.errors import Conflict, IntegrityError, InvalidInput, NotFound, StorageFull
 from macadam.values import DIGEST_PATTERN, digest_of, uuid7
 
 _CHUNK = 1 << 20
@@ -42,8 +42,11 @@ class LocalObjects:
             if not target.exists():
                 source.seek(0)
                 with _replacing(target) as file:
-                    while chunk := source.read(_CHUNK):
-                        file.write(chunk)
+                    if _copied(source, file) != digest:
+                        raise Conflict(
+                            f"The file {path} changed while it was stored.",
+                            next_step="Run the same call again once nobody writes to it.",
+                        )
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -53,16 +56,13 @@ class LocalObjects:
         return data
 
     def fetch(self, digest: str, to: Path) -> None:
-        hasher = hashlib.sha256()
         try:
-            with self._content(digest).open("rb") as source, _replacing(to) as file:
-                while chunk := source.read(_CHUNK):
-                    hasher.update(chunk)
-                    file.write(chunk)
-                if "sha256:" + hasher.hexdigest() != digest:
-                    raise _altered(digest)
+            source = self._content(digest).open("rb")
         except FileNotFoundError as error:
             raise _missing(digest) from error
+        with source, _replacing(to) as file:
+            if _copied(source, file) != digest:
+                raise _altered(digest)
 
     def exists(self, digest: str) -> bool:
         return self._content(digest).exists()
@@ -75,10 +75,13 @@ class LocalObjects:
         return self._read(self._named(name), name)
 
     def names(self, prefix: str) -> Iterator[str]:
+        """The names that start with `prefix`, sorted."""
+        if prefix:
+            self._named(prefix.rstrip("/"))  # raises for what no name can start with, such as '/' and '..'
         root = self._directory / "names"
-        for path in sorted((root / prefix).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(root).as_posix()
+        found = (path for path in (root / prefix.rpartition("/")[0]).rglob("*") if path.is_file())
+        names = (path.relative_to(root).as_posix() for path in found if not path.name.startswith("."))
+        yield from sorted(name for name in names if name.startswith(prefix))
 
     def _content(self, digest: str) -> Path:
         if not _DIGEST.match(digest):
@@ -97,12 +100,21 @@ class LocalObjects:
             raise _missing(what) from error
 
 
+def _copied(source: IO[bytes], target: IO[bytes]) -> str:
+    """Copies what is left of `source` and returns its digest."""
+    hasher = hashlib.sha256()
+    while chunk := source.read(_CHUNK):
+        hasher.update(chunk)
+        target.write(chunk)
+    return "sha256:" + hasher.hexdigest()
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A draft that takes the place of `path` when the block ends well and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid7()}.draft")
     try:
+        _make_directory(path.parent)
         with draft.open("xb") as file:
             yield file
             file.flush()
@@ -110,13 +122,21 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         draft.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StorageFull(
                 f"The disk is full: {path.name} was not stored.", next_step="Free space and run the same call again."
             ) from error
         raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _make_directory(directory: Path) -> None:
+    """Makes it and its parents; each new one is durable in its parent, or a power cut could take files with it."""
+    if not directory.exists():
+        _make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _sync_directory(directory.parent)
 
 
 def _sync_directory(directory: Path) -> None:

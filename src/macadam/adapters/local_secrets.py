@@ -1,10 +1,12 @@
 """Secrets as files that only their owner can read, one a name, in a directory of mode 0700."""
 
+import errno
 import os
 import re
 from pathlib import Path
 
-from macadam.errors import Conflict, InvalidInput, NotFound
+from macadam.errors import Conflict, InvalidInput, NotFound, StorageFull
+from macadam.values import uuid7
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,100}$")
 
@@ -25,19 +27,21 @@ class LocalSecrets:
 
     def put(self, name: str, value: bytes) -> None:
         path = self._path(name)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        draft = path.with_name(f".{name}.{uuid7()}.draft")
         try:
-            os.write(descriptor, value)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        try:
+            _write(draft, value)
             os.link(draft, path)  # fails if the name is taken, also by another process: never replaces a key
         except FileExistsError as error:
             raise Conflict(f"The secret {name!r} exists.", next_step="Use it, or choose another name.") from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise StorageFull(
+                f"The disk is full: the secret {name!r} was not stored.",
+                next_step="Free space and run the same call again.",
+            ) from error
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
         directory = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -48,3 +52,10 @@ class LocalSecrets:
         if not _NAME.match(name):
             raise InvalidInput(f"{name!r} is not a secret's name.", next_step="Use a-z, 0-9, '.', '_' and '-'.")
         return self._directory / name
+
+
+def _write(path: Path, value: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(value)
+        file.flush()
+        os.fsync(file.fileno())

@@ -8,6 +8,7 @@ only its own piece. Several processes may open the same file; SQLite's lock orde
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,12 +17,18 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from macadam.errors import Busy, MacadamError, StorageFull, Temporary
+from macadam.errors import Busy, IntegrityError, StorageFull, Temporary, Unavailable
 from macadam.migrations import upgrade
 from macadam.settings import Sql as SqlSettings
 
 T = TypeVar("T")
 _Work = tuple[Callable[[sa.Connection], Any], "Future[Any]"]
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_HELD = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SHUT = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+# After these SQLite may have rolled back the whole transaction, so that no piece of a group can be saved alone.
+_FATAL = _FULL | _HELD | _DAMAGED | _SHUT
 
 
 class Sqlite:
@@ -32,13 +39,14 @@ class Sqlite:
         self._limit = settings.group_limit
         self._engine = _engine(path, settings.busy_timeout)
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._closed = threading.Lock()
+        self._door = threading.Lock()  # held while work is handed in, so that none arrives after the last
+        self._closed = False
         self._writer = threading.Thread(target=self._write_groups, name="sqlite-writer", daemon=True)
         self._writer.start()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        with self._engine.connect() as connection:
+        with _told(), self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN")
             try:
                 yield connection
@@ -49,7 +57,10 @@ class Sqlite:
         if threading.current_thread() is self._writer:
             raise RuntimeError("write() was called from inside a write: use the transaction's connection")
         answer: Future[T] = Future()
-        self._queue.put((work, answer))
+        with self._door:
+            if self._closed:
+                raise Unavailable("The database was closed.", next_step="Open the home again.")
+            self._queue.put((work, answer))
         return answer.result()
 
     def migrate(self) -> None:
@@ -57,18 +68,25 @@ class Sqlite:
 
     def close(self) -> None:
         """Waits for the work handed in so far. Closing twice does nothing."""
-        if self._closed.acquire(blocking=False):
+        with self._door:
+            if self._closed:
+                return
+            self._closed = True
             self._queue.put(None)
-            self._writer.join()
-            self._engine.dispose()
+        self._writer.join()
+        self._engine.dispose()
 
     def _write_groups(self) -> None:
-        with self._engine.connect() as connection:
-            while (first := self._queue.get()) is not None:
-                group, last = self._gather(first)
-                _commit(connection, group)
-                if last:
-                    return
+        last = False
+        while not last and (first := self._queue.get()) is not None:
+            group, last = self._gather(first)
+            try:
+                with (
+                    self._engine.connect() as connection
+                ):  # from the pool: opening failed or not, each group tries anew
+                    _commit(connection, group)
+            except BaseException as error:  # noqa: BLE001 - the writer outlives any error; its callers are told
+                _refuse(group, error)
 
     def _gather(self, first: _Work) -> tuple[list[_Work], bool]:
         group = [first]
@@ -85,7 +103,7 @@ class Sqlite:
 
 def _engine(path: Path, busy_timeout: float) -> sa.Engine:
     engine = sa.create_engine(
-        f"sqlite:///{path}",
+        sa.URL.create("sqlite", database=str(path)),
         connect_args={"timeout": busy_timeout, "check_same_thread": False},
         poolclass=sa.pool.QueuePool,
         pool_size=8,
@@ -96,15 +114,32 @@ def _engine(path: Path, busy_timeout: float) -> sa.Engine:
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver must not open transactions by itself: BEGIN is said in read() and _commit().
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection, busy_timeout)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
 
 
+def _use_wal(connection: sqlite3.Connection, busy_timeout: float) -> None:
+    """SQLite's busy timeout does not cover the change to WAL, which processes that open a fresh file race for."""
+    end = time.monotonic() + busy_timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _HELD or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def _commit(connection: sa.Connection, group: list[_Work]) -> None:
-    """Runs a group in one transaction. Answers are given only after the commit has returned."""
+    """Runs a group in one transaction. Answers are given only after the commit has returned.
+
+    Raises what made the whole group fail, with nothing of it in the database.
+    """
     done: list[tuple[Future[Any], Any]] = []
     try:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -113,12 +148,9 @@ def _commit(connection: sa.Connection, group: list[_Work]) -> None:
             if not answer.done():
                 done.append((answer, value))
         connection.exec_driver_sql("COMMIT")
-    except BaseException as error:  # the writer thread must outlive any error: every caller is told of it
+    except BaseException:
         _roll_back(connection)
-        for _, answer in group:
-            if not answer.done():
-                answer.set_exception(_translated(error))
-        return
+        raise
     finally:
         # exec_driver_sql autobegins SQLAlchemy's own transaction state; end it without a statement of its own.
         connection.rollback()
@@ -126,18 +158,19 @@ def _commit(connection: sa.Connection, group: list[_Work]) -> None:
         answer.set_result(value)
 
 
+def _refuse(group: list[_Work], error: BaseException) -> None:
+    for _, answer in group:
+        if not answer.done():
+            answer.set_exception(_translated(error))
+
+
 def _run_one(connection: sa.Connection, work: Callable[[sa.Connection], T], answer: "Future[T]") -> T | None:
     connection.exec_driver_sql("SAVEPOINT piece")
     try:
         value = work(connection)
-    except MacadamError as error:
-        connection.exec_driver_sql("ROLLBACK TO piece")
-        connection.exec_driver_sql("RELEASE piece")
-        answer.set_exception(error)
-        return None
-    except sa.exc.OperationalError:
-        raise  # disk full, locked, damaged: the whole group fails
-    except Exception as error:  # noqa: BLE001 - handed to the caller whose work raised it
+    except Exception as error:
+        if isinstance(error, sa.exc.DatabaseError) and _code(error.orig) in _FATAL:
+            raise
         connection.exec_driver_sql("ROLLBACK TO piece")
         connection.exec_driver_sql("RELEASE piece")
         answer.set_exception(error)
@@ -155,15 +188,38 @@ def _roll_back(connection: sa.Connection) -> None:
             raise
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns the driver's errors in the block into Macadam's."""
+    try:
+        yield
+    except sa.exc.DatabaseError as error:
+        told = _translated(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _code(error: object) -> int:
+    """SQLite's primary result code (https://sqlite.org/rescode.html), 0 if the error has none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _translated(error: BaseException) -> BaseException:
-    text = str(error)
-    if isinstance(error, sa.exc.OperationalError):
-        if "disk is full" in text or "disk I/O error" in text:
-            return StorageFull(
-                "The database's disk is full or does not take writes.",
-                next_step="Free space on the disk of the home directory and run the same call again.",
-            )
-        if "locked" in text or "busy" in text:
-            return Busy("Another process holds the database.", next_step="Run the same call again in a moment.")
-        return Temporary(f"The database refused the work: {text}", next_step="Look at the home's disk and permissions.")
+    code = _code(error.orig) if isinstance(error, sa.exc.DatabaseError) else 0
+    if code in _FULL:
+        return StorageFull(
+            "The database's disk is full or does not take writes.",
+            next_step="Free space on the disk of the home directory and run the same call again.",
+        )
+    if code in _HELD:
+        return Busy("Another process holds the database.", next_step="Run the same call again in a moment.")
+    if code in _DAMAGED:
+        return IntegrityError(
+            f"The database is damaged: {error}.", next_step="Stop, keep the file, and restore a backup of the home."
+        )
+    if code in _SHUT:
+        return Temporary(
+            f"The database cannot be opened for writing: {error}.", next_step="Look at the home's disk and permissions."
+        )
     return error

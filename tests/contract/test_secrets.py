@@ -1,0 +1,54 @@
+"""The behaviour of every Secrets adapter."""
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from macadam.adapters.local_secrets import LocalSecrets
+from macadam.errors import Conflict, InvalidInput, NotFound
+from macadam.ports import Secrets
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Secrets:
+    return LocalSecrets(tmp_path)
+
+
+def test_a_secret_is_got_as_it_was_put_and_never_replaced(secrets: Secrets) -> None:
+    secrets.put("ledger-key", b"\x00\x01")
+    with pytest.raises(Conflict, match="exists"):
+        secrets.put("ledger-key", b"other")
+    assert secrets.get("ledger-key") == b"\x00\x01"
+
+
+def test_a_missing_secret_is_not_found(secrets: Secrets) -> None:
+    with pytest.raises(NotFound, match="no secret 'ledger-key'"):
+        secrets.get("ledger-key")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "A", ".x", "a/b", "x" * 102])
+def test_a_name_that_could_leave_its_place_is_refused(secrets: Secrets, name: str) -> None:
+    with pytest.raises(InvalidInput, match="not a secret's name"):
+        secrets.put(name, b"x")
+
+
+def test_of_many_that_put_one_name_one_wins_and_all_read_its_value(secrets: Secrets) -> None:
+    def put(number: int) -> bytes | None:
+        value = b"%d" % number * 1000
+        try:
+            secrets.put("key", value)
+        except Conflict:
+            return None
+        return value
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [value for value in pool.map(put, range(40)) if value is not None]
+    assert [secrets.get("key")] == winners
+
+
+def test_local_only_the_owner_can_read_and_no_draft_stays(secrets: Secrets, tmp_path: Path) -> None:
+    secrets.put("key", b"x")
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
