@@ -34,7 +34,8 @@ class Client:
     """A server's operations.
 
     url: such as http://127.0.0.1:8480. timeout: seconds to wait for an answer; training runs inside a call, so the
-    default is an hour. retries: how often a temporary failure is tried again. sleep: given in tests.
+    default is an hour. retries: how often a temporary failure is tried again. sleep and
+    transport: given in tests.
     """
 
     def __init__(
@@ -45,12 +46,13 @@ class Client:
         timeout: float = 3600.0,
         retries: int = 4,
         sleep: Callable[[float], None] = time.sleep,
+        transport: "httpx.BaseTransport | None" = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._token = token
         self._retries = retries
         self._sleep = sleep
-        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS))
+        self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS), transport=transport)
 
     def call(self, request: Request[R], *, idempotency_key: str = "") -> R:
         """Runs the operation that the request's type belongs to. Raises what `macadam.errors` says."""

@@ -42,7 +42,7 @@ def to_error(said: Mapping[str, object], status: int) -> MacadamError:
 
     An answer of another shape (a proxy's page) becomes Unavailable for 502 to 504, else Unexpected.
     """
-    kind = _classes().get(str(said.get("code", "")))
+    kind = {kind.code: kind for kind in classes()}.get(str(said.get("code", "")))
     details = said.get("details")
     if kind is None:
         kind = Unavailable if status in (502, 503, 504) else Unexpected
@@ -62,11 +62,6 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def _classes() -> dict[str, type[MacadamError]]:
-    found: dict[str, type[MacadamError]] = {}
-    waiting: list[type[MacadamError]] = [MacadamError]
-    while waiting:
-        kind = waiting.pop()
-        found[kind.code] = kind
-        waiting.extend(kind.__subclasses__())
-    return found
+def classes(root: type[MacadamError] = MacadamError) -> list[type[MacadamError]]:
+    """Every class of the tree that is loaded, parents before children."""
+    return [root, *(kind for child in root.__subclasses__() for kind in classes(child))]
