@@ -55,9 +55,7 @@ flights = Table(
 )  # fmt: skip
 
 # A reading is published when its hour is over.
-weather = Table(
-    name="weather", row_id=("origin", "time_hour"), known_at="time_hour + INTERVAL 1 HOUR"
-)
+weather = Table(name="weather", row_id=("origin", "time_hour"), known_at="time_hour + INTERVAL 1 HOUR")
 planes = Table(name="planes", row_id=("tailnum",))
 
 carrier = Entity(name="carrier", keys=("carrier",))

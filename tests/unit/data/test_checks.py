@@ -240,3 +240,15 @@ LAW = compiled(
     "{name: id, logicalType: integer, primaryKey: true, logicalTypeOptions: {minimum: 0}}, {name: flag, logicalType: boolean}",
     "[{type: sql, query: flag, mustBe: true, name: flagged}]",
 )
+
+
+def test_row_numbers_hold_in_a_batch_that_is_checked_by_several_threads_and_comes_in_chunks():
+    count, bad, repeated = 400_000, {7, 122_880, 399_999}, {200_001}
+    numbers = [n if n not in repeated else 5 for n in range(count)]
+    rows = pa.table({"id": pa.array(numbers), "flag": pa.array([n not in bad for n in range(count)])})
+    chunked = pa.concat_tables([rows.slice(0, 1), rows.slice(1, 250_000), rows.slice(250_001)])
+    outcome = LAW.run(chunked, first_row=10)
+    assert reasons(outcome) == {n + 10: ["flagged"] for n in bad} | {200_011: ["id.unique"]}
+    assert outcome.quarantined.column("id").to_pylist() == [7, 122_880, 5, 399_999]
+    kept = [n for place, n in enumerate(numbers) if place not in bad | repeated]
+    assert outcome.good.column("id").to_pylist() == kept
