@@ -52,16 +52,8 @@ MAY_BE_ALLOWED_MISSING = ("contract", "evaluation", "thresholds", "gate", "appro
 BUNDLE = {"format": str, "claim": str, "record": str, "segment": dict, "checkpoint": str, "leaves": list}
 SEGMENT = {"leaf": int, "index": int, "count": int, "path": list}
 ENTRY = {"role": str, "index": int, "leaf": str, "path": list}
-LEAF: dict[str, type] = {
-    "id": str,
-    "at": str,
-    "kind": str,
-    "outcome": str,
-    "actor": str,
-    "project": str,
-    "subject": str,
-}
-LEAF |= {"v": int, "uses": list, "request": str, "decision": dict, "body": dict}
+LEAF: dict[str, type] = {"v": int, "id": str, "at": str, "kind": str, "outcome": str, "actor": str, "project": str}
+LEAF |= {"subject": str, "uses": list, "request": str, "decision": dict, "body": dict}
 DECISION = {"effect": str, "policies": list, "policy_set": str, "id": str}
 RECORD = {"id": str, "at": str, "project": str, "endpoint": str, "variant": str, "version": str}
 RECORD |= {"model_digest": str, "deployment": str, "actor": str, "outcome": str}
@@ -69,11 +61,11 @@ RECORD |= {"model_digest": str, "deployment": str, "actor": str, "outcome": str}
 Keys = dict[tuple[str, bytes], Ed25519PublicKey]
 
 
-class Unreadable(Exception):  # noqa: N818 - named for what it says
+class Unreadable(Exception):
     """The input is not what this program reads: exit code 2."""
 
 
-class Broken(Exception):  # noqa: N818
+class Broken(Exception):
     """A link of the chain does not hold: exit code 1."""
 
     def __init__(self, link: str, why: str) -> None:
@@ -280,7 +272,7 @@ def inclusion(leaves: list[Leaf], size: int, root: bytes, report: Report) -> Non
     report.links.append(("inclusion", f"all {len(leaves)} leaves of the bundle are in that ledger"))
 
 
-def subject_is(ref: str) -> Callable[[Leaf], bool]:
+def is_about(ref: str) -> Callable[[Leaf], bool]:
     return lambda leaf: leaf.subject == ref
 
 
@@ -295,31 +287,38 @@ class Chain:
     def holds(self, link: str, what: str) -> None:
         self.report.links.append((link, what))
 
-    def find(self, role: str, link: str, fits: Callable[[Leaf], bool]) -> Leaf | None:
-        """The newest leaf of a role that fits. None if there is none and --allow-missing covers the role."""
-        found = [leaf for leaf in self.leaves if leaf.role == role and fits(leaf)]
-        if not found and role not in self.allowed:
-            raise Broken(link, f"not proved: the bundle has no {role} leaf that fits")
-        if not found:
+    def all(self, role: str, fits: Callable[[Leaf], bool]) -> list[Leaf]:
+        """All leaves of a role that fit, oldest first."""
+        return sorted((leaf for leaf in self.leaves if leaf.role == role and fits(leaf)), key=lambda leaf: leaf.index)
+
+    def find(self, role: str, link: str, fits: Callable[[Leaf], bool], *, before: Leaf) -> Leaf | None:
+        """The newest leaf of a role that fits and is older than `before`.
+
+        None if no leaf fits and --allow-missing covers the role; else that is a broken link.
+        """
+        found = self.all(role, fits)
+        if not found and role in self.allowed:
             self.report.not_proved.append(f"{link}: the bundle has no {role} leaf that fits (allowed to be missing)")
             return None
-        return max(found, key=lambda leaf: leaf.index)
+        if not found:
+            raise Broken(link, f"not proved: the bundle has no {role} leaf that fits")
+        older = [leaf for leaf in found if leaf.index < before.index]
+        if not older:
+            raise Broken(link, f"the {found[0]} was not recorded before the {before}")
+        return older[-1]
 
-    def need(self, role: str, link: str, fits: Callable[[Leaf], bool]) -> Leaf:
+    def need(self, role: str, link: str, fits: Callable[[Leaf], bool], *, before: Leaf) -> Leaf:
         """Like `find`, for the roles that no option allows to be missing."""
-        leaf = self.find(role, link, fits)
+        leaf = self.find(role, link, fits, before=before)
         if leaf is None:
             raise Broken(link, f"not proved: the bundle has no {role} leaf that fits")
         return leaf
 
     def about_version(self, leaf: Leaf) -> bool:
-        """The first model that a leaf names is the one it is about: others are what it was compared with."""
+        """Is it newer than the version, and about it? The first model that a leaf names is the one it is about:
+        others are what that was compared with."""
         models = [ref for ref in (leaf.subject, *leaf.uses) if ref.startswith("model:")]
-        return models[:1] == [self.made.subject]
-
-    def before(self, link: str, earlier: Leaf, later: Leaf) -> None:
-        if earlier.index >= later.index:
-            raise Broken(link, f"the {earlier} was not recorded before the {later}")
+        return models[:1] == [self.made.subject] and leaf.index > self.made.index
 
     def projects(self) -> None:
         """Every leaf -> the prediction's project, where they are not the platform's own"""
@@ -333,60 +332,64 @@ class Chain:
         link, at, claim = "record -> segment", self.bundle["segment"], f"prediction:{self.record['id']}"
         if self.bundle["claim"] != claim:
             raise Broken(link, f"the claim is {self.bundle['claim']!r}, the record is {claim}")
-        self.sealed = self.need("segment", link, lambda _: True)
-        if not 0 <= at["leaf"] < len(self.leaves) or self.leaves[at["leaf"]] is not self.sealed:
+        if not 0 <= at["leaf"] < len(self.leaves) or self.leaves[at["leaf"]].role != "segment":
             raise Broken(link, f"leaf {at['leaf']} of the bundle is not the segment's")
-        if self.sealed.body.get("count") != at["count"]:
-            raise Broken(
-                link, f"the segment was sealed with {self.sealed.body.get('count')} records, not {at['count']}"
-            )
+        self.sealed, count = self.leaves[at["leaf"]], at["count"]
         path = read_hashes(at["path"], "the segment's path")
-        root = root_from_path(self.bundle["record"].encode(), at["index"], at["count"], path, link)
-        if self.sealed.body.get("root") != f"sha256:{root.hex()}":
+        root = root_from_path(self.bundle["record"].encode(), at["index"], count, path, link)
+        if self.sealed.body.get("root") != f"sha256:{root.hex()}" or self.sealed.body.get("count") != count:
             raise Broken(link, "the record is not in the sealed segment")
-        self.holds(
-            link, f"the record is number {at['index']} of the {at['count']} that were sealed at {self.sealed.at}"
+        self.holds(link, f"the record is number {at['index']} of the {count} that were sealed at {self.sealed.at}")
+
+    def deployment(self) -> None:
+        """Record -> deployment"""
+        link, endpoint, wanted = (
+            "record -> deployment",
+            f"endpoint:{self.record['endpoint']}",
+            self.record["deployment"],
         )
+        self.deployed = self.need("deployment", link, lambda leaf: leaf.id == wanted, before=self.sealed)
+        if endpoint not in [ref.partition("@")[0] for ref in (self.deployed.subject, *self.deployed.uses)]:
+            raise Broken(link, f"the deployment is of {self.deployed.subject}, not of {endpoint}")
+        self.holds(link, f"{self.deployed.actor} deployed to {endpoint} at {self.deployed.at}")
 
     def version(self) -> None:
-        """Record -> version -> run"""
-        link, ref = "record -> version", self.record["version"]
-        self.made = self.need("version", link, subject_is(ref))
-        if self.made.body.get("artifact") != self.record["model_digest"]:
+        """Record -> version -> run; deployment -> version"""
+        link, ref, digest = "record -> version", self.record["version"], self.record["model_digest"]
+        self.made = self.need("version", link, is_about(ref), before=self.deployed)
+        if self.made.body.get("artifact") != digest:
             raise Broken(link, f"the record names another model file than {ref} was registered with")
-        self.holds(link, f"{ref} is the file {self.record['model_digest']}")
+        self.holds(link, f"{ref} is the file {digest}, registered by {self.made.actor}")
+        if ref not in self.deployed.uses:
+            raise Broken("deployment -> version", f"it does not deploy {ref}")
+        self.holds("deployment -> version", f"that deployment is of {ref}")
         link = "version -> run"
-        self.run = self.need("run", link, lambda leaf: leaf.subject in self.made.uses)
-        self.before(link, self.run, self.made)
+        self.run = self.need("run", link, lambda leaf: leaf.subject in self.made.uses, before=self.made)
         self.holds(link, f"{ref} was trained by {self.run.subject}")
 
     def data(self) -> None:
         """Run -> snapshots -> contracts; run -> environment"""
-        link, tables = "run -> snapshots", {ref: self.run for ref in self.run.uses if ref.startswith("table:")}
+        link, users = "run -> snapshots", {ref: self.run for ref in self.run.uses if ref.startswith("table:")}
         for ref in [ref for ref in self.run.uses if ref.startswith("training_set:")]:
-            training_set = self.need("training_set", link, subject_is(ref))
-            self.before(link, training_set, self.run)
-            tables |= {ref: training_set for ref in training_set.uses if ref.startswith("table:")}
-        if not tables:
+            rows = self.need("training_set", link, is_about(ref), before=self.run)
+            users |= {table: rows for table in rows.uses if table.startswith("table:")}
+        if not users:
             raise Broken(link, f"not proved: {self.run.subject} names no snapshot that it was trained on")
-        self.tables, self.contracts = sorted(tables), set[str]()
-        for ref in self.tables:
-            self.before(link, self.need("snapshot", link, subject_is(ref)), tables[ref])
+        self.tables, self.contracts = sorted(users), set[str]()
+        for table, user in sorted(users.items()):
+            self.contract(self.need("snapshot", link, is_about(table), before=user))
         self.holds(link, f"{self.run.subject} was trained on {', '.join(self.tables)}")
-        for ref in self.tables:
-            self.contract(self.need("snapshot", link, subject_is(ref)))
-        environments = [leaf for leaf in self.leaves if leaf.role == "environment" and leaf.subject in self.run.uses]
-        if environments:
-            self.holds("run -> environment", f"{self.run.subject} ran in {environments[0].subject}")
+        environment = self.all("environment", lambda leaf: leaf.subject in self.run.uses)
+        if environment:
+            self.holds("run -> environment", f"{self.run.subject} ran in {environment[-1].subject}")
         else:
             self.report.not_proved.append(f"run -> environment: no environment leaf that {self.run.subject} uses")
 
     def contract(self, snapshot: Leaf) -> None:
-        link, refs = f"snapshot -> contract ({snapshot.subject})", []
-        for ref in [ref for ref in snapshot.uses if ref.startswith("contract:")]:
-            if contract := self.find("contract", link, subject_is(ref)):
-                self.before(link, contract, snapshot)
-                refs.append(ref)
+        """Snapshot -> contracts"""
+        link = f"snapshot -> contract ({snapshot.subject})"
+        used = [ref for ref in snapshot.uses if ref.startswith("contract:")]
+        refs = [ref for ref in used if self.find("contract", link, is_about(ref), before=snapshot)]
         if refs:
             self.contracts.update(refs)
             self.holds(link, f"{snapshot.subject} was published under {', '.join(refs)}")
@@ -395,72 +398,46 @@ class Chain:
 
     def evaluation(self) -> None:
         """Gate -> evaluation -> version; thresholds -> evaluation"""
-        link, evaluations = "evaluation -> version", self.having("evaluation", self.about_version)
-        judged = [leaf.subject for leaf in evaluations]
-        gates = self.having("gate", lambda leaf: not judged or any(ref in judged for ref in leaf.uses))
+        judged = [leaf.subject for leaf in self.all("evaluation", self.about_version)]
+        gates = self.all("gate", lambda leaf: any(ref in judged for ref in leaf.uses) or self.about_version(leaf))
         passed = [leaf for leaf in gates if leaf.body.get("verdict") == "pass"]
-        gated = [ref for leaf in passed[-1:] for ref in leaf.uses]
-        evaluation = self.find(
-            "evaluation", link, lambda leaf: leaf in evaluations and (not passed or leaf.subject in gated)
-        )
-        if evaluation:
-            self.before(link, self.made, evaluation)
-            self.holds(link, f"{self.made.subject} was evaluated at {evaluation.at} ({evaluation.subject})")
-            link, used = "thresholds -> evaluation", [*evaluation.uses, *gated]
-            if thresholds := self.find("thresholds", link, lambda leaf: leaf.subject in used):
-                self.before(link, thresholds, evaluation)
-                self.holds(link, f"its thresholds were recorded before it, at {thresholds.at}")
-        link = "gate -> evaluation"
         if gates and not passed:
-            raise Broken(link, f"the gate's verdict is {gates[-1].body.get('verdict')!r}, not 'pass'")
-        if gate := self.find("gate", link, lambda leaf: leaf in passed):
-            self.before(link, evaluation or self.made, gate)
-            self.holds(link, f"the gate passed at {gate.at}")
-
-    def having(self, role: str, fits: Callable[[Leaf], bool]) -> list[Leaf]:
-        """All leaves of a role that fit, oldest first."""
-        return sorted((leaf for leaf in self.leaves if leaf.role == role and fits(leaf)), key=lambda leaf: leaf.index)
+            raise Broken("gate -> evaluation", f"the gate's verdict is {gates[-1].body.get('verdict')!r}, not 'pass'")
+        gate = self.find("gate", "gate -> evaluation", lambda leaf: leaf in passed, before=self.sealed)
+        if gate and judged and not any(ref in judged for ref in gate.uses):
+            raise Broken("gate -> evaluation", f"the gate does not use {' or '.join(judged)}")
+        link, gated, later = "evaluation -> version", gate.uses if gate else judged, gate or self.sealed
+        evaluation = self.find(
+            "evaluation", link, lambda leaf: self.about_version(leaf) and leaf.subject in gated, before=later
+        )
+        if gate:
+            self.holds("gate -> evaluation", f"the gate passed {self.made.subject} at {gate.at}")
+        if evaluation:
+            self.holds(link, f"{self.made.subject} was evaluated at {evaluation.at} ({evaluation.subject})")
+            link, used = "thresholds -> evaluation", [*evaluation.uses, *(gate.uses if gate else [])]
+            thresholds = self.find("thresholds", link, lambda leaf: leaf.subject in used, before=evaluation)
+            if thresholds:
+                self.holds(link, f"its thresholds were recorded before it, at {thresholds.at}")
 
     def approved(self) -> None:
-        """Approval -> version"""
-        link, version = "approval -> version", self.made
-        self.approval = self.find("approval", link, self.about_version)
+        """Approval -> version, by another principal, before the deployment"""
+        link, author = "approval -> version", self.made.actor
+        by_others = self.all("approval", lambda leaf: self.about_version(leaf) and leaf.actor != author)
+        if not by_others and self.all("approval", self.about_version):
+            raise Broken(link, f"{author} approved the version that they registered themselves")
+        self.approval = self.find("approval", link, lambda leaf: leaf in by_others, before=self.deployed)
         if self.approval:
-            self.before(link, version, self.approval)
-            if self.approval.actor == version.actor:
-                raise Broken(link, f"{version.actor} approved the version that they registered themselves")
-            self.holds(link, f"{self.approval.actor} approved what {version.actor} registered")
-
-    def deployment(self) -> None:
-        """Record -> deployment -> version; approval -> deployment -> segment"""
-        link, record = "record -> deployment", self.record
-        self.deployed = self.need("deployment", link, lambda _: True)
-        if self.deployed.id != record["deployment"]:
-            raise Broken(link, f"the record was answered under deployment {record['deployment']}, not this one")
-        named = [ref.partition("@")[0] for ref in (self.deployed.subject, *self.deployed.uses)]
-        if f"endpoint:{record['endpoint']}" not in named:
-            raise Broken(link, f"the deployment is of {self.deployed.subject}, not of endpoint:{record['endpoint']}")
-        link = "deployment -> version"
-        if self.made.subject not in self.deployed.uses:
-            raise Broken(link, f"it does not deploy {self.made.subject}")
-        self.before(link, self.made, self.deployed)
-        if self.approval:
-            self.before("approval -> deployment", self.approval, self.deployed)
-        self.before("deployment -> segment", self.deployed, self.sealed)
-        self.holds(link, f"{self.deployed.subject} got it at {self.deployed.at} from {self.deployed.actor}")
+            self.holds(link, f"{self.approval.actor} approved what {author} registered, before it was deployed")
 
     def policies(self) -> None:
         """Each decision -> the policies in force"""
-        for leaf in self.leaves:
-            if leaf.role == "policy":
-                continue
-            link = f"{leaf} -> policy"
-            policy = self.find("policy", link, subject_is(f"policy:{leaf.decision['policy_set']}"))
-            if policy:
-                self.before(link, policy, leaf)
-        sets = sorted({leaf.decision["policy_set"] for leaf in self.leaves})
-        if "policy" not in self.allowed:
-            self.holds("decisions -> policies", f"every step was allowed under policies on record: {', '.join(sets)}")
+        sets = set()
+        for leaf in [leaf for leaf in self.leaves if leaf.role != "policy"]:
+            ref = f"policy:{leaf.decision['policy_set']}"
+            if self.find("policy", f"{leaf} -> policy", is_about(ref), before=leaf):
+                sets.add(ref)
+        if sets:
+            self.holds("decisions -> policies", f"they were made under {', '.join(sorted(sets))}")
 
     def story(self) -> list[str]:
         r, made, run = self.record, self.made, self.run
@@ -487,11 +464,11 @@ def verify(data: bytes, key_text: str, allowed: list[str]) -> Report:
         chain = Chain(bundle, leaves, allowed, report)
         chain.projects()
         chain.segment()
+        chain.deployment()
         chain.version()
         chain.data()
         chain.evaluation()
         chain.approved()
-        chain.deployment()
         chain.policies()
         report.story = chain.story()
     except Broken as broken:

@@ -82,18 +82,19 @@ BROKEN: list[tuple[str, Callable[[Ledger], None], str]] = [
     ("a gate for another evaluation", _set("gate", uses=["evaluation:e2"]), "gate -> evaluation"),
     ("a gate that refused", _body("gate", verdict="fail"), "gate -> evaluation"),
     ("a gate without verdict", _set("gate", body={}), "gate -> evaluation"),
-    ("a gate before the evaluation", _swap("gate", "evaluation"), "gate -> evaluation"),
+    ("a gate before the evaluation", _swap("gate", "evaluation"), "evaluation -> version"),
     ("no approval", _drop("approval"), "approval -> version"),
     ("approval of another version", _set("approval", subject="model:delay-risk@6"), "approval -> version"),
     ("approval by the author", _set("approval", actor="principal:alice"), "approval -> version"),
-    ("approval before the version", _swap("approval", "version"), "evaluation -> version"),
-    ("approval after deployment", _swap("approval", "deployment"), "approval -> deployment"),
+    ("an evaluation before the version", _swap("evaluation", "version"), "evaluation -> version"),
+    ("approval before the version", _swap("approval", "version"), "approval -> version"),
+    ("approval after deployment", _swap("approval", "deployment"), "approval -> version"),
     ("no deployment", _drop("deployment"), "record -> deployment"),
     ("another deployment", _record(deployment=uuid(500)), "record -> deployment"),
     ("an empty deployment", _record(deployment=""), "record -> deployment"),
     ("another endpoint", _record(endpoint="other"), "record -> deployment"),
     ("a deployment of another version", _set("deployment", uses=["model:delay-risk@6"]), "deployment -> version"),
-    ("deployed after the segment was sealed", _swap("deployment", "segment"), "deployment -> segment"),
+    ("deployed after the segment was sealed", _swap("deployment", "segment"), "record -> deployment"),
     ("a segment with another root", _body("segment", root="sha256:" + "0" * 64), "record -> segment"),
     ("a segment with another count", _body("segment", count=4), "record -> segment"),
     ("no policy", _drop("policy"), "contract leaf 1 -> policy"),
@@ -342,3 +343,12 @@ def test_a_version_that_was_refused_and_then_passed_is_proved() -> None:
     refused = fields(20, "models.check_gate", "model:delay-risk@7", uses=["evaluation:e1"], body={"verdict": "refused"})
     _add(ledger, "gate", refused)
     assert check(ledger).broken is None
+
+
+def test_a_second_approval_and_a_later_leaf_about_the_snapshot_change_nothing() -> None:
+    ledger = Ledger()
+    ledger.leaves.append(("approval", fields(20, "models.approve", "model:delay-risk@7", actor="principal:carol")))
+    ledger.leaves.append(("snapshot", fields(21, "data.expire", "table:flights@42")))
+    report = check(ledger)
+    assert report.broken is None
+    assert any("principal:bob approved" in what for _, what in report.links)
