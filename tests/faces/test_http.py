@@ -63,7 +63,10 @@ def test_a_body_may_not_contradict_the_path(http: Http, admin: str) -> None:
     sent = {"project": "elsewhere", "principal": "principal:local", "role": "viewer"}
     reply = http.request("POST", PROJECTS + "/flights/roles", token=admin, json=sent)
     assert (reply.status, reply.json()["details"]) == (400, {"field": "project"})
-    assert http.request("POST", PROJECTS + "/flights/roles", token=admin, json={**sent, "project": "flights"}).status == 200
+    assert (
+        http.request("POST", PROJECTS + "/flights/roles", token=admin, json={**sent, "project": "flights"}).status
+        == 200
+    )
 
 
 def test_a_reading_takes_no_body(http: Http, admin: str) -> None:

@@ -55,9 +55,7 @@ def test_the_command_line_loads_no_room_and_no_database_layer_to_say_help() -> N
 
 
 def test_a_groups_help_loads_that_room_only() -> None:
-    code = (
-        "import sys; from macadam.faces import cli; cli.main(['projects', '--help']); print('LOADED', *sys.modules)"
-    )
+    code = "import sys; from macadam.faces import cli; cli.main(['projects', '--help']); print('LOADED', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     loaded = set(done.stdout.partition("LOADED")[2].split())
     assert "macadam.access.service" in loaded
