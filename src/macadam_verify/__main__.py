@@ -316,7 +316,8 @@ class Chain:
 
     def about_version(self, leaf: Leaf) -> bool:
         """Is it newer than the version, and about it? The first model that a leaf names is the one it is about:
-        others are what that was compared with."""
+        others are what that was compared with.
+        """
         models = [ref for ref in (leaf.subject, *leaf.uses) if ref.startswith("model:")]
         return models[:1] == [self.made.subject] and leaf.index > self.made.index
 

@@ -87,7 +87,7 @@ BROKEN: list[tuple[str, Callable[[Ledger], None], str]] = [
     ("approval of another version", _set("approval", subject="model:delay-risk@6"), "approval -> version"),
     ("approval by the author", _set("approval", actor="principal:alice"), "approval -> version"),
     ("an evaluation before the version", _swap("evaluation", "version"), "evaluation -> version"),
-    ("approval before the version", _swap("approval", "version"), "approval -> version"),
+    ("approval and gate before the version", _swap("approval", "version"), "gate -> evaluation"),
     ("approval after deployment", _swap("approval", "deployment"), "approval -> version"),
     ("no deployment", _drop("deployment"), "record -> deployment"),
     ("another deployment", _record(deployment=uuid(500)), "record -> deployment"),
