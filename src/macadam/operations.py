@@ -58,7 +58,7 @@ class Request(msgspec.Struct, Generic[R], frozen=True, kw_only=True, forbid_unkn
     def response_type(cls) -> Any:
         """The type argument: `Request[Response]` → Response."""
         for base in getattr(cls, "__orig_bases__", ()):
-            if get_args(base):
+            if get_args(base) and not isinstance(get_args(base)[0], TypeVar):
                 return get_args(base)[0]
         raise TypeError(f"{cls.__name__} must derive from Request[Response]")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -141,7 +141,7 @@ class Http:
         self.app.close()
         self._runner.close()
 
-    def __enter__(self) -> "Http":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:

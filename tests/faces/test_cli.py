@@ -215,9 +215,9 @@ class EveryKind(Request[None], frozen=True, kw_only=True):
     yes: bool = False
     either: str | None = None
     words: tuple[str, ...] = ()
-    pairs: dict[str, int] = {}
+    pairs: dict[str, int] = msgspec.field(default_factory=dict)
     struct: Sample | None = None
-    structs: list[Sample] = []
+    structs: list[Sample] = msgspec.field(default_factory=list)
 
 
 def test_fields_are_described_by_their_types_and_the_docstring() -> None:

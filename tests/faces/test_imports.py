@@ -7,7 +7,21 @@ import sys
 
 import macadam
 
-HEAVY = "numpy pyarrow duckdb pyiceberg sklearn scipy onnxruntime onnx skl2onnx pandas dbos torch ray".split()
+HEAVY = [
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "pyiceberg",
+    "sklearn",
+    "scipy",
+    "onnxruntime",
+    "onnx",
+    "skl2onnx",
+    "pandas",
+    "dbos",
+    "torch",
+    "ray",
+]
 _PROBE = """
 import importlib, json, sys
 seen = {}
@@ -21,7 +35,9 @@ print(json.dumps(seen))
 
 def loaded_by(*modules: str) -> dict[str, str]:
     """Every module that is loaded after importing these in a fresh process → the one that brought it."""
-    done = subprocess.run([sys.executable, "-c", _PROBE, json.dumps(modules)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, json.dumps(modules)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found

@@ -15,7 +15,7 @@ class MethodNotAllowed(InvalidInput):
     code, status = "method-not-allowed", 405
 
 
-class Unexpected(MacadamError):  # noqa: N818 - named like the rest of the tree
+class Unexpected(MacadamError):
     """A fault of the platform itself. It has an id under which the log tells the rest."""
 
     code, exit_code = "unexpected", 70

@@ -146,9 +146,8 @@ def _group(group: str, about: str) -> Iterable[str]:
         known = fields.of_request(operation.request)
         leading = cli.positional(operation, known)
         words = [name.upper() for name in leading]
-        for field in known:
-            if field.name not in (*leading, "project"):
-                words.append(field.flag if field.required else f"[{field.flag}]")
+        others = (f for f in known if f.name not in (*leading, "project"))
+        words.extend(field.flag if field.required else f"[{field.flag}]" for field in others)
         yield f"| `macadam {' '.join([operation.cli, *words])}` | {_escaped(operation.summary)} |"
 
 
@@ -179,9 +178,9 @@ def _settings() -> Iterable[str]:
     yield "Each is an environment variable; command-line flags override some. `MACADAM_HOME` (default `.macadam`) says"
     yield "where embedded state lives."
     for section in dataclasses.fields(settings.Settings):
-        kind = section.default_factory
-        if not (isinstance(kind, type) and issubclass(kind, settings.Section)):
+        if section.default_factory is dataclasses.MISSING:  # the home
             continue
+        kind: Any = section.default_factory
         yield ""
         yield f"## {section.name}"
         yield ""

@@ -1,0 +1,49 @@
+import importlib
+
+import pytest
+
+from macadam import operations
+from macadam.errors import SettingInvalid
+from macadam.operations import Request, Transaction, operation
+from macadam.ports import load
+
+
+class Thing(Request[dict[str, int]], frozen=True, kw_only=True):
+    """A thing."""
+
+
+def test_a_request_names_its_answers_type() -> None:
+    assert Thing.response_type() == dict[str, int]
+
+
+def test_a_request_without_an_answers_type_is_an_error_of_the_declaration() -> None:
+    class Bare(Request, frozen=True, kw_only=True):  # type: ignore[type-arg] # what is tested
+        """Nothing said."""
+
+    with pytest.raises(TypeError, match="Bare must derive from"):
+        Bare.response_type()
+
+
+def test_two_operations_cannot_share_a_path_or_a_command() -> None:
+    taken = operations.in_group("projects")[0]
+    for http, cli in ((taken.http, "things list"), ("GET /api/v1/things", taken.cli)):
+        with pytest.raises(TypeError, match="share"):
+
+            @operation(Thing, permission="things:read", http=http, cli=cli)
+            def twin(_tx: Transaction, _request: Thing) -> dict[str, int]:
+                return {}
+
+
+def test_every_group_is_declared_where_the_table_of_groups_says() -> None:
+    for group, (modules, about) in operations.GROUPS.items():
+        assert operations.in_group(group), f"{group} has no operation"
+        assert {o.handler.__module__ for o in operations.in_group(group)} <= set(modules), group
+        assert about
+        for module in modules:
+            importlib.import_module(module)
+
+
+def test_an_unknown_adapter_lists_those_that_exist() -> None:
+    with pytest.raises(SettingInvalid, match="no adapter called 'postgress'") as refused:
+        load("postgress")
+    assert "sqlite" in refused.value.next_step
