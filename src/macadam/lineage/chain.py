@@ -13,21 +13,24 @@ from macadam.errors import NotFound
 from macadam.ledger import service as ledger
 from macadam.ledger.service import Entry
 
-# Which role a leaf plays in a proof, by the operation that wrote it. What is not named here is "other".
-ROLES = {
-    "data.register_contract": "contract",
-    "data.ingest": "snapshot",
-    "features.build_training_set": "training_set",
-    "models.register_version": "version",
-    "models.declare_thresholds": "thresholds",
-    "models.evaluate": "evaluation",
-    "models.check_gate": "gate",
-    "models.approve": "approval",
-    "access.create_project": "project",
-    "serving.deploy": "deployment",
-    "journal.seal_segment": "segment",
-}
-_ROLES_BY_SUBJECT = {"run": "run", "environment": "environment", "gate": "gate", "policy": "policy"}
+# Which role a leaf plays in a proof, by the operation that wrote it and what its subject names ('' = anything). The
+# first row that fits counts; what fits none is "other".
+ROLES = (
+    ("data.register_contract", "contract:", "contract"),
+    ("data.ingest", "table:", "snapshot"),
+    ("features.build_training_set", "training_set:", "training_set"),
+    ("models.train", "run:", "run"),
+    ("models.train", "environment:", "environment"),
+    ("models.register_version", "model:", "version"),
+    ("models.declare_thresholds", "", "thresholds"),
+    ("models.evaluate", "", "evaluation"),
+    ("models.check_gate", "", "gate"),
+    ("models.approve", "", "approval"),
+    ("access.create_project", "project:", "project"),
+    ("access.", "policy:", "policy"),
+    ("serving.deploy", "", "deployment"),
+    ("journal.seal", "", "segment"),
+)
 MOST_LEAVES = 200
 """A chain longer than this is a mistake in what leaves name; a bundle has to stay small."""
 
@@ -41,8 +44,10 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
 def role(entry: Entry) -> str:
     """The part that a leaf plays in a proof."""
-    leaf = entry.leaf
-    return _ROLES_BY_SUBJECT.get(leaf.subject.partition(":")[0]) or ROLES.get(leaf.kind, "other")
+    for kind, subject, part in ROLES:
+        if entry.leaf.kind.startswith(kind) and entry.leaf.subject.startswith(subject):
+            return part
+    return "other"
 
 
 def behind_version(sql: sa.Connection, project: str, version: str, *, before: int) -> list[Link]:
