@@ -3,6 +3,7 @@
 The order is the guarantee, so its steps are numbered in `Dispatcher.run`. Nothing here knows any capability.
 """
 
+import dataclasses
 import string
 import threading
 import time
@@ -29,6 +30,7 @@ from macadam.operations import (
     Operation,
     Progress,
     Transaction,
+    plain,
 )
 from macadam.ports import Ports
 from macadam.values import digest_of, instant, uuid7
@@ -70,6 +72,16 @@ class Dispatcher:
         """
         call = self.admit(operation, arguments, token)  # 1, 2
         request = _validated(operation, arguments, lax)  # 3
+        try:
+            return self._carry_out(call, request, idempotency_key, progress)  # 4, 5, 6
+        except NotAuthorised as refused:
+            # A gate, or an asset that the request only implies: state is as before, and the refusal is evidence.
+            if operation.changes:
+                self._record_denial(_refused(call, refused), _filled(operation.resource, arguments), refused.details)
+            raise
+
+    def _carry_out(self, call: Call, request: Any, idempotency_key: str, progress: Progress) -> Any:
+        operation = call.operation
         authorise = self._authoriser(call)
         prepared: tuple[object, ...] = ()
         if operation.prepare is not None:  # 4: heavy work, immutable files, nothing visible yet
@@ -164,7 +176,7 @@ class Dispatcher:
     def _reading(self) -> AbstractContextManager[sa.Connection]:
         return self._ports.sql.read()
 
-    def _record_denial(self, call: Call, subject: str) -> None:
+    def _record_denial(self, call: Call, subject: str, details: Mapping[str, object] | None = None) -> None:
         unsaid = 0
         if call.actor is ANONYMOUS:
             with self._floods:
@@ -174,6 +186,8 @@ class Dispatcher:
                 self._anonymous_at = time.monotonic()
                 unsaid, self._anonymous_unsaid = self._anonymous_unsaid, 0
         body: dict[str, object] = {"reason": call.decision.reason, "others_since_last": unsaid}
+        if details:
+            body["details"] = plain(details)
         evidence = Evidence(subject=subject, uses=(), body=body)
         self._ports.sql.write(lambda sql: _queue_leaf(sql, call, evidence))
         self._sequence()
@@ -218,6 +232,16 @@ def _filled(template: str, arguments: object) -> str:
     values = arguments if isinstance(arguments, Mapping) else {}
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
     return template.format(**{name: values.get(name) or "-" for name in fields})
+
+
+def _refused(call: Call, error: NotAuthorised) -> Call:
+    """The call as one that was admitted and then refused by what it met."""
+    named = error.details.get("policies", ())
+    policies = tuple(str(p) for p in named) if isinstance(named, list | tuple) else ()
+    decision = Decision(
+        id=uuid7(), allowed=False, policies=policies, policy_set=call.decision.policy_set, reason=error.what
+    )
+    return dataclasses.replace(call, decision=decision)
 
 
 def _refusal(permission: str, resource: str, actor: Actor, decision: Decision) -> NotAuthorised:

@@ -70,7 +70,7 @@ def _check(request: Train) -> None:
     if "train" not in request.training_sets:
         raise InvalidInput(
             f"The training sets are {sorted(request.training_sets) or 'none'}; the split 'train' is missing.",
-            next_step="Give at least training_sets={'train': 'training-set:…'}.",
+            next_step="Give at least training_sets={'train': 'training_set:…'}.",
         )
     # Now rather than after an hour of training: the ledger must be able to hold the parameters.
     leaf.canonical({"params": plain(request.params)})

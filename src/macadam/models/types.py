@@ -231,7 +231,7 @@ class DeclareThresholds(Request[Thresholds], frozen=True, kw_only=True):
 
     project: Name
     model: Name
-    text: str
+    text: Annotated[str, msgspec.Meta(max_length=20_000)]
 
 
 class ShowThresholds(Request[Thresholds], frozen=True, kw_only=True):
@@ -263,10 +263,13 @@ class Slice(Value, frozen=True, kw_only=True):
 
 
 class Comparison(Value, frozen=True, kw_only=True):
-    """The evaluated version minus the champion, on the same rows and resamples. champion: its reference."""
+    """The evaluated version minus the champion, on the same rows and resamples. champion: its reference; metrics
+    is empty where the champion cannot be measured on these rows, and note says why.
+    """
 
     champion: str
     metrics: dict[str, Interval]
+    note: str = ""
 
 
 class Evaluation(Value, frozen=True, kw_only=True):

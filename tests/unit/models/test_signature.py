@@ -101,7 +101,9 @@ def test_a_damaged_signature_is_an_integrity_error():
 
 def test_thirty_features_take_a_few_microseconds():
     inputs = tuple(
-        Input(name=f"f{n}", kind="category", categories=("a", "b")) if n % 5 == 0 else Input(name=f"f{n}", kind="number")
+        Input(name=f"f{n}", kind="category", categories=("a", "b"))
+        if n % 5 == 0
+        else Input(name=f"f{n}", kind="number")
         for n in range(30)
     )
     one = Encoder(Signature(inputs=inputs))
