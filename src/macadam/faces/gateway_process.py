@@ -1,20 +1,24 @@
 """The gateway as a process of its own: started, watched, started again when it dies, and stopped with the server.
 
-It outlives nothing and nobody here: it keeps serving while the control plane restarts only when it is run by itself
-(`python -m macadam.serving.gateway`).
+A server that is killed leaves its gateway serving; the next server on that home ends it and starts its own.
 """
 
 import asyncio
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
+import psutil
 
 from macadam.faces import logs
 from macadam.settings import Settings
 
 _log = logging.getLogger(logs.LOGGER)
-_MODULE = "macadam.serving.gateway"
+COMMAND = (sys.executable, "-m", "macadam.serving.gateway")
+_PID_FILE = "gateway.pid"
 _FIRST_WAIT = 0.5  # seconds before a dead gateway is started again; doubles with each death
 _LONGEST_WAIT = 30.0
 _STEADY = 60.0  # a gateway that lived this long starts over with the first wait
@@ -22,10 +26,14 @@ _STOP_SECONDS = 10.0  # to finish the answers under way and close the journal
 
 
 class GatewayProcess:
-    """Runs on the event loop. The child's output goes to `logs/gateway.log` under the home."""
+    """Runs on the event loop. The child's output goes to `logs/gateway.log` under the home.
 
-    def __init__(self, settings: Settings) -> None:
+    command: another program in tests. restarts: how often it has ended by itself.
+    """
+
+    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
         self._settings = settings
+        self._command = command
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
         self.restarts = 0
@@ -60,6 +68,11 @@ class GatewayProcess:
             process.kill()
             await process.wait()
 
+    def last_words(self) -> str:
+        """The last line of the gateway's log."""
+        lines = _log_file(self._settings.home).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "nothing"
+
     async def _start(self) -> asyncio.subprocess.Process:
         # Not to be torn by a cancel: a child that runs is always in self._process.
         return await asyncio.shield(self._spawn())
@@ -68,16 +81,48 @@ class GatewayProcess:
         async with self._starting:
             with _log_file(self._settings.home).open("ab") as output:
                 self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    _MODULE,
+                    *self._command,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     env=_environment(self._settings),
                     start_new_session=True,  # Ctrl-C in the terminal reaches this process only, which then stops it
                 )
+            _remember(self._settings.home, self._process.pid)
             return self._process
+
+
+class _Child(msgspec.Struct, frozen=True, kw_only=True):
+    """A gateway that was started. created: seconds since the epoch, so that a reused id is not mistaken for it."""
+
+    pid: int
+    created: float
+
+
+def end_leftover(home: Path) -> None:
+    """Ends the gateway of a server on this home that was killed, if it still runs. Harmless otherwise."""
+    path = home / _PID_FILE
+    try:
+        child = msgspec.json.decode(path.read_bytes(), type=_Child)
+        process = psutil.Process(child.pid)
+        if process.create_time() != child.created:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_SECONDS)
+    except (FileNotFoundError, msgspec.DecodeError, psutil.NoSuchProcess):
+        return  # none was started, the note is torn, or it has ended meanwhile: nothing to end
+
+
+def _remember(home: Path, pid: int) -> None:
+    try:
+        child = _Child(pid=pid, created=psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return  # it ended at once: the watcher sees that
+    (home / _PID_FILE).write_bytes(msgspec.json.encode(child))
 
 
 def _log_file(home: Path) -> Path:

@@ -1,7 +1,8 @@
 """`macadam up`: the control plane in this process, the gateway in one of its own, until Ctrl-C or SIGTERM.
 
 Everything that could refuse the start (a home that another `up` holds, a taken port) is looked at first, before
-anything is changed. The gateway is watched: when it dies it is started again, later each time.
+anything is changed. The gateway is watched: when it dies it is started again, later each time. Granian runs embedded
+in this process: its own worker process would cost 27 MB more and could not share the platform.
 """
 
 import argparse
@@ -24,13 +25,14 @@ from macadam.app.platform import Platform
 from macadam.errors import Busy, SettingInvalid, Unavailable
 from macadam.faces import logs
 from macadam.faces.duties import Clerk
-from macadam.faces.gateway_process import GatewayProcess
+from macadam.faces.gateway_process import GatewayProcess, end_leftover
 from macadam.faces.http import ControlPlane
 from macadam.faces.session import Session, Verb
 from macadam.settings import Settings
 
 _LOCK = "up.lock"
 _POLL = 0.02  # seconds between two looks at whether it is healthy
+_TRIES = 3  # starts of the gateway before `up` gives up waiting for its first health
 _STOP_SECONDS = 10  # calls under way may finish for this long
 
 
@@ -74,17 +76,18 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
         interface=Interfaces.ASGINL,
         log_enabled=False,
         websockets=False,
-        http1_settings=None,
     )
     gateway = GatewayProcess(settings)
     serving = asyncio.create_task(server.serve())
     watching = asyncio.create_task(gateway.watch())
+    stopping = asyncio.create_task(stop.wait())
     clerk = Clerk(platform)
     try:
-        if await _healthy(settings, serving, stop):
+        if await _healthy(settings, serving, gateway, stop):
             _announce(session, settings, time.perf_counter() - began)
-            await _first(asyncio.create_task(stop.wait()), serving)
+            await asyncio.wait({stopping, serving, watching}, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        stopping.cancel()
         watching.cancel()
         await gateway.stop()
         if not serving.done():
@@ -93,13 +96,20 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
         await asyncio.to_thread(clerk.close)
         await asyncio.to_thread(app.close)
         logs.stop(handler)
-    if serving.done() and not stop.is_set():
-        serving.result()
+    if not stop.is_set():
+        for task in (serving, watching):
+            if task.done() and not task.cancelled():
+                task.result()
         raise Unavailable("The control plane stopped by itself.", next_step=f"Look in {settings.home / 'logs'}.")
 
 
-async def _healthy(settings: Settings, serving: "asyncio.Task[None]", stop: asyncio.Event) -> bool:
-    """Waits until both answer. False if it was asked to stop meanwhile. Raises Unavailable at the time limit."""
+async def _healthy(
+    settings: Settings, serving: "asyncio.Task[None]", gateway: GatewayProcess, stop: asyncio.Event
+) -> bool:
+    """Waits until both answer. False if it was asked to stop meanwhile.
+
+    Raises Unavailable at the time limit, or as soon as one of them keeps ending.
+    """
     limit = time.monotonic() + settings.server.health_timeout
     waiting = {"control plane": settings.server.port, "gateway": settings.server.gateway_port}
     while waiting:
@@ -108,6 +118,11 @@ async def _healthy(settings: Settings, serving: "asyncio.Task[None]", stop: asyn
                 del waiting[name]
         if stop.is_set():
             return False
+        if gateway.restarts >= _TRIES:
+            raise Unavailable(
+                f"The gateway ended {gateway.restarts} times while it started. It said last: {gateway.last_words()}",
+                next_step=f"Look in {settings.home / 'logs' / 'gateway.log'}.",
+            )
         if serving.done() or time.monotonic() > limit:
             raise Unavailable(
                 f"The {' and the '.join(waiting)} did not get healthy within {settings.server.health_timeout:g} s.",
@@ -132,10 +147,6 @@ async def _answers(host: str, port: int) -> bool:
     finally:
         writer.close()
     return b" 200" in status
-
-
-async def _first(*tasks: "asyncio.Task[object]") -> None:
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _announce(session: Session, settings: Settings, seconds: float) -> None:
@@ -164,6 +175,7 @@ def _claimed(settings: Settings) -> Iterator[None]:
     """Holds the home for this process. Raises Busy if another holds it or a port is taken, with nothing changed."""
     path = settings.home / _LOCK
     _refuse_second(path)
+    end_leftover(settings.home)
     for flag, port in (("--port", settings.server.port), ("--gateway-port", settings.server.gateway_port)):
         _refuse_taken(settings.server.host, port, flag)
     try:

@@ -1,0 +1,172 @@
+"""`macadam up` as a person runs it: real processes, real sockets."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from macadam.access.types import ListProjects
+from macadam.faces.client import Client
+from macadam.faces.up import Running
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Up:
+    """One `macadam up --json` on a home."""
+
+    def __init__(self, home: Path, *, port: int = 0, gateway_port: int = 0) -> None:
+        self.home = home
+        self.port = port or free_port()
+        self.gateway_port = gateway_port or free_port()
+        flags = ["--port", str(self.port), "--gateway-port", str(self.gateway_port), "--home", str(home), "--json"]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MACADAM_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "macadam.faces.cli", "up", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def healthy(self) -> dict[str, object]:
+        """Waits for the announcement, which is one JSON document over several lines."""
+        assert self.process.stdout is not None
+        lines: list[str] = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if line.rstrip() == "}":
+                said: dict[str, object] = json.loads("".join(lines))
+                return said
+        raise AssertionError(self.process.communicate()[1])
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=20)
+        return self.process.returncode, err
+
+
+@contextlib.contextmanager
+def running(home: Path) -> Iterator[Up]:
+    up = Up(home)
+    try:
+        yield up
+    finally:
+        if up.process.poll() is None:
+            up.process.kill()
+        up.process.communicate()
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gateway_pid(up: Up) -> int:
+    children = Path(f"/proc/{up.process.pid}/task/{up.process.pid}/children").read_text().split()
+    return int(children[0])
+
+
+def test_it_gets_healthy_answers_and_stops_on_sigterm(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        said = up.healthy()
+        assert said["control_plane"] == f"http://127.0.0.1:{up.port}"
+        assert get(up.port, "/health")[0] == 200
+        assert get(up.gateway_port, "/health")[0] == 200
+        assert get(up.port, "/api/v1/projects")[0] == 401
+        token = (up.home / "keys" / "local-token").read_text()
+        with Client(str(said["control_plane"]), token) as client:
+            assert client.call(ListProjects()) == ()
+        gateway = gateway_pid(up)
+        assert up.stop() == (0, "")
+        assert not alive(gateway)
+        assert (up.home / "up.lock").read_bytes() == b""
+
+
+def test_ctrl_c_stops_it_cleanly_and_the_home_opens_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with running(tmp_path / "home") as up:
+            up.healthy()
+            assert up.stop(signal.SIGINT) == (0, "")
+
+
+def test_a_second_up_on_the_same_home_is_refused_by_name(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as first:
+        first.healthy()
+        second = Up(tmp_path / "home")
+        out, _ = second.process.communicate(timeout=20)
+        assert second.process.returncode == 12
+        said = json.loads(out)
+        assert said["code"] == "busy"
+        assert said["details"]["pid"] == first.process.pid
+        assert Running(**said["details"]).control_plane in said["detail"]
+        assert get(first.port, "/health")[0] == 200
+
+
+@pytest.mark.parametrize("flag", ["port", "gateway_port"])
+def test_a_taken_port_is_refused_before_anything_is_made(tmp_path: Path, flag: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        up = Up(tmp_path / "home", **{flag: port})
+        out, _ = up.process.communicate(timeout=20)
+    assert up.process.returncode == 12
+    said = json.loads(out)
+    assert f"Port {port}" in said["detail"]
+    assert "--" + flag.replace("_", "-") in said["next"]
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_gateway_that_is_killed_comes_back(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as up:
+        up.healthy()
+        first = gateway_pid(up)
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if get(up.gateway_port, "/health")[0] == 200:
+                    break
+            time.sleep(0.05)
+        assert gateway_pid(up) != first
+        assert up.stop()[0] == 0
+
+
+def test_after_a_kill_the_next_up_takes_over_home_ports_and_gateway(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as first:
+        first.healthy()
+        orphan = gateway_pid(first)
+        first.process.kill()
+        first.process.communicate()
+        assert get(first.gateway_port, "/health")[0] == 200
+        second = Up(tmp_path / "home", port=first.port, gateway_port=first.gateway_port)
+        assert second.healthy()["home"] == str(tmp_path / "home")
+        assert not alive(orphan)
+        assert second.stop()[0] == 0
