@@ -1,0 +1,1 @@
+"""Figures against named peers or floors, measured in one run. `python -m benchmarks [NAME …]`."""
