@@ -73,8 +73,8 @@ def _wait_until_healthy(process: "subprocess.Popen[str]") -> None:
 
 def _resident(pid: int) -> float:
     """MiB over a process and its children; pages that they share count for each."""
-    top = psutil.Process(pid)  # type: ignore[no-untyped-call] # psutil ships no types
-    family = [top, *top.children(recursive=True)]  # type: ignore[no-untyped-call] # as above
+    top = psutil.Process(pid)
+    family = [top, *top.children(recursive=True)]
     return float(sum(process.memory_info().rss for process in family)) / MIB
 
 
