@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
-from macadam.models import artifact, rows, signature
+from macadam.models import artifact, export, rows, signature
 from macadam.models.signature import Output, Signature
 from macadam.models.types import Equality, Parameter
 
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     Predict = Callable[[Floats], npt.NDArray[Any]]
 else:
     np = lazy("numpy")
-skl2onnx: Any = lazy("skl2onnx")
-onnx_types: Any = lazy("skl2onnx.common.data_types")
-sklearn_base: Any = lazy("sklearn.base")
 
 TOLERANCE = 1e-5
 """Largest difference between the exported and the Python model, absolute, that float32 arithmetic explains."""
@@ -46,7 +43,6 @@ MAX_METRICS = 200
 """Different names; each may have any number of steps."""
 
 _METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{0,62}")
-_CLASSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,33 +131,10 @@ class TrainingRun:
         Returns how far the two are apart on up to 1,000 rows. Raises InvalidInput if it does not export, or if
         the difference is above 1e-5.
         """
-        width = len(self.signature.inputs)
-        features = [(signature.TENSOR, onnx_types.FloatTensorType([None, width]))]
-        classifier = bool(sklearn_base.is_classifier(estimator))
-        if classifier and len(estimator.classes_) != _CLASSES:
-            raise InvalidInput(
-                f"The classifier has {len(estimator.classes_)} classes, expected two.",
-                next_step="Train one that answers yes or no.",
-            )
-        options = {id(estimator): {"zipmap": False}} if classifier else None
-        try:
-            proto = skl2onnx.convert_sklearn(estimator, initial_types=features, options=options)
-        except Exception as error:  # skl2onnx's errors share no base with each other
-            raise InvalidInput(
-                f"{type(estimator).__name__} cannot be exported to ONNX: {str(error).splitlines()[0]}",
-                next_step="Use an estimator that skl2onnx supports, or give your own ONNX to run.save_onnx.",
-            ) from error
-        if classifier:
-            return self._keep(
-                proto.SerializeToString(),
-                Output(name="probability", kind="probability", tensor=proto.graph.output[1].name, column=1),
-                lambda x: estimator.predict_proba(x)[:, 1],
-            )
-        return self._keep(
-            proto.SerializeToString(),
-            Output(name="value", kind="number", tensor=proto.graph.output[0].name, column=0),
-            lambda x: np.asarray(estimator.predict(x)).reshape(-1),
-        )
+        model, output = export.to_onnx(estimator, len(self.signature.inputs))
+        if output.kind == "probability":
+            return self._keep(model, output, lambda x: estimator.predict_proba(x)[:, 1])
+        return self._keep(model, output, lambda x: np.asarray(estimator.predict(x)).reshape(-1))
 
     def save_onnx(
         self,
