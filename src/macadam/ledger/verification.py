@@ -133,7 +133,7 @@ def _checkpoint_problems(sql: sa.Connection, hashes: list[bytes], key: VerifierK
 
 def _named_checkpoint_problems(ports: Ports, sql: sa.Connection, key: VerifierKey) -> Iterator[str]:
     """The published copy may lag behind the rows by a kill between two steps, but never differ or be ahead."""
-    rows = dict(sql.execute(sa.select(checkpoints.c.size, checkpoints.c.note)).tuples().all())
+    rows = {row.size: row.note for row in sql.execute(sa.select(checkpoints.c.size, checkpoints.c.note))}
     if not rows:
         return
     try:
