@@ -1,0 +1,64 @@
+"""Gathers the evidence that checks look at: one read snapshot of SQL, the objects it names, the ledger rebuilt."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from macadam.access import service as access
+from macadam.errors import IntegrityError, NotFound
+from macadam.governance.evidence import Evidence, LedgerState
+from macadam.governance.sampling import draw
+from macadam.ledger import service as ledger
+from macadam.ledger import verification
+from macadam.ledger.leaf import Leaf
+from macadam.models import registry
+from macadam.models.types import Evaluation
+from macadam.operations import Context
+
+MOST_RUNS = 10_000
+
+
+def gather(context: Context, sql: sa.Connection, project: str, now: datetime) -> Evidence:
+    """Raises NotFound if there is no such project."""
+    leaves = tuple(entry.leaf for entry in reversed(ledger.find(sql, project=project)))
+    policies = [entry.leaf for entry in reversed(ledger.find(sql, kind="access.bootstrap"))]
+    return Evidence(
+        now=now,
+        project=access.project(sql, project),
+        access=access.snapshot(sql),
+        leaves=leaves,
+        policy_leaves=tuple(leaf for leaf in policies if leaf.subject.startswith("policy:")),
+        contracts=_contracts(context, leaves),
+        runs={run.ref: run for run in registry.runs(sql, project, "", MOST_RUNS)},
+        evaluations={found.ref: found for found in _evaluations(sql, project)},
+        predictions=draw(context, sql, project),
+        ledger=_ledger(context, sql),
+    )
+
+
+def _evaluations(sql: sa.Connection, project: str) -> Iterable[Evaluation]:
+    for model in registry.models(sql, project):
+        yield from registry.evaluations(sql, project, model.name, limit=MOST_RUNS)
+
+
+def _contracts(context: Context, leaves: Iterable[Leaf]) -> dict[str, Mapping[str, object]]:
+    """The documents that contract leaves name and that can be read: what is missing, the check reports."""
+    named = {str(leaf.body.get("digest", "")) for leaf in leaves if leaf.subject.startswith("contract:")}
+    found: dict[str, Mapping[str, object]] = {}
+    for digest in sorted(named - {""}):
+        try:
+            document = json.loads(context.ports.objects.get(digest))
+        except (NotFound, IntegrityError, ValueError):
+            continue  # the check fails every contract whose document is not in the result
+        if isinstance(document, dict):
+            found[digest] = document
+    return found
+
+
+def _ledger(context: Context, sql: sa.Connection) -> LedgerState:
+    state = verification.verify(
+        context.ports, sql, ledger.verifier_key(context.ports), deep=False, report=context.progress
+    )
+    return LedgerState(size=state.size, checkpoints=state.checkpoints, problems=state.problems)
