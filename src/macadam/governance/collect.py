@@ -14,7 +14,6 @@ from macadam.ledger import service as ledger
 from macadam.ledger import verification
 from macadam.ledger.leaf import Leaf
 from macadam.models import registry
-from macadam.models.types import Evaluation
 from macadam.operations import Context
 
 MOST_RUNS = 10_000
@@ -32,15 +31,9 @@ def gather(context: Context, sql: sa.Connection, project: str, now: datetime) ->
         policy_leaves=tuple(leaf for leaf in policies if leaf.subject.startswith("policy:")),
         contracts=_contracts(context, leaves),
         runs={run.ref: run for run in registry.runs(sql, project, "", MOST_RUNS)},
-        evaluations={found.ref: found for found in _evaluations(sql, project)},
         predictions=draw(context, sql, project),
         ledger=_ledger(context, sql),
     )
-
-
-def _evaluations(sql: sa.Connection, project: str) -> Iterable[Evaluation]:
-    for model in registry.models(sql, project):
-        yield from registry.evaluations(sql, project, model.name, limit=MOST_RUNS)
 
 
 def _contracts(context: Context, leaves: Iterable[Leaf]) -> dict[str, Mapping[str, object]]:

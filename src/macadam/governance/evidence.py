@@ -13,7 +13,7 @@ import msgspec
 from macadam.access.engine import AccessSnapshot, Engine
 from macadam.access.types import Project
 from macadam.ledger.leaf import Leaf
-from macadam.models.types import Evaluation, Run
+from macadam.models.types import Run
 from macadam.operations import Actor
 
 
@@ -42,7 +42,7 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """leaves: of this project, refused calls included; policy_leaves: those that put a policy set in force, of the
-    whole home. contracts: contract digest → document; runs, evaluations: by reference.
+    whole home. contracts: contract digest → document; runs: by reference.
     """
 
     now: datetime
@@ -52,7 +52,6 @@ class Evidence:
     policy_leaves: tuple[Leaf, ...] = ()
     contracts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     runs: Mapping[str, Run] = field(default_factory=dict)
-    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     predictions: Sample = field(default_factory=Sample)
     ledger: LedgerState = field(default_factory=LedgerState)
 

@@ -10,7 +10,6 @@ from unit.governance.worlds import (
     BOB,
     CAROL,
     CONTRACT,
-    EVALUATION,
     RUN,
     altered,
     last,
@@ -27,7 +26,6 @@ from macadam.access.policies import PolicyText, built_in
 from macadam.governance.checks import CHECKS, UNCHECKED
 from macadam.governance.evidence import Evidence, LedgerState, Sample, Traced
 from macadam.governance.frameworks import inspection
-from macadam.models.types import Interval
 from macadam.values import digest_of
 
 Spoil = Callable[[Evidence], Evidence]
@@ -39,8 +37,8 @@ def project(**changes: str) -> Spoil:
     return lambda e: with_(e, project=msgspec.structs.replace(e.project, **changes))
 
 
-def evaluated(**changes: object) -> Spoil:
-    return lambda e: with_(e, evaluations={"evaluation:1": msgspec.structs.replace(EVALUATION, **changes)})
+def metric(**interval: str) -> Spoil:
+    return lambda e: saying(e, "evaluation:1", metrics={"roc_auc": interval})
 
 
 def policies(text: str) -> Spoil:
@@ -101,12 +99,14 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     ("14", lambda e: with_(e, runs={"run:1": msgspec.structs.replace(RUN, energy_note="")}), "its energy"),
     ("19", lambda e: last(e, "thresholds:delay@1"), "before any thresholds"),
     ("19", lambda e: without(e, "thresholds:delay@1"), "before any thresholds"),
-    ("20", evaluated(metrics={}), "no metrics"),
-    ("20", evaluated(metrics={"roc_auc": Interval(value=0.9, low=0.7, high=0.8)}), "interval of roc_auc"),
-    ("20", evaluated(metrics={"roc_auc": Interval(value=float("nan"), low=0.7, high=0.8)}), "interval of roc_auc"),
-    ("20", evaluated(overlap=3), "3 of 100 rows were trained on"),
-    ("20", evaluated(training_set="training_set:early@1"), "which its run had"),
-    ("20", lambda e: with_(e, evaluations={}), "cannot be read"),
+    ("20", lambda e: saying(e, "evaluation:1", metrics={}), "no metrics"),
+    ("20", metric(value="0.9", low="0.7", high="0.8"), "roc_auc has no interval"),
+    ("20", metric(value="nan", low="0.7", high="0.8"), "roc_auc has no interval"),
+    ("20", metric(value="0.75"), "roc_auc has no interval"),
+    ("20", lambda e: saying(e, "evaluation:1", metrics={"roc_auc": "0.8"}), "roc_auc has no interval"),
+    ("20", lambda e: saying(e, "evaluation:1", overlap=3), "3 of 100 rows were trained on"),
+    ("20", lambda e: saying(e, "evaluation:1", overlap=None), "does not say"),
+    ("20", lambda e: altered(e, "evaluation:1", uses=["model:delay@1", "training_set:early@1"]), "which its run had"),
     ("26", lambda e: altered(e, "evaluation:1", actor=ALICE), "who developed it"),
     ("26", lambda e: without(e, "evaluation:1"), "never evaluated"),
     ("26", lambda e: altered(e, "run:1", actor=BOB), "who developed it"),
@@ -156,7 +156,7 @@ def test_every_check_has_a_fault_that_it_must_catch() -> None:
 
 @pytest.mark.parametrize("point", sorted(set(CHECKS) - {"04", "06", "40"}))
 def test_nothing_to_look_at_is_not_applicable_and_never_a_pass(point: str) -> None:
-    empty = with_(sound(), leaves=(), runs={}, evaluations={}, predictions=Sample(), ledger=LedgerState())
+    empty = with_(sound(), leaves=(), runs={}, predictions=Sample(), ledger=LedgerState())
     found = CHECKS[point](empty)
     assert found.status == "not_applicable"
     assert (found.population, found.sample) == (0, 0)

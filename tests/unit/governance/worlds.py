@@ -11,7 +11,7 @@ from macadam.access.policies import built_in
 from macadam.access.types import Project
 from macadam.governance.evidence import Evidence, LedgerState, Sample, Traced
 from macadam.ledger.leaf import Leaf
-from macadam.models.types import Code, Evaluation, Hardware, Interval, Run
+from macadam.models.types import Code, Hardware, Run
 from macadam.values import Money, digest_of, instant, uuid7
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,12 +27,6 @@ RUN = Run(
     hardware=Hardware(cpu="cpu", cores=2, memory_bytes=1), metrics={}, history="", artifact=ARTIFACT,
     artifact_bytes=4, signature="", equality=None, seconds=1.0, cpu_seconds=1.0, peak_bytes=1, energy_joules=None,
     energy_note="this machine has no counters", cost=Money(micros=1), author=ALICE, at=START,
-)  # fmt: skip
-EVALUATION = Evaluation(
-    ref="evaluation:1", id="1", project="flights", model="delay", version=1, model_ref="model:delay@1",
-    thresholds="thresholds:delay@1", training_set="training_set:june@1", rows=100, positives=20, overlap=0,
-    metrics={"roc_auc": Interval(value=0.8, low=0.78, high=0.82)}, slices=(), comparison=None, threshold=0.5,
-    resamples=300, seed=0, seconds=1.0, author=BOB, at=START,
 )  # fmt: skip
 
 
@@ -68,7 +62,8 @@ def leaves() -> tuple[Leaf, ...]:
           "seconds": "1.0", "cpu_seconds": "1.0", "peak_bytes": 1, "artifact": ARTIFACT}),
         ("models.register_version", "model:delay@1", ("run:1",), ALICE, {"artifact": ARTIFACT}),
         ("models.declare_thresholds", "thresholds:delay@1", (), BOB, {"digest": digest}),
-        ("models.evaluate", "evaluation:1", ("model:delay@1", "thresholds:delay@1", "training_set:june@1"), BOB, {}),
+        ("models.evaluate", "evaluation:1", ("model:delay@1", "thresholds:delay@1", "training_set:june@1"), BOB,
+         {"rows": 100, "overlap": 0, "metrics": {"roc_auc": {"value": "0.8", "low": "0.78", "high": "0.82"}}}),
         ("models.approve", "approval:1", ("model:delay@1",), CAROL, {"artifact": ARTIFACT}),
         ("serving.deploy", "endpoint:delay", ("model:delay@1",), ALICE, {"artifact": ARTIFACT}),
         ("journal.seal_segment", "segment:1", (), ALICE, {"root": digest, "count": 5, "answers": 5}),
@@ -116,7 +111,6 @@ def sound() -> Evidence:
             }
         },
         runs={"run:1": RUN},
-        evaluations={"evaluation:1": EVALUATION},
         predictions=Sample(population=5, drawn=(Traced(id="p1", faults=()), Traced(id="p2", faults=()))),
         ledger=LedgerState(size=14, checkpoints=3),
     )

@@ -4,7 +4,6 @@ from macadam.governance.checks.verdict import judge
 from macadam.governance.evidence import Evidence, used
 from macadam.governance.types import Finding
 from macadam.ledger.leaf import Leaf
-from macadam.models.types import Evaluation
 from macadam.operations import Actor
 
 
@@ -61,39 +60,47 @@ def _had_thresholds(evidence: Evidence, leaf: Leaf) -> bool:
 
 def accuracy_declared(evidence: Evidence) -> Finding:
     """20. Every metric has an interval around its value; the rows measured were not learned from."""
-    leaves = evidence.of("evaluation:")
-    faults = []
-    for leaf in leaves:
-        measured = evidence.evaluations.get(leaf.subject)
-        if measured is None:
-            faults.append(f"{leaf.subject} cannot be read")
-        else:
-            faults += _undeclared(measured) + _seen_in_training(evidence, leaf, measured)
+    evaluations = evidence.of("evaluation:")
+    faults = [f for leaf in evaluations for f in (*_undeclared(leaf), *_seen_in_training(evidence, leaf))]
     holds = "all metrics have 95% intervals, and no row measured was among those trained on"
-    return judge("evaluations", len(leaves), faults, holds=holds, evidence=leaves)
+    return judge("evaluations", len(evaluations), faults, holds=holds, evidence=evaluations)
 
 
-def _undeclared(measured: Evaluation) -> list[str]:
-    if not measured.metrics:
-        return [f"{measured.ref} has no metrics"]
+def _undeclared(leaf: Leaf) -> list[str]:
+    metrics = leaf.body.get("metrics")
+    if not isinstance(metrics, dict) or not metrics:
+        return [f"{leaf.subject} has no metrics"]
     return [
-        f"{measured.ref}: the interval of {name} does not hold its value"
-        for name, metric in measured.metrics.items()
-        if not metric.low <= metric.value <= metric.high
+        f"{leaf.subject}: {name} has no interval that holds its value"
+        for name, metric in metrics.items()
+        if not _has_interval(metric)
     ]
 
 
-def _seen_in_training(evidence: Evidence, leaf: Leaf, measured: Evaluation) -> list[str]:
+def _has_interval(metric: object) -> bool:
+    """A leaf holds fractions as text."""
+    if not isinstance(metric, dict):
+        return False
+    try:
+        low, value, high = (float(str(metric[name])) for name in ("low", "value", "high"))
+    except (KeyError, ValueError):
+        return False
+    return low <= value <= high
+
+
+def _seen_in_training(evidence: Evidence, leaf: Leaf) -> list[str]:
     faults = []
-    if measured.overlap:
-        faults.append(f"{measured.ref}: {measured.overlap} of {measured.rows} rows were trained on")
+    overlap = leaf.body.get("overlap")
+    if overlap is None:
+        faults.append(f"{leaf.subject} does not say whether its rows were trained on")
+    elif overlap != 0:
+        faults.append(f"{leaf.subject}: {overlap} of {leaf.body.get('rows')} rows were trained on")
     registrations = [r for ref in used(leaf, "model:") if (r := evidence.registration(ref))]
     trained_on = {
         ref for r in registrations for run in used(r, "run:") for ref in _training_sets(evidence, run)
     }
-    if measured.training_set in trained_on:
-        faults.append(f"{measured.ref} was measured on {measured.training_set}, which its run had")
-    return faults
+    seen = trained_on.intersection(used(leaf, "training_set:"))
+    return faults + [f"{leaf.subject} was measured on {ref}, which its run had" for ref in sorted(seen)]
 
 
 def _training_sets(evidence: Evidence, run: str) -> set[str]:
