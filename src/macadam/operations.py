@@ -179,6 +179,7 @@ class Operation:
     changes: bool
     prepare: Callable[[Context, Any], Any] | None
     handler: Callable[..., Any]
+    secret_answer: bool = False
 
     @property
     def method(self) -> str:
@@ -202,12 +203,14 @@ def operation(
     resource: str = "project:{project}",
     prepare: Callable[[Context, Any], Any] | None = None,
     reads: bool | None = None,
+    secret_answer: bool = False,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Declares the decorated function as an operation.
 
     The function is `handler(tx, request)`, or `handler(tx, request, prepared)` if `prepare(context, request)` does
     heavy work first. resource: the asset the policies are asked about, filled from the request's fields; every
-    field it names must be in the HTTP path. reads: defaults to True for GET.
+    field it names must be in the HTTP path. reads: defaults to True for GET. secret_answer: the answer holds a
+    credential, so it is never kept for repeated calls.
     """
 
     def declare(handler: Callable[..., R]) -> Callable[..., R]:
@@ -224,6 +227,7 @@ def operation(
             changes=changes,
             prepare=prepare,
             handler=handler,
+            secret_answer=secret_answer,
         )
         _refuse_twins(declared)
         _table[declared.name] = declared

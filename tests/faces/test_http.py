@@ -103,6 +103,16 @@ def test_a_repeated_idempotency_key_gets_the_first_answer(http: Http, admin: str
     assert create("key-1", "other").status == 409
 
 
+def test_a_credential_is_in_its_answer_and_nowhere_in_the_database(http: Http, admin: str, platform: Platform) -> None:
+    sent = {"principal": "principal:local"}
+    secret = http.request("POST", "/api/v1/tokens", token=admin, json=sent, headers={"idempotency-key": "s"}).json()[
+        "token"
+    ]
+    assert secret
+    for file in platform.settings.home.glob("macadam.sqlite*"):
+        assert secret.encode() not in file.read_bytes()
+
+
 def test_an_unknown_path_is_a_404_and_a_wrong_method_a_405_with_allow(http: Http) -> None:
     assert http.request("GET", "/api/v1/nothing").json()["code"] == "not-found"
     reply = http.request("PATCH", PROJECTS)

@@ -310,7 +310,7 @@ def _keep_an_administrator(sql: sa.Connection, *, without: str) -> None:
 
 
 @operation(IssueToken, permission="tokens:issue", http="POST /api/v1/tokens", cli="tokens issue",
-           resource=PLATFORM)  # fmt: skip
+           resource=PLATFORM, secret_answer=True)  # fmt: skip
 def issue_token(tx: Transaction, request: IssueToken) -> IssuedToken:
     """Raises NotAuthorised if it would reach further, last longer or belong to somebody else without tokens:manage."""
     holder = _principal(tx.sql, request.principal)
