@@ -72,7 +72,7 @@ def build(
     leakage.check(service)
     with relations.connect(spill=spill) as connection:
         for table in service.tables.values():
-            _register(connection, service, table, tables[table.name])
+            register(connection, service, table, tables[table.name])
         unlabelled = _make_spine(connection, service, start, end)
         leakage.check_instants(connection, service, relation)
         order = connection.sql("SELECT _n FROM spine ORDER BY _n").to_arrow_table()["_n"]
@@ -94,14 +94,17 @@ def relation(table: Table) -> str:
     return relations.name("rows " + table.name)
 
 
-def _register(connection: "duckdb.DuckDBPyConnection", service: FeatureService, table: Table, rows: "pa.Table") -> None:
+def stored_columns(service: FeatureService, table: Table) -> frozenset[str]:
+    """The stored columns of a table, in lower case, that a service reads."""
+    more = [service.event_time, service.label, *map(relations.name, service.inputs)] if table == service.table else []
+    wanted = relations.used_columns(table, service.table_views, more)
+    return wanted.union(*(expressions.base_columns(table, i) for i in leakage.instants_of(table, service)))
+
+
+def register(connection: "duckdb.DuckDBPyConnection", service: FeatureService, table: Table, rows: "pa.Table") -> None:
+    """Makes a table's rows, with their derived columns, available as `relation(table)`. Raises ChecksFailed."""
     relations.refuse_ambiguous(rows)
-    spine = table == service.table
-    more = [service.event_time, service.label, service.known_label, *map(relations.name, service.inputs)]
-    wanted = relations.used_columns(table, service.table_views, more if spine else ())
-    for known in leakage.instants_of(table, service):
-        wanted |= expressions.base_columns(table, known)
-    connection.register("stored", relations.narrow(table, rows, wanted))
+    connection.register("stored", relations.narrow(table, rows, stored_columns(service, table)))
     # Once for all views: time zone arithmetic costs more than the joins.
     try:
         connection.execute(f"CREATE TEMP TABLE {relation(table)} AS {relations.derived(table, 'stored')}")
@@ -247,14 +250,7 @@ def match(view: TableView, left: str, right: str) -> str:
 def _windows(connection: "duckdb.DuckDBPyConnection", view: WindowAggregate) -> str:
     """Prefix sums over tiles; a window is the difference of two. Edges are looked up once per (entity, tile)."""
     keys = relations.key_columns(view)
-    listed = ", ".join(keys)
-    # Sums in a fixed order: floating point addition is not associative, and the result must not depend on threads.
-    connection.execute(
-        f"CREATE TEMP TABLE sums AS WITH tiles AS (SELECT {listed}, {relations.floor('_known', view.tile_us)} AS tile,"
-        f" count(_v0) AS n, coalesce(sum(_v0 ORDER BY _known, _rid), 0) AS s FROM source GROUP BY ALL)"
-        f" SELECT {listed}, tile, sum(n) OVER w AS n, sum(s) OVER w AS s FROM tiles"
-        f" WINDOW w AS (PARTITION BY {listed} ORDER BY tile ROWS UNBOUNDED PRECEDING)"
-    )
+    connection.execute(f"CREATE TEMP TABLE sums AS {running_sums(view)}")
     at = relations.floor("_at", view.tile_us)
     spine_keys = [f"{key_of(k)} AS {c}" for k, c in zip(view.entity.keys, keys, strict=True)]
     query = f"SELECT DISTINCT {', '.join(spine_keys)}, {at} AS edge FROM spine WHERE " + _present(
@@ -274,10 +270,22 @@ def _windows(connection: "duckdb.DuckDBPyConnection", view: WindowAggregate) -> 
     )
 
 
+def running_sums(view: WindowAggregate) -> str:
+    """SELECT of the running count and sum up to each tile of each entity, from the view's `source`."""
+    keys = ", ".join(relations.key_columns(view))
+    # Sums in a fixed order: floating point addition is not associative, and the result must not depend on threads.
+    return (
+        f"WITH tiles AS (SELECT {keys}, {relations.floor('_known', view.tile_us)} AS tile, count(_v0) AS n,"
+        f" sum(_v0 ORDER BY _known, _rid) AS s FROM source WHERE _v0 IS NOT NULL GROUP BY ALL)"
+        f" SELECT {keys}, tile, CAST(sum(n) OVER w AS DOUBLE) AS n, sum(s) OVER w AS s FROM tiles"
+        f" WINDOW w AS (PARTITION BY {keys} ORDER BY tile ROWS UNBOUNDED PRECEDING)"
+    )
+
+
 def _aggregate(function: str, i: int) -> str:
     count, total = f"(e.n0 - e.n{i})", f"(e.s0 - e.s{i})"
     if function == "count":
-        return f"CAST({count} AS DOUBLE)"
+        return count
     if function == "sum":
         return total
     return f"CASE WHEN {count} > 0 THEN {total} / {count} END"
