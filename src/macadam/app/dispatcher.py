@@ -146,7 +146,7 @@ class Dispatcher:
             if not tx.leaves:
                 # No state change without evidence: the least that can be said is who did what to which asset.
                 tx.record(_filled(call.operation.resource, msgspec.to_builtins(request)))
-            if key and not call.operation.secret_answer:
+            if key:
                 idempotency.keep(sql, key, call, response)
             acts.extend(tx.committed)
             return response

@@ -24,7 +24,7 @@ answers = sa.Table(
 def find(sql: sa.Connection, key: str, call: Call) -> bytes | None:
     """The first answer to this key as JSON, if there was one.
 
-    Raises Conflict if the key was used for another operation or request.
+    Raises Conflict if the key was used for another operation or request, or if the answer held a credential.
     """
     row = sql.execute(sa.select(answers).where(answers.c.actor == call.actor.id, answers.c.key == key)).first()
     if row is None:
@@ -34,11 +34,19 @@ def find(sql: sa.Connection, key: str, call: Call) -> bytes | None:
             f"The idempotency key {key!r} was used for another request ({row.operation}).",
             next_step="Use a new key for a new request.",
         )
+    if not row.response:
+        raise Conflict(
+            f"The call with the idempotency key {key!r} was carried out; its answer holds a credential and is not kept.",
+            next_step="If the answer was lost, revoke the credential (`macadam tokens list`) and ask for another.",
+        )
     return bytes(row.response)
 
 
 def keep(sql: sa.Connection, key: str, call: Call, response: object) -> None:
-    """Stores the answer; it commits with the call's state."""
+    """Stores the answer; it commits with the call's state.
+
+    Of a secret answer only the fact that it was given is kept: credentials are stored nowhere.
+    """
     at: datetime = call.now
     sql.execute(
         sa.insert(answers).values(
@@ -46,7 +54,7 @@ def keep(sql: sa.Connection, key: str, call: Call, response: object) -> None:
             key=key,
             operation=call.operation.name,
             request_digest=call.request_digest,
-            response=msgspec.json.encode(response),
+            response=b"" if call.operation.secret_answer else msgspec.json.encode(response),
             at=at,
         )
     )

@@ -41,9 +41,12 @@ class Door:
         self.dispatcher = Dispatcher(ports, clock=lambda: self.now, sequence=lambda: None)
         self.local = ports.secrets.get("local-token").decode()
 
-    def call(self, request: Request[Any], token: str | None = None) -> Any:
+    def call(self, request: Request[Any], token: str | None = None, *, key: str = "") -> Any:
         credential = self.local if token is None else token
-        return self.dispatcher.run(of_request(type(request)), msgspec.to_builtins(request), token=credential)
+        arguments = msgspec.to_builtins(request)
+        return self.dispatcher.run(
+            of_request(type(request)), arguments, token=credential, idempotency_key=key
+        )
 
     def known(
         self, name: str, *roles: str, project: str = "*", scopes: tuple[str, ...] = (), days: int = 30
