@@ -168,7 +168,8 @@ def _interval(name: str, value: float, resampled: list[float]) -> Interval:
     if name == "calibration_error":
         # Drawing rows adds noise to every bin, and a sum of absolute gaps only grows by noise: the resamples lie
         # above the value by that much. Their spread is right, so it is put around the value.
-        kept = kept - kept.mean() + value
+        moved = kept - kept.mean() + value
+        kept = np.maximum(moved, 0) if kept.min() >= 0 else moved  # a difference may be below zero, an error may not
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(kept, [tail, 1 - tail])
     return Interval(value=float(value), low=float(low), high=float(high))

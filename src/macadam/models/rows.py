@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 else:
     np = lazy("numpy")
     pa = lazy("pyarrow")
+    pc = lazy("pyarrow.compute")
     pq = lazy("pyarrow.parquet")
 
 LABEL = "label"
@@ -107,8 +109,18 @@ def overlap(measured: Rows, seen: Rows) -> int:
             f"The two training sets name their rows by different columns: {by} and {seen.identity}.",
             next_step="Build both with the same feature service.",
         )
-    common = measured.table.select(by).join(seen.table.select(by), keys=by, join_type="left semi")
+    common = _identities(measured).join(_identities(seen), keys=by, join_type="left semi")
     return int(common.num_rows)
+
+
+def _identities(rows: Rows) -> Any:
+    """The columns that say which row it is, sorted. A join takes no null for equal to another: here it must be."""
+    columns = {name: rows.table.column(name) for name in sorted(rows.identity)}
+    filled = {
+        name: pc.fill_null(column.cast(pa.string()), "\0") if column.null_count else column.cast(pa.string())
+        for name, column in columns.items()
+    }
+    return pa.table(filled)
 
 
 def _unfit(why: str) -> InvalidInput:
