@@ -88,6 +88,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
     """token: the credential itself. It is shown this once and stored nowhere."""
+
     id: str
     principal: str
     token: str
