@@ -36,7 +36,19 @@ def test_a_missing_and_an_unknown_field_are_400s_that_name_them(http: Http, admi
     assert "`colour`" in unknown.json()["detail"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"[1, 2]", b"null", b'"text"', b"\xff\xfe", b'{"project": "a"} trailing'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"project": "a", "description": "\\ud800"}',
+        b"{",
+        b"[1, 2]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"project": "a"} trailing',
+    ],
+)
 def test_a_body_that_is_no_json_object_is_a_400(http: Http, admin: str, body: bytes) -> None:
     reply = http.request("POST", PROJECTS, token=admin, body=body)
     assert (reply.status, reply.json()["code"]) == (400, "invalid-input")
@@ -118,6 +130,12 @@ def test_an_unknown_path_is_a_404_and_a_wrong_method_a_405_with_allow(http: Http
     reply = http.request("PATCH", PROJECTS)
     assert (reply.status, reply.headers["allow"]) == (405, "GET, POST")
     assert http.request("POST", "/health").status == 405
+
+
+def test_paths_and_keys_have_a_length(http: Http, admin: str) -> None:
+    assert http.request("POST", f"{PROJECTS}/{'a' * 70_000}/roles").status == 413
+    reply = http.request("POST", PROJECTS, token=admin, json={"project": "k"}, headers={"idempotency-key": "k" * 300})
+    assert reply.status == 400
 
 
 def test_a_path_field_is_decoded_once(http: Http, admin: str) -> None:

@@ -1,13 +1,15 @@
 """`macadam prove` and `macadam inspect`: evidence for people who did not build what it is about."""
 
 import argparse
+from pathlib import Path
 
 from macadam import operations
-from macadam.errors import ChecksFailed, InvalidInput
+from macadam.errors import ChecksFailed, IntegrityError, InvalidInput
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
 from macadam.governance.types import Inspect, Inspection
 from macadam.operations import Operation
+from macadam.serving.types import Proof, Prove
 
 _MARKS = {"pass": "pass", "fail": "FAIL", "not_applicable": "does not apply", "did_not_run": "did not run"}
 
@@ -24,6 +26,51 @@ def _project(session: Session) -> str:
             "No project was named.", next_step="Give --project, set MACADAM_PROJECT, or run it where macadam.yaml is."
         )
     return found
+
+
+def _configure_prove(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prediction", help="its id, as the answer's header and body say it")
+    parser.add_argument("--out", metavar="FILE", help="where the proof goes; default: prediction-ID.proof.json here")
+    parser.add_argument("--key-file", metavar="FILE", help="where the ledger's key goes; default: ledger.key beside it")
+
+
+def _prove(options: argparse.Namespace, session: Session) -> int:
+    arguments = {"project": _project(session), "prediction": options.prediction}
+    proof: Proof = session.call(_operation("predictions", Prove), arguments)
+    name = proof.prediction.rpartition(":")[2]
+    out = Path(getattr(options, "out", f"prediction-{name}.proof.json"))
+    key = Path(getattr(options, "key_file", out.parent / "ledger.key"))
+    _write_key(key, proof.key)
+    _write(out, proof.bundle)
+    if session.json:
+        session.show({"prediction": proof.prediction, "file": str(out), "key_file": str(key), "bytes": proof.bytes,
+                      "leaves": proof.leaves})  # fmt: skip
+        return 0
+    session.say(f"{out}: {proof.bytes} bytes, {proof.leaves} leaves from the answer to the policies in force.")
+    session.say(f"Next: python -m macadam_verify {out} --key {key}")
+    session.say("Who checks it for somebody else compares the key with one that they got by another way.")
+    return 0
+
+
+def _write_key(path: Path, key: str) -> None:
+    """Raises IntegrityError if another key was kept there: a ledger does not change its key."""
+    kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    if kept and kept != key.strip():
+        raise IntegrityError(
+            f"The ledger's key is not the one kept in {path}.",
+            next_step="Find out whose ledger this is before you rely on it; --key-file names another file.",
+            details={"kept": kept, "got": key.strip()},
+        )
+    if not kept:
+        _write(path, key.strip() + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())  # exactly: another spelling does not verify
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another file.") from error
 
 
 def _configure_inspect(parser: argparse.ArgumentParser) -> None:
@@ -57,4 +104,5 @@ def _say_inspection(found: Inspection, session: Session) -> None:
     session.say(f"Kept as {found.digest}; leaf {found.ref}.")
 
 
+PROVE = Verb(configure=_configure_prove, run=_prove)
 INSPECT = Verb(configure=_configure_inspect, run=_inspect)

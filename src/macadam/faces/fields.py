@@ -194,7 +194,7 @@ def _article(kind: str) -> str:
 def _structured(field: Field, text: str) -> object:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput(
             f"{field.name} is not JSON: {error}.",
             next_step=f"Give {field.name} as JSON, or as @FILE with JSON in it.",

@@ -36,6 +36,8 @@ _SLOW_THREADS = 4
 _WAITING = {"quick": 256, "slow": 16}  # calls that may wait for a thread: beyond it, "come back later" is honest
 _RETRY_AFTER = b"1"  # seconds
 _TOKEN_BYTES = 4096
+_PATH_BYTES = 4096
+_KEY_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ class ControlPlane:
             return _refusal(unexpected)
 
     async def _operate(self, inquiry: Inquiry) -> Answer:
+        if len(inquiry.path) > _PATH_BYTES:  # a refusal names what was asked for in a leaf, which has a size too
+            raise TooLarge(f"The path is over {_PATH_BYTES} bytes.", next_step="Give large values in the body.")
         operation, named = self._routes.find(inquiry.method, inquiry.path)
         inquiry.operation = operation.name
         token = _bearer(inquiry.headers)
@@ -130,7 +134,7 @@ class ControlPlane:
         arguments.update(await self._body(operation, inquiry, arguments))
         # 3. Through the door. The token is passed as it came: an empty one is nobody, never the local administrator.
         threads = self._slow if operation.prepare else self._quick
-        key = inquiry.headers.get("idempotency-key", "") if operation.changes else ""
+        key = _key(inquiry.headers) if operation.changes else ""
         response = await threads.run(
             lambda: self._platform.dispatcher.run(operation, arguments, token=token, idempotency_key=key)
         )
@@ -147,7 +151,7 @@ class ControlPlane:
             )
         try:
             body = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidInput(
                 f"The body is not JSON: {error}.", next_step="Send one JSON object with the request's fields."
             ) from error
@@ -251,6 +255,16 @@ def _bearer(headers: dict[str, str]) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     token = token.strip()
     return token if scheme.lower() == "bearer" and len(token) <= _TOKEN_BYTES else ""
+
+
+def _key(headers: dict[str, str]) -> str:
+    key = headers.get("idempotency-key", "")
+    if len(key) > _KEY_CHARACTERS:
+        raise InvalidInput(
+            f"The Idempotency-Key has {len(key)} characters, at most {_KEY_CHARACTERS} are kept.",
+            next_step="Send a UUID, or a digest of what names the call.",
+        )
+    return key
 
 
 def _arguments(operation: Operation, named: dict[str, str], query: str) -> dict[str, object]:
