@@ -91,7 +91,7 @@ def taken(sql: sa.Connection, source: Source) -> dict[str, str]:
     """Path → SHA-256 of each file of the source that is in a published snapshot."""
     c = schema.offsets.c
     query = sa.select(c.path, c.sha256).where(c.project == source.project, c.source == source.name)
-    return dict(sql.execute(query).tuples().all())
+    return dict(sql.execute(query).all())
 
 
 def keep_files(sql: sa.Connection, snapshot: Snapshot, source: Source, files: tuple[FileReport, ...]) -> None:
