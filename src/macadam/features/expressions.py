@@ -4,6 +4,7 @@ DuckDB parses the text; everything that looks at other rows, other tables, the c
 training set and a pushed row would then see different values.
 """
 
+import atexit
 import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ _MACROS = {"nullif", "fmod", "fdiv", "round_even", "roundbankers"}
 @functools.lru_cache(maxsize=1)
 def _parser() -> "duckdb.DuckDBPyConnection":
     # One for the process, used through cursors: opening a database takes 10 ms.
+    atexit.register(_parser.cache_clear)  # duckdb complains of connections that outlive the interpreter's modules
     return duckdb.connect()
 
 

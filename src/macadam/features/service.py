@@ -4,6 +4,7 @@ One writer at a time changes a home's online store: a file lock is held from rea
 follows, across processes. Readers never wait for it.
 """
 
+import atexit
 import fcntl
 import threading
 import time
@@ -292,7 +293,13 @@ class _Pushers:
             return self._ready[key]
 
 
+    def clear(self) -> None:
+        with self._turn:
+            self._ready.clear()
+
+
 _pushers = _Pushers()
+atexit.register(_pushers.clear)  # duckdb complains of connections that outlive the interpreter's modules
 
 
 def _service(sql: sa.Connection, project: str, held: Materialisation) -> FeatureService:
