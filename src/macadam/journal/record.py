@@ -49,6 +49,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Time spent in each stage, µs."""
     trace: str = ""
     """W3C trace id, or empty."""
+    clock: str = ""
+    """Of a replay: the instant whose features it asked for, as `at`. Empty: that of the request itself."""
     v: int = VERSION
 
     def __post_init__(self) -> None:

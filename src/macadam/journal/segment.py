@@ -255,6 +255,17 @@ def recover(path: Path) -> Recovered:
     return Recovered(path=closed, count=reader.count, torn=reader.torn)
 
 
+def recover_all(folder: Path) -> list[Recovered]:
+    """Recovers every segment of a folder whose writer is gone. Raises like `recover` on damage."""
+    found = []
+    for path in sorted(folder.glob(f"*{OPEN}")):
+        try:
+            found.append(recover(path))
+        except (Busy, NotFound):  # its gateway lives, or another process was quicker
+            continue
+    return found
+
+
 @contextmanager
 def _writer_gone(path: Path) -> Iterator[int]:
     """Holds the lock that a living writer would hold, and gives the file for appending."""

@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -64,9 +65,9 @@ class AnswerCounter:
         """Answers so far."""
         return self._count
 
-    def add(self) -> None:
-        """Counts one answer. From one thread only."""
-        self._count += 1
+    def add(self, answers: int = 1) -> None:
+        """Counts answers. From one thread only."""
+        self._count += answers
         COUNTER.pack_into(self._map, 0, self._count)
 
     def flush(self) -> None:
@@ -114,12 +115,13 @@ class _Segment:
         for suffix in (".new", OPEN, ANSWERS):
             self.path.with_suffix(suffix).unlink(missing_ok=True)
 
-    def append(self, payload: bytes) -> int:
-        data = frame(payload)
+    def append(self, payloads: Sequence[bytes]) -> int:
+        """All of them, or none. Returns the offset of the first."""
+        data = frame(payloads[0]) if len(payloads) == 1 else b"".join([frame(payload) for payload in payloads])
         append_whole(self.fd, data, self.size, self.path)
         offset = self.size
         self.size = offset + len(data)
-        self.count += 1
+        self.count += len(payloads)
         self._digest.update(data)
         return offset
 
@@ -153,16 +155,16 @@ class _Segment:
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """Where a record was written. index: from 0 in its segment; offset: of its frame, bytes."""
+    """Where a record, or the first of several, was written. index: from 0 in its segment; offset: of its frame, bytes."""
 
     segment: str
     index: int
     offset: int
     answers: AnswerCounter
 
-    def answered(self) -> None:
-        """Counts the answer: called by the thread that sends, after the transport has taken it."""
-        self.answers.add()
+    def answered(self, answers: int = 1) -> None:
+        """Counts answers: called by the thread that sends, after the transport has taken them."""
+        self.answers.add(answers)
 
 
 class JournalWriter:
@@ -213,24 +215,34 @@ class JournalWriter:
         """The segment that is being written."""
         return self._segment.path
 
+    @property
+    def unsynced(self) -> int:
+        """Bytes that were written and are not yet known to be durable."""
+        return self._segment.size - self._segment.synced
+
     def append(self, payload: bytes) -> Receipt:
         """Writes one record; when it returns, the record survives the end of this process.
 
         Raises StorageFull or Unavailable (nothing was written; later calls may succeed), Unavailable for good after
         an fsync failed (what the disk then holds is not known), TooLarge, and Conflict once closed.
         """
-        if len(payload) > MAX_PAYLOAD:
-            raise TooLarge(
-                f"A journal record of {len(payload)} bytes is over the limit of {MAX_PAYLOAD}.",
-                next_step="Send smaller inputs, or pass large ones by reference.",
-            )
+        return self.append_many((payload,))
+
+    def append_many(self, payloads: Sequence[bytes]) -> Receipt:
+        """Like `append` for at least one record, with one write: all are there afterwards, or none."""
+        for payload in payloads:
+            if len(payload) > MAX_PAYLOAD:
+                raise TooLarge(
+                    f"A journal record of {len(payload)} bytes is over the limit of {MAX_PAYLOAD}.",
+                    next_step="Send smaller inputs, or pass large ones by reference.",
+                )
         with self._lock:
             if self._failure:
                 raise self._failure
             if self._closed:
                 raise Conflict("The journal is closed.", next_step="Start the gateway again.")
             segment = self._segment
-            receipt = Receipt(segment.id, segment.count, segment.append(payload), segment.answers)
+            receipt = Receipt(segment.id, segment.count, segment.append(payloads), segment.answers)
         if not self._fsync_every:
             self.sync()
         return receipt

@@ -1,0 +1,117 @@
+"""What a closed segment becomes: rows of the predictions table, an archived file, an index into it, and facts for a leaf.
+
+Files and objects only; making them visible is the transaction in `service`.
+"""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from macadam.journal import places, record
+from macadam.journal.layout import CLOSED, OPEN
+from macadam.journal.places import Place
+from macadam.journal.segment import SealedSegment, SegmentReader, seal
+from macadam.lazy import lazy
+from macadam.ledger.tree import leaf_hash, root_of
+from macadam.ports import Objects
+from macadam.values import parse_instant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = lazy("pyarrow")
+
+MOST_BYTES = 128 * 1024 * 1024
+"""Of segments sealed at once: their rows are in memory until they are staged."""
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """A closed segment, read and checked to its last byte, and stored. rows: one per record."""
+
+    path: Path
+    facts: SealedSegment
+    archive: str
+    places: str
+    first_id: str
+    last_id: str
+    rows: list[dict[str, Any]]
+
+
+def folder_of(home: Path, project: str) -> Path:
+    """Where gateways write the segments of a project."""
+    return home / "journal" / project
+
+
+def waiting(home: Path) -> list[str]:
+    """Projects with segments that are closed, or open with nobody known to write them; sorted."""
+    folders = {path.parent for suffix in (CLOSED, OPEN) for path in (home / "journal").glob(f"*/*{suffix}")}
+    return sorted(folder.name for folder in folders)
+
+
+def batch(paths: Sequence[Path]) -> list[Path]:
+    """As many as are sealed at once, at least one."""
+    chosen: list[Path] = []
+    size = 0
+    for path in paths:
+        size += path.stat().st_size
+        if chosen and size > MOST_BYTES:
+            break
+        chosen.append(path)
+    return chosen
+
+
+def store(path: Path, objects: Objects) -> Closed:
+    """Raises IntegrityError if a byte is not as it was written, StorageFull."""
+    facts = seal(path, leaf_hash=leaf_hash, root=root_of)
+    found: list[Place] = []
+    rows: list[dict[str, Any]] = []
+    with SegmentReader(path) as reader:
+        for item in reader:
+            row = _row(item.payload, facts.id, item.index)
+            rows.append(row)
+            id_bytes = uuid.UUID(row["id"]).bytes
+            found.append(Place(id_bytes, item.offset, item.index, facts.leaf_hashes[item.index]))
+    ids = [row["id"] for row in rows]
+    return Closed(
+        path=path,
+        facts=facts,
+        archive=objects.put_file(path),
+        places=objects.put(places.build(found)),
+        first_id=min(ids, default=""),
+        last_id=max(ids, default=""),
+        rows=rows,
+    )
+
+
+def _row(payload: bytes, segment: str, position: int) -> dict[str, Any]:
+    told = record.decode(payload)
+    score = told.output.get("score")
+    return {
+        "id": told.id,
+        "at": parse_instant(told.at),
+        "endpoint": told.endpoint,
+        "variant": told.variant,
+        "version": told.version,
+        "model_digest": told.model_digest,
+        "deployment": told.deployment,
+        "actor": told.actor,
+        "outcome": told.outcome,
+        "score": float(score) if isinstance(score, int | float) else None,
+        "clock": parse_instant(told.clock) if told.clock else None,
+        "record": payload.decode(),
+        "segment": segment,
+        "position": position,
+    }
+
+
+def table(closed: Sequence[Closed]) -> "pa.Table":
+    """The rows of all segments as one Arrow table."""
+    instant = pa.timestamp("us", tz="UTC")
+    text = ("id", "endpoint", "variant", "version", "model_digest", "deployment", "actor", "outcome", "record")
+    kinds: dict[str, Any] = {name: pa.string() for name in (*text, "segment")}
+    kinds |= {"at": instant, "clock": instant, "score": pa.float64(), "position": pa.int64()}
+    rows = [row for one in closed for row in one.rows]
+    return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()})

@@ -1,0 +1,181 @@
+"""Requests and values of the serving room: endpoints, deployments, predictions and their labels."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from macadam.operations import Request
+from macadam.values import Name
+
+PredictionId = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(prediction:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description="a prediction's id"),
+]
+VersionText = Annotated[
+    str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,8}|[a-z][a-z0-9_-]{0,62})$", description="a number or an alias")
+]
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """One version at one endpoint, as it was decided. id: of the ledger leaf.
+
+    version: the model's reference; artifact and signature: digests; service: the feature service's definition, None
+    where requests bring the features themselves; threshold: the score from which on the label is 1; replaced: the
+    deployment that answered before, '' if none.
+    """
+
+    id: str
+    project: str
+    endpoint: str
+    model: str
+    number: int
+    version: str
+    artifact: str
+    signature: str
+    service: dict[str, Any] | None
+    threshold: float
+    replaced: str
+    actor: str
+    at: datetime
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint and what answers there now. deployment: id of the ledger leaf; previous: where a rollback leads."""
+
+    project: str
+    name: str
+    model: str
+    number: int
+    version: str
+    artifact: str
+    deployment: str
+    previous: str
+    features: str
+    """Name of the feature service, '' where requests bring the features."""
+    path: str
+    """Where the gateway answers."""
+    at: datetime
+
+
+class Deploy(Request[Endpoint], frozen=True, kw_only=True):
+    """Let a registered version answer at an endpoint; a new endpoint is made.
+
+    version: its number or an alias. In a high-risk project it must be the champion or have been approved.
+    """
+
+    project: Name
+    endpoint: Name
+    model: Name
+    version: VersionText = "champion"
+
+
+class Rollback(Request[Endpoint], frozen=True, kw_only=True):
+    """Let the deployment before the present one answer again."""
+
+    project: Name
+    endpoint: Name
+
+
+class ListEndpoints(Request[tuple[Endpoint, ...]], frozen=True, kw_only=True):
+    """List the project's endpoints."""
+
+    project: Name
+
+
+class ShowEndpoint(Request[Endpoint], frozen=True, kw_only=True):
+    """Show one endpoint."""
+
+    project: Name
+    endpoint: Name
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What came true. prediction: its id; at: when it became known."""
+
+    prediction: PredictionId
+    label: float
+    at: datetime
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded. changed: labels that replaced another; same: repeated ones; digest: of the batch."""
+
+    id: str
+    labels: int
+    new: int
+    changed: int
+    same: int
+    digest: str
+
+
+class RecordFeedback(Request[Feedback], frozen=True, kw_only=True):
+    """Record what came true for predictions, in one batch. A later label of a prediction replaces the earlier."""
+
+    project: Name
+    labels: Annotated[list[Label], msgspec.Meta(min_length=1, max_length=50_000)]
+
+
+class PredictionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A journaled prediction. record: as it was journaled; segment: '' while it is not sealed; label: None if none."""
+
+    id: str
+    record: dict[str, Any]
+    segment: str
+    label: float | None = None
+    label_at: datetime | None = None
+
+
+class ShowPrediction(Request[PredictionPage], frozen=True, kw_only=True):
+    """Show one prediction: its record, segment and label."""
+
+    project: Name
+    prediction: PredictionId
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """A proof bundle. bundle: the file's exact text; key: the ledger's verifier key, for comparison with the one
+    that the verifier got by another way.
+    """
+
+    prediction: str
+    bundle: str
+    bytes: int
+    leaves: int
+    key: str
+
+
+class Prove(Request[Proof], frozen=True, kw_only=True):
+    """Prove one prediction with one small file that is verified without Macadam."""
+
+    project: Name
+    prediction: PredictionId
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """How right the sealed predictions of one version were. metrics is empty while one outcome is all there is."""
+
+    version: str
+    predictions: int
+    labelled: int
+    positives: int
+    metrics: dict[str, float]
+
+
+class LiveQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """Live quality of an endpoint. Records that are not sealed are not counted yet; metrics: over all versions."""
+
+    project: str
+    endpoint: str
+    predictions: int
+    labelled: int
+    positives: int
+    metrics: dict[str, float]
+    versions: tuple[Accuracy, ...]
+
+
+class LiveAccuracy(Request[LiveQuality], frozen=True, kw_only=True):
+    """Compare an endpoint's sealed predictions with the labels that have arrived."""
+
+    project: Name
+    endpoint: Name
