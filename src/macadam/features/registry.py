@@ -39,7 +39,7 @@ def service_spec(sql: sa.Connection, project: str, name: str, version: str = "")
 
 def training_set(sql: sa.Connection, project: str, ref: str) -> TrainingSet:
     """A training set by its reference. Raises NotFound."""
-    name, _, version = ref.removeprefix("training-set:").partition("@")
+    name, _, version = ref.removeprefix("training_set:").partition("@")
     t = training_sets.c
     query = sa.select(t.document).where(t.project == project, t.name == name, t.version == version)
     found = sql.execute(query).scalar_one_or_none()

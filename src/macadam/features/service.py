@@ -106,7 +106,7 @@ def list_views(tx: Transaction, request: ListViews) -> list[Views]:
 )
 def build_training_set(tx: Transaction, request: BuildTrainingSet, prepared: training.Built) -> TrainingSet:
     """Names the Parquet object; the leaf says which snapshots and definitions it was made from."""
-    ref = f"training-set:{request.name}@{prepared.digest[7:19]}"
+    ref = f"training_set:{request.name}@{prepared.digest[7:19]}"
     try:
         return registry.training_set(tx.sql, request.project, ref)
     except NotFound:
