@@ -24,7 +24,12 @@ _CLASSES = 2
 
 
 def is_classifier(estimator: Any) -> bool:
-    """Raises InvalidInput for a classifier of other than two classes."""
+    """Raises InvalidInput for what is no estimator, and for a classifier of other than two classes."""
+    if not isinstance(estimator, sklearn_base.BaseEstimator):
+        raise InvalidInput(
+            f"{type(estimator).__name__} is no scikit-learn estimator.",
+            next_step="Give a fitted estimator, or your own ONNX to run.save_onnx.",
+        )
     if not sklearn_base.is_classifier(estimator):
         return False
     if len(estimator.classes_) != _CLASSES:
@@ -51,6 +56,7 @@ def to_onnx(estimator: Any, width: int) -> tuple[bytes, Output]:
             f"{type(estimator).__name__} cannot be exported to ONNX: {_first_line(error)}",
             next_step="Use an estimator that skl2onnx supports, or give your own ONNX to run.save_onnx.",
         ) from error
+    proto.graph.name = type(estimator).__name__  # not skl2onnx's random one: the same training gives the same bytes
     tensors = [output.name for output in proto.graph.output]
     if classifier:
         return proto.SerializeToString(), Output(name="probability", kind="probability", tensor=tensors[1], column=1)
