@@ -302,7 +302,7 @@ class _Model:
         if not why:
             return known[0].ref
         return self._add(
-            f"training-set:{split}",
+            f"training_set:{split}",
             "BuildTrainingSet",
             f"Build training set {name}",
             why,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import sqlalchemy as sa
 
-from macadam.errors import Conflict, GateRefused, InvalidInput
+from macadam.errors import Conflict, GateRefused, InvalidInput, NotFound
 from macadam.models import artifact, evaluation, gates, registry, rows, training_sets
 from macadam.models.evaluation import Measured, Resampling
 from macadam.models.gates import Facts, Rules
@@ -97,7 +97,10 @@ def declare_thresholds(tx: Transaction, request: DeclareThresholds) -> Threshold
     resource="model:{model}",
 )
 def show_thresholds(tx: Transaction, request: ShowThresholds) -> Thresholds:
-    return _in_force(tx.sql, request.project, request.model)
+    found = registry.thresholds(tx.sql, request.project, request.model)
+    if found is None:
+        raise NotFound(f"No thresholds are declared for {request.model!r}.", next_step=_DECLARE_FIRST)
+    return found
 
 
 def _in_force(sql: sa.Connection, project: str, model: str) -> Thresholds:

@@ -54,7 +54,7 @@ def desired(text: str = YAML, *, version: str = "1.0.0", files: tuple[str, ...] 
 
 def training_set(split: str, start: tuple[int, int], end: tuple[int, int]) -> TrainingSet:
     return TrainingSet(
-        ref=f"training-set:m-{split}@aaaaaaaaaaaa",
+        ref=f"training_set:m-{split}@aaaaaaaaaaaa",
         project="p",
         name=f"m-{split}",
         service="s",
@@ -221,9 +221,9 @@ def test_a_fresh_home_gets_the_whole_road_in_order() -> None:
         "source:a",
         "ingest:a:raw/a-1.csv",
         "views",
-        "training-set:train:m",
-        "training-set:tune:m",
-        "training-set:holdout:m",
+        "training_set:train:m",
+        "training_set:tune:m",
+        "training_set:holdout:m",
         "run:m",
         "version:m",
         "thresholds:m",
@@ -243,9 +243,9 @@ def test_a_fresh_home_gets_the_whole_road_in_order() -> None:
 
 def test_every_step_is_a_request_that_its_type_accepts() -> None:
     outcome = {
-        "training-set:train:m": {"ref": "training-set:m-train@aaaaaaaaaaaa"},
-        "training-set:tune:m": {"ref": "training-set:m-tune@aaaaaaaaaaaa"},
-        "training-set:holdout:m": {"ref": "training-set:m-holdout@aaaaaaaaaaaa"},
+        "training_set:train:m": {"ref": "training_set:m-train@aaaaaaaaaaaa"},
+        "training_set:tune:m": {"ref": "training_set:m-tune@aaaaaaaaaaaa"},
+        "training_set:holdout:m": {"ref": "training_set:m-holdout@aaaaaaaaaaaa"},
         "run:m": {"ref": "run:1"},
         "version:m": {"ref": "model:m@1", "number": 1},
     }
@@ -272,7 +272,7 @@ def test_a_contract_changed_under_its_version_is_refused() -> None:
 def test_a_new_file_is_ingested_and_what_is_built_on_its_table_is_built_anew() -> None:
     plan = compare(desired(files=("raw/a-1.csv", "raw/a-2.csv")), SETTLED)
     assert keys(plan.steps)[0] == "ingest:a:raw/a-2.csv"
-    assert keys(plan.steps)[1:4] == ["training-set:train:m", "training-set:tune:m", "training-set:holdout:m"]
+    assert keys(plan.steps)[1:4] == ["training_set:train:m", "training_set:tune:m", "training_set:holdout:m"]
     assert "run:m" in keys(plan.steps)
     assert "online:s" in keys(plan.steps)
     assert plan.steps[1].why == "a has a newer snapshot than it was built from."
@@ -283,7 +283,7 @@ def test_changed_features_are_registered_and_rebuild_what_uses_them() -> None:
     assert keys(plan.steps) == ["views"]  # the sets of this version are there already
     older = tuple(msgspec.structs.replace(s, views="ffffffffffff") for s in SETS.values())
     plan = compare(desired(), but(views="ffffffffffff", training_sets=older))
-    assert keys(plan.steps)[:4] == ["views", "training-set:train:m", "training-set:tune:m", "training-set:holdout:m"]
+    assert keys(plan.steps)[:4] == ["views", "training_set:train:m", "training_set:tune:m", "training_set:holdout:m"]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_changed_features_are_registered_and_rebuild_what_uses_them() -> None:
     [
         ({"code": {"run:1": digest_of(b"older")}}, "its code has changed."),
         ({"runs": (msgspec.structs.replace(RUN, seed=3),)}, "its parameters have changed."),
-        ({"runs": (msgspec.structs.replace(RUN, training_sets={"train": "training-set:x@aaaaaaaaaaaa"}),)}, "its training sets have changed."),
+        ({"runs": (msgspec.structs.replace(RUN, training_sets={"train": "training_set:x@aaaaaaaaaaaa"}),)}, "its training sets have changed."),
         ({"runs": (msgspec.structs.replace(RUN, state="failed"),)}, "it was never trained."),
     ],
 )  # fmt: skip
