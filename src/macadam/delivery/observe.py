@@ -19,11 +19,11 @@ from macadam.data import contracts, registry
 from macadam.data.types import ListContracts, ListSources, ListTables
 from macadam.delivery.plan import Actual, Desired, EndpointState, ModelState, SourceState
 from macadam.delivery.project import FILE, Project, read
-from macadam.errors import InvalidInput, NotFound
+from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.features import define, load
 from macadam.features.types import ListOnline, ListTrainingSets, ListViews
 from macadam.models import capture
-from macadam.models.types import ListEvaluations, ListRuns, Run, ShowModel, ShowThresholds
+from macadam.models.types import ListEvaluations, ListRuns, Run, ShowModel, ShowThresholds, Thresholds
 from macadam.operations import Request
 from macadam.serving.types import ListEndpoints
 from macadam.values import digest_of
@@ -120,7 +120,7 @@ def actual(platform: Platform, project: Project) -> Actual:
         views=views[0].version if views else "",
         training_sets=tuple(sets),
         models={model: model_state(platform, name, model, declarations(project)) for model in project.document.models},
-        endpoints=_endpoints(platform, name),
+        endpoints=_endpoints(platform, name) if project.document.endpoints else {},
         online=tuple(online),
     )
 
@@ -149,10 +149,17 @@ def model_state(platform: Platform, project: str, model: str, left_out: Iterable
         runs=runs,
         code=_run_code(platform, runs, left_out),
         versions=page.versions if page else (),
-        thresholds=_found(platform, ShowThresholds(project=project, model=model)),
+        thresholds=_thresholds(platform, project, model),
         evaluations=(_found(platform, ListEvaluations(project=project, model=model, limit=_LIMIT)) or ()),
         aliases=page.model.aliases if page else {},
     )
+
+
+def _thresholds(platform: Platform, project: str, model: str) -> Thresholds | None:
+    try:
+        return platform.call(ShowThresholds(project=project, model=model))
+    except (NotFound, Conflict):  # the latter: none are in force
+        return None
 
 
 def _run_code(platform: Platform, runs: tuple[Run, ...], left_out: Iterable[str]) -> dict[str, str]:
