@@ -33,10 +33,15 @@ def predictions_trace(evidence: Evidence) -> Finding:
     """35. What `collect` found about predictions drawn at random."""
     drawn = evidence.predictions.drawn
     faults = [f"prediction {traced.id}: {fault}" for traced in drawn for fault in traced.faults]
+    said = sum(_count(leaf, "count") or 0 for leaf in evidence.of("segment:"))
+    if said != evidence.predictions.population:
+        faults.insert(
+            0, f"the ledger says that {said} are sealed, {evidence.predictions.population} can be found"
+        )
     holds = f"{len(drawn)} drawn at random trace to deployment, version, run, data and environment, and prove"
     return judge(
         "sealed predictions",
-        evidence.predictions.population,
+        max(said, evidence.predictions.population),
         faults,
         holds=holds,
         sample=len(drawn),
