@@ -185,7 +185,7 @@ def test_a_request_that_cannot_be_run_leaves_no_run(world, changes, error, said)
 @pytest.fixture(scope="module")
 def version(world):
     """Version 1, registered by ann and evaluated on June."""
-    with pytest.raises(Conflict, match="No thresholds are declared"):
+    with pytest.raises(NotFound, match="No thresholds are declared"):
         world.call(ShowThresholds(**WHERE))
     registered = world.call(RegisterVersion(**WHERE, run=world.run.ref))
     with pytest.raises(Conflict, match="No thresholds are declared"):
