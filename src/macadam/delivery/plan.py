@@ -65,6 +65,11 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, dict[str, str]]
 
     @property
+    def views_ref(self) -> str:
+        """The reference of the definitions, as the features room names them."""
+        return f"views:{self.project.name}@{self.views}"
+
+    @property
     def digest(self) -> str:
         """Over everything that decides what is done."""
         p = self.project
@@ -316,10 +321,7 @@ class _Model:
     def _why_set(self, known: TrainingSet | None, start: datetime, end: datetime, tables: tuple[str, ...]) -> str:
         if known is None:
             return "it does not exist."
-        if (known.service, known.views) != (
-            self.desired.project.document.models[self.name].service,
-            self.desired.views,
-        ):
+        if (known.service, known.views) != (self.section.service, self.desired.views_ref):
             return "its features have changed."
         if (known.start, known.end) != (start, end):
             return f"it covered {known.start:%Y-%m-%d} to {known.end:%Y-%m-%d}."
@@ -501,7 +503,7 @@ def _online(desired: Desired, actual: Actual, changing: set[str], steps: list[St
 
 
 def _why_online(desired: Desired, actual: Actual, changing: set[str], service: str) -> str:
-    held = [m for m in actual.online if m.service == service and m.views == desired.views]
+    held = [m for m in actual.online if m.service == service and m.views == desired.views_ref]
     if not held:
         return "the online store does not hold them."
     tables = desired.tables[service]

@@ -58,7 +58,7 @@ def training_set(split: str, start: tuple[int, int], end: tuple[int, int]) -> Tr
         project="p",
         name=f"m-{split}",
         service="s",
-        views=VIEWS,
+        views=f"views:p@{VIEWS}",
         digest=digest_of(b"x"),
         rows=1,
         unlabelled=0,
@@ -155,7 +155,7 @@ ONLINE = Materialisation(
     ref="online:s",
     project="p",
     service="s",
-    views=VIEWS,
+    views=f"views:p@{VIEWS}",
     until=NOW,
     keys=1,
     rows=1,
@@ -281,7 +281,7 @@ def test_a_new_file_is_ingested_and_what_is_built_on_its_table_is_built_anew() -
 def test_changed_features_are_registered_and_rebuild_what_uses_them() -> None:
     plan = compare(desired(), but(views="ffffffffffff"))
     assert keys(plan.steps) == ["views"]  # the sets of this version are there already
-    older = tuple(msgspec.structs.replace(s, views="ffffffffffff") for s in SETS.values())
+    older = tuple(msgspec.structs.replace(s, views="views:p@ffffffffffff") for s in SETS.values())
     plan = compare(desired(), but(views="ffffffffffff", training_sets=older))
     assert keys(plan.steps)[:4] == ["views", "training_set:train:m", "training_set:tune:m", "training_set:holdout:m"]
 
