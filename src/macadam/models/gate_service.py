@@ -54,7 +54,7 @@ MOST_REASONS = 50
 
 _MODEL = "/api/v1/projects/{project}/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
-_DECLARE_FIRST = "Declare gates.yaml: macadam gates declare."
+_DECLARE_FIRST = "Declare gates.yaml: macadam gates declare"
 
 
 # --- thresholds
@@ -464,7 +464,7 @@ def _next_step(result: GateResult) -> str:
     if not result.thresholds:
         return _DECLARE_FIRST
     if not result.evaluation:
-        return f"Evaluate it: macadam evaluations run --model {result.model} --version {result.version}."
+        return f"Evaluate it: macadam evaluations run {result.model} {result.version} --training-set …"
     if result.measures_pass:
-        return f"Have it approved: macadam gates approve --model {result.model} --version {result.version}."
+        return f"Have it approved: macadam gates approve {result.model} {result.version}"
     return "Improve the model and register another version."

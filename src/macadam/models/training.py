@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Predict = Callable[[Floats], npt.NDArray[Any]]
 else:
     np = lazy("numpy")
+    pa = lazy("pyarrow")
 
 TOLERANCE = 1e-5
 """Largest difference between the exported and the Python model, absolute, that float32 arithmetic explains."""
@@ -172,10 +173,16 @@ class TrainingRun:
         return self.equality
 
     def _sample(self) -> "Floats":
-        """Up to 1,000 rows, drawn from all splits alike."""
-        every = np.concatenate([self.data(split).X for split in self.splits])
-        chosen = np.random.default_rng(self.seed).permutation(len(every))[:EQUALITY_ROWS]
-        return every[np.sort(chosen)]
+        """Up to 1,000 rows, drawn from all splits alike. Encoded anew: the code may have changed the X that it got."""
+        tables = [found.table for found in self._read.values()]
+        ends = np.cumsum([table.num_rows for table in tables])
+        chosen = np.random.default_rng(self.seed).permutation(int(ends[-1]))[:EQUALITY_ROWS]
+        parts = []
+        for table, end in zip(tables, ends, strict=True):
+            begin = end - table.num_rows
+            here = np.sort(chosen[(chosen >= begin) & (chosen < end)]) - begin
+            parts.append(signature.encode_table(self.signature, table.take(pa.array(here))))
+        return np.concatenate(parts)
 
 
 def _compare(exported: "npt.NDArray[np.float64]", expected: "npt.NDArray[np.float64]") -> Equality:

@@ -153,3 +153,13 @@ def test_metrics_keep_every_step_and_refuse_what_is_no_number(run):
     for name, value in (("loss", float("nan")), ("a b", 1.0)):
         with pytest.raises(InvalidInput):
             run.log_metric(name, value)
+
+
+def test_the_comparison_sees_the_rows_as_they_are_whatever_the_code_did_to_its_own(run):
+    model = fitted(run, HistGradientBoostingClassifier(max_iter=5))
+    data, _ = export.to_onnx(model, 3)
+    for split in run.splits:
+        run.data(split).X[:] = np.nan
+    seen = []
+    run.save_onnx(data, predict=lambda x: seen.append(x) or model.predict_proba(x)[:, 1], column=1)
+    assert np.isfinite(seen[0][:, 2]).all()
