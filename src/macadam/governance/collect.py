@@ -1,20 +1,26 @@
 """Gathers the evidence that checks look at: one read snapshot of SQL, the objects it names, the ledger rebuilt."""
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from macadam.access import service as access
 from macadam.errors import IntegrityError, NotFound
-from macadam.governance.evidence import Evidence, LedgerState
+from macadam.governance.evidence import CONTRACT_TEXT, Evidence, LedgerState
 from macadam.governance.sampling import draw
+from macadam.lazy import lazy
 from macadam.ledger import service as ledger
 from macadam.ledger import verification
 from macadam.ledger.leaf import Leaf
 from macadam.models import registry
 from macadam.operations import Context
+
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = lazy("yaml")
 
 MOST_RUNS = 10_000
 
@@ -38,12 +44,12 @@ def gather(context: Context, sql: sa.Connection, project: str, now: datetime) ->
 
 def _contracts(context: Context, leaves: Iterable[Leaf]) -> dict[str, Mapping[str, object]]:
     """The documents that contract leaves name and that can be read: what is missing, the check reports."""
-    named = {str(leaf.body.get("digest", "")) for leaf in leaves if leaf.subject.startswith("contract:")}
+    named = {str(leaf.body.get(CONTRACT_TEXT, "")) for leaf in leaves if leaf.subject.startswith("contract:")}
     found: dict[str, Mapping[str, object]] = {}
     for digest in sorted(named - {""}):
         try:
-            document = json.loads(context.ports.objects.get(digest))
-        except (NotFound, IntegrityError, ValueError):
+            document = yaml.safe_load(context.ports.objects.get(digest))
+        except (NotFound, IntegrityError, yaml.YAMLError):
             continue  # the check fails every contract whose document is not in the result
         if isinstance(document, dict):
             found[digest] = document

@@ -16,6 +16,9 @@ from macadam.ledger.leaf import Leaf
 from macadam.models.types import Run
 from macadam.operations import Actor
 
+CONTRACT_TEXT = "text_object"
+"""The fact of a contract's leaf that names its text as an object."""
+
 
 class Traced(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction that was drawn at random. faults: each link of its chain or proof that did not hold."""
@@ -42,7 +45,7 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """leaves: of this project, refused calls included; policy_leaves: those that put a policy set in force, of the
-    whole home. contracts: contract digest → document; runs: by reference.
+    whole home. contracts: digest of a contract's text → the document; runs: by reference.
     """
 
     now: datetime

@@ -88,6 +88,7 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     ("09", lambda e: last(e, "contract:flights@1.0.0"), "registered before"),
     ("09", lambda e: saying(e, "table:flights@1", published=95), "95 were published and 10 quarantined"),
     ("09", lambda e: saying(e, "table:flights@1", quarantined=None), "does not say how many rows"),
+    ("09", lambda e: without(e, "table:flights__quarantine@1"), "no quarantine has them"),
     ("14", lambda e: saying(e, "run:1", code={"archive": ELSE}), "a commit"),
     ("14", lambda e: saying(e, "run:1", code={"commit": "c0ffee", "diff": ELSE}), "uncommitted"),
     ("14", lambda e: without(e, "environment:lock@1"), "an environment lock"),

@@ -51,9 +51,11 @@ def leaves() -> tuple[Leaf, ...]:
     run_uses = ("training_set:early@1", "table:flights@1", "environment:lock@1")
     made: list[tuple[str, str, tuple[str, ...], str, dict[str, object]]] = [
         ("access.create_project", "project:flights", (ALICE,), ALICE, {"owner": ALICE}),
-        ("data.register_contract", "contract:flights@1.0.0", (), ALICE, {"digest": CONTRACT}),
+        ("data.register_contract", "contract:flights@1.0.0", (), ALICE, {"digest": digest, "text_object": CONTRACT}),
         ("data.ingest", "table:flights@1", ("contract:flights@1.0.0", "source:flights"), ALICE,
          {"digest": digest, "rows_in": 100, "published": 90, "quarantined": 10}),
+        ("data.ingest", "table:flights__quarantine@1", ("contract:flights@1.0.0", "source:flights", "table:flights@1"),
+         ALICE, {"digest": digest, "rows": 10}),
         ("features.build_training_set", "training_set:early@1", ("table:flights@1",), ALICE, {"digest": digest}),
         ("features.build_training_set", "training_set:june@1", ("table:flights@1",), ALICE, {"digest": digest}),
         ("models.train", "environment:lock@1", (), ALICE, {"digest": digest}),

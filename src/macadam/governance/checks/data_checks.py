@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import Mapping
 
+from macadam.data.registry import QUARANTINE_SUFFIX
 from macadam.governance.checks.verdict import judge
-from macadam.governance.evidence import Evidence, used
+from macadam.governance.evidence import CONTRACT_TEXT, Evidence, used
 from macadam.governance.types import Finding
 from macadam.ledger.leaf import Leaf
 
@@ -14,7 +15,12 @@ no personal data, the contract says exactly that."""
 
 
 def _snapshots(evidence: Evidence) -> list[Leaf]:
+    """Of tables, and of what was kept out of them."""
     return evidence.of("table:", kind="data.")
+
+
+def _quarantined(leaf: Leaf) -> bool:
+    return leaf.subject.partition("@")[0].endswith(QUARANTINE_SUFFIX)
 
 
 def described(evidence: Evidence) -> Finding:
@@ -38,7 +44,7 @@ def _undescribed(leaf: Leaf) -> list[str]:
 
 
 def _without_purpose(evidence: Evidence, ref: str) -> list[str]:
-    digests = [str(leaf.body.get("digest", "")) for leaf in evidence.about(ref)]
+    digests = [str(leaf.body.get(CONTRACT_TEXT, "")) for leaf in evidence.about(ref)]
     document = evidence.contracts.get(digests[-1]) if digests else None
     if document is None:
         return [f"{ref} cannot be read, so its purpose is unknown"]
@@ -60,8 +66,10 @@ def _custom_property(document: Mapping[str, object], name: str) -> str:
 
 
 def contract_ran(evidence: Evidence) -> Finding:
-    """09. Each snapshot came under a contract that was registered before, and every row in is accounted for."""
-    snapshots = _snapshots(evidence)
+    """09. Each snapshot came under a contract that was registered before, every row in is accounted for, and those that
+    were refused are in a quarantine snapshot that names the one they were kept out of.
+    """
+    snapshots = [leaf for leaf in _snapshots(evidence) if not _quarantined(leaf)]
     faults = [fault for leaf in snapshots if (fault := _unchecked_rows(evidence, leaf))]
     rows = sum(_rows(leaf, "rows_in") or 0 for leaf in snapshots)
     blocked = sum(_rows(leaf, "quarantined") or 0 for leaf in snapshots)
@@ -80,6 +88,8 @@ def _unchecked_rows(evidence: Evidence, leaf: Leaf) -> str:
         return f"{leaf.subject} does not say how many rows came in, were published and were quarantined"
     if rows != published + quarantined:
         return f"{leaf.subject}: {rows} rows came in, but {published} were published and {quarantined} quarantined"
+    if quarantined and not any(_quarantined(other) for other in evidence.using(leaf.subject, "table:")):
+        return f"{leaf.subject}: {quarantined} rows were refused, but no quarantine has them"
     return ""
 
 
