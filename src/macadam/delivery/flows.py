@@ -22,7 +22,7 @@ from macadam.app.platform import Platform
 from macadam.delivery import steps
 from macadam.delivery.observe import observe
 from macadam.delivery.plan import Plan, Step, compare
-from macadam.errors import Busy, GateRefused, MacadamError
+from macadam.errors import Busy, GateRefused
 from macadam.lazy import lazy
 from macadam.models.types import GateResult
 from macadam.values import instant, parse_instant, utc_now, uuid7
@@ -268,7 +268,11 @@ class _Walk:
         result = msgspec.convert(done.outcome, GateResult)
         if result.verdict != "pass":
             self._held[result.model] = Held(
-                model=result.model, version=result.version, waiting=result.measures_pass, reasons=result.reasons
+                model=result.model,
+                version=result.version,
+                waiting=result.measures_pass,
+                reasons=result.reasons,
+                approver=self._plan.approvers.get(result.model, ""),
             )
 
 
@@ -308,11 +312,3 @@ def _engine(home: Path) -> Iterator[_Engine]:
         yield _Engine(dbos=engine, flow=flow)
     finally:
         dbos.DBOS.destroy(destroy_registry=True)
-
-
-def failure(error: BaseException) -> MacadamError | None:
-    """The platform's own error behind one that came through DBOS, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, MacadamError):
-        seen = seen.__cause__ or seen.__context__
-    return seen

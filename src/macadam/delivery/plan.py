@@ -39,12 +39,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What apply would do, in order. desired: digest of all that the project's files ask for."""
+    """What apply would do, in order. desired: digest of all that the project's files ask for; approvers: by model, whom
+    to ask.
+    """
 
     project: str
     directory: str
     desired: str
     steps: tuple[Step, ...]
+    approvers: dict[str, str] = {}
 
     @property
     def nothing_to_do(self) -> bool:
@@ -138,6 +141,7 @@ def compare(desired: Desired, actual: Actual) -> Plan:
         directory=str(desired.project.directory),
         desired=desired.digest,
         steps=tuple(steps),
+        approvers={name: model.approver for name, model in desired.project.document.models.items() if model.approver},
     )
 
 
