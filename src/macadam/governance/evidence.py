@@ -3,7 +3,7 @@
 Leaves stand in ledger order: what comes first was recorded first. Gathering is for `collect`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -100,9 +100,17 @@ class Evidence:
             and (not having or leaf.body.get(having))
         ]
 
-    def using(self, ref: str, prefix: str) -> Iterator[Leaf]:
-        """What was done with a reference, about subjects that begin with `prefix`."""
-        return (leaf for leaf in self.of(prefix) if ref in leaf.uses)
+    @cached_property
+    def _by_use(self) -> dict[str, list[Leaf]]:
+        found: dict[str, list[Leaf]] = {}
+        for leaf in self.done:
+            for ref in leaf.uses:
+                found.setdefault(ref, []).append(leaf)
+        return found
+
+    def using(self, ref: str, prefix: str) -> list[Leaf]:
+        """What was done with a reference, about subjects that begin with `prefix`, oldest first."""
+        return [leaf for leaf in self._by_use.get(ref, []) if leaf.subject.startswith(prefix)]
 
     @cached_property
     def deployments(self) -> list[Leaf]:

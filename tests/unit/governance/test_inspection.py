@@ -90,4 +90,4 @@ def test_a_rewritten_ledger_fails_its_point(door: Door) -> None:
     found: Inspection = door.call(Inspect(project="flights"))
     point = next(p for p in found.points if p.id == "42")
     assert point.status == "fail"
-    assert "leaf 1" in point.detail
+    assert "Leaf 1" in point.detail

@@ -29,11 +29,19 @@ def judge(
         return Finding(status="not_applicable", detail=f"There are no {what} to look at.")
     if faults:
         more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-        detail = "; ".join(faults[:MOST_FAULTS]) + more + "."
+        detail = _sentence("; ".join(faults[:MOST_FAULTS]) + more)
         return Finding(status="fail", detail=detail, population=population, sample=looked_at, evidence=ids)
     if unchecked:
         detail = f"Only partly checked: {holds}. Not checked: {unchecked}."
         return Finding(
             status="did_not_run", detail=detail, population=population, sample=looked_at, evidence=ids
         )
-    return Finding(status="pass", detail=f"{holds}.", population=population, sample=looked_at, evidence=ids)
+    return Finding(
+        status="pass", detail=_sentence(holds), population=population, sample=looked_at, evidence=ids
+    )
+
+
+def _sentence(text: str) -> str:
+    """With a capital, unless it begins with a reference."""
+    first = text.partition(" ")[0]
+    return f"{text if ':' in first else text[:1].upper() + text[1:]}."
