@@ -4,10 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from macadam.delivery import flows
+from macadam.delivery import flows, scaffold
 from macadam.delivery.flows import Applied, Event, StepDone
 from macadam.delivery.plan import Plan
-from macadam.delivery.scaffold import init
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
 from macadam.operations import Progress
@@ -20,14 +19,15 @@ def _configure_init(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(options: argparse.Namespace, session: Session) -> int:
-    directory = Path(options.name)
-    written = init(directory)
+    place = scaffold.init(Path(), options.name)
+    files = sorted(str(path) for path in place.rglob("*") if path.is_file())
     if session.json:
-        session.show({"directory": str(directory), "files": [str(path) for path in written]})
+        session.show({"directory": str(place), "files": files})
         return 0
-    for path in written:
-        session.say(f"  {path}")
-    session.say(f"Next: put your data in {directory}, then `cd {directory}` and `macadam plan`.")
+    session.say(f"A project that works as it is, with made-up data, to change step by step into your own ({place}):")
+    for file in files:
+        session.say(f"  {file}")
+    session.say(f"Next: cd {place} && macadam plan")
     return 0
 
 
@@ -111,7 +111,7 @@ def _say_applied(applied: Applied, session: Session) -> None:
             session.say(f"  - {reason}")
         if held.waiting:
             session.say(
-                f"Next: someone other than its author runs `macadam gates approve {held.model} --version {held.version}`,"
+                f"Next: someone other than its author runs `macadam gates approve {held.model} {held.version}`,"
                 " then `macadam apply` again."
             )
     for title in applied.skipped:
