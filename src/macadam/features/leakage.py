@@ -73,7 +73,8 @@ def check_instants(
         columns = expressions.base_columns(service.table, relations.name(name))
         for instant in column_instants(service.table, columns):
             _none_later(connection, rows, instant, service.event_time, f"The input {name!r}", name)
-    for instant in column_instants(service.table, expressions.base_columns(service.table, service.label)):
+    labels = expressions.base_columns(service.table, service.label)
+    for instant in column_instants(service.table, labels):
         _none_later(connection, rows, instant, service.known_label, "The label", "label")
     early = connection.sql("SELECT count(*) FROM spine WHERE _label_known <= _at").fetchall()[0][0]
     if early:
@@ -86,6 +87,9 @@ def check_instants(
             for instant in column_instants(view.table, _columns(view)):
                 what = f"View {view.name!r}"
                 _none_later(connection, relation(view.table), instant, known_at(view), what, view.name)
+        if view.table == service.table and _columns(view) & labels:
+            what = f"View {view.name!r}, made from what the label is made from,"
+            _none_later(connection, rows, service.known_label, known_at(view), what, view.name)
 
 
 def check_own_row(connection: "duckdb.DuckDBPyConnection", service: FeatureService, view: TableView) -> None:

@@ -60,12 +60,12 @@ def collect(module: ModuleType) -> define.Definitions:
     return define.Definitions(services=tuple(sorted(services.values(), key=lambda s: s.name)))
 
 
-def _execute(path: Path) -> ModuleType:
+def execute(path: Path) -> ModuleType:
+    """Runs the file in this process. Raises NotFound, and what the file raises."""
     spec = importlib.util.spec_from_file_location("features", path)
     if spec is None or spec.loader is None:
         raise NotFound(f"{path} is not a Python file.", next_step="Give a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["features"] = module
     sys.path.append(str(path.parent))  # its neighbours can be imported, and hide nothing that is installed
     spec.loader.exec_module(module)
     return module
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         return 2
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            definitions = collect(_execute(Path(arguments[0])))
+            definitions = collect(execute(Path(arguments[0])))
         except MacadamError as error:
             traceback.print_exc(limit=-1)
             print(error, file=sys.stderr)  # noqa: T201

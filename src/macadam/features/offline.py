@@ -219,11 +219,11 @@ def _joined(
         f"CREATE TEMP TABLE source AS SELECT * FROM ({relations.source(connection, view, relation(view.table))})"
         f" WHERE _known IS NOT NULL AND {_present(relations.key_columns(view))}"
     )
+    leakage.check_own_row(connection, service, view)
     if isinstance(view, WindowAggregate):
         query = _windows(connection, view)
     elif isinstance(view, Latest):
         query = _latest(connection, view)
-        leakage.check_own_row(connection, service, view)
     else:
         query = _lookup(connection, view)
     found = connection.sql(f"{query} ORDER BY _n").to_arrow_table()

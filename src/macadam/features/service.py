@@ -292,7 +292,6 @@ class _Pushers:
             self._ready.move_to_end(key)
             return self._ready[key]
 
-
     def clear(self) -> None:
         with self._turn:
             self._ready.clear()

@@ -31,9 +31,9 @@ if sys.byteorder != "little":
 def windows(value: bytes | None, edge: int, lengths: Sequence[int]) -> list[Window]:
     """Count and sum of the tiles in [edge - length, edge), for each length.
 
-    edge: number of whole tiles since 1970. value: None stands for an entity without rows.
+    edge: number of whole tiles since 1970. value: None or empty stands for an entity without rows.
     """
-    if value is None:
+    if not value:
         return [(0.0, 0.0)] * len(lengths)
     first, n = _HEADER.unpack_from(value)
     body = memoryview(value)
@@ -55,7 +55,7 @@ def windows(value: bytes | None, edge: int, lengths: Sequence[int]) -> list[Wind
 
 
 class Prefix:
-    """One entity's running values while they are changed. longest: of its windows, in tiles."""
+    """One entity's running values while they are changed."""
 
     def __init__(self, value: bytes | None = None) -> None:
         self._first, n = _HEADER.unpack_from(value) if value else (_ALWAYS, 0)
