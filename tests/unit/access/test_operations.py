@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from unit.access.homes import Door
+from unit.access.homes import Door, ports_of
 
 from macadam.access import service as access
 from macadam.access.types import (
@@ -241,6 +241,21 @@ def test_a_decision_made_inside_an_undone_change_is_not_remembered(door: Door) -
     with pytest.raises(Conflict):
         door.ports.sql.write(grant_and_fail)
     refused(door, GrantRole(project="*", principal="alice", role="admin"), alice)
+
+
+def test_a_revocation_by_another_process_takes_effect_on_the_next_call(door: Door) -> None:
+    door.call(CreateProject(project="flights"))
+    alice = door.known("alice", "viewer", project="flights")
+    elsewhere = Door(ports_of(door.ports.settings.home))
+    try:
+        assert elsewhere.call(ShowProject(project="flights"), alice).name == "flights"
+        door.call(RevokeRole(project="flights", principal="alice", role="viewer"))
+        refused(elsewhere, ShowProject(project="flights"), alice)
+        door.call(DisablePrincipal(principal="alice"))
+        with pytest.raises(NotAuthenticated):
+            elsewhere.call(WhoAmI(), alice)
+    finally:
+        elsewhere.ports.sql.close()
 
 
 def test_a_snapshot_holds_no_revoked_token_and_no_secret(door: Door) -> None:
