@@ -7,6 +7,7 @@ So nothing is done twice and nothing is left out.
 
 import fcntl
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+import sqlalchemy as sa
 
 from macadam.app.platform import Platform
 from macadam.delivery import steps
 from macadam.delivery.observe import observe
 from macadam.delivery.plan import Plan, Step, compare
-from macadam.errors import Busy, GateRefused
+from macadam.errors import Busy, GateRefused, StorageFull
 from macadam.lazy import lazy
 from macadam.models.types import GateResult
 from macadam.values import instant, parse_instant, utc_now, uuid7
@@ -128,7 +130,7 @@ def apply(platform: Platform, directory: Path, on_event: OnEvent = ignore) -> Ap
     """
     started = time.monotonic()
     home = platform.settings.home
-    with _alone(home), _engine(home) as engine:
+    with _alone(home), _full_disk_said(), _engine(home) as engine:
         made = plan(platform, directory)
         flow = _unfinished(engine, made, on_event)
         if not flow and made.nothing_to_do:
@@ -287,6 +289,20 @@ def _alone(home: Path) -> Iterator[None]:
                 "Another apply runs on this home.", next_step="Wait until it has ended, then look again."
             ) from error
         yield
+
+
+@contextmanager
+def _full_disk_said() -> Iterator[None]:
+    """When a step's error cannot be kept either, the flow stays open and goes on once there is space."""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+            raise
+        raise StorageFull(
+            "The disk of the home is full: the apply stopped where it was.",
+            next_step="Free space and run `macadam apply` again: it goes on at that step.",
+        ) from error
 
 
 @contextmanager
