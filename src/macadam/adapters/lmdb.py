@@ -119,6 +119,7 @@ class _Map:
         self._environment = lmdb.open(
             str(directory), map_size=first_size, max_readers=_MAX_READERS, readahead=False, mode=0o600
         )
+        self._environment.reader_check()  # frees what killed readers held, which would keep old pages from reuse
         self._size: int = self._environment.info()["map_size"]
 
     def run(self, work: "Callable[[lmdb.Environment], T]") -> T:
@@ -167,6 +168,7 @@ class _Map:
             self._resizing = True
             try:
                 self._turn.wait_for(lambda: self._inside == 0)
+                self._environment.reader_check()
                 self._environment.set_mapsize(0)
                 if wanted and self._environment.info()["map_size"] < wanted:
                     self._environment.set_mapsize(wanted)

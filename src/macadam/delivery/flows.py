@@ -226,7 +226,7 @@ class _Walk:
         def work() -> str:
             worked.append(True)
             self._running.on_event(said(kind="started"))
-            return msgspec.json.encode(self._work(step, said)).decode()
+            return msgspec.json.encode(self._work(number, step, said)).decode()
 
         recorded = dbos.DBOS.run_step({"name": step.key}, work)
         done = msgspec.json.decode(recorded, type=StepDone)
@@ -248,7 +248,7 @@ class _Walk:
             skipped=tuple(self._skipped),
         )
 
-    def _work(self, step: Step, said: "partial[Event]") -> StepDone:
+    def _work(self, number: int, step: Step, said: "partial[Event]") -> StepDone:
         started = time.monotonic()
 
         def progress(text: str, count: int, total: int) -> None:
@@ -256,7 +256,7 @@ class _Walk:
 
         arguments = steps.resolved(step, {key: done.outcome for key, done in self._done.items()}, self._began)
         outcome, reused = steps.carry_out(
-            self._running.platform, step.request, arguments, f"{self._running.flow}/{step.key}", progress
+            self._running.platform, step.request, arguments, f"{self._running.flow}/{number}", progress
         )
         return StepDone(
             key=step.key,

@@ -44,13 +44,13 @@ from pathlib import Path
 from macadam.app.platform import Platform
 from macadam.delivery import flows, steps
 from macadam.settings import Settings
-home, project, key, moment = sys.argv[1:]
+home, project, number, moment = sys.argv[1:]
 carry_out = steps.carry_out
 def dying(platform, request, arguments, idempotency_key, progress):
-    if moment == "before" and idempotency_key.endswith(key):
+    if moment == "before" and idempotency_key.endswith("/" + number):
         os.kill(os.getpid(), signal.SIGKILL)
     answer = carry_out(platform, request, arguments, idempotency_key, progress)
-    if moment == "after" and idempotency_key.endswith(key):
+    if moment == "after" and idempotency_key.endswith("/" + number):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer
 steps.carry_out = dying
@@ -59,25 +59,26 @@ with Platform(Settings.load({}, home=Path(home))) as platform:
 """
 
 
-def killed(tmp_path: Path, project: Path, key: str, moment: str) -> None:
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "home"), str(project), key, moment]
+def killed(tmp_path: Path, project: Path, number: int, moment: str) -> None:
+    """Applies in a process that dies by SIGKILL before or after the operation of a step has returned."""
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "home"), str(project), str(number), moment]
     assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
-    ("key", "moment", "done_before"),
-    [("ingest:parcels:raw/parcels-2025-03.csv", "after", 5), ("source:parcels", "before", 2)],
+    ("number", "key", "moment"),
+    [(6, "ingest:parcels:raw/parcels-2025-03.csv", "after"), (3, "source:parcels", "before")],
 )
 def test_a_killed_apply_goes_on_at_the_step_it_was_in_and_doubles_nothing(
-    tmp_path: Path, key: str, moment: str, done_before: int
+    tmp_path: Path, number: int, key: str, moment: str
 ) -> None:
     project = data_only(tmp_path)
-    killed(tmp_path, project, key, moment)
+    killed(tmp_path, project, number, moment)
     events: list[Event] = []
     with platform(tmp_path / "home") as opened:
         applied = flows.apply(opened, project, events.append)
         assert (applied.state, applied.resumed) == ("done", True)
-        assert len(kinds(events, "before")) == done_before
+        assert len(kinds(events, "before")) == number - 1
         assert kinds(events, "started")[0] == key  # the step that was cut off, and no other, is done again
         assert len(applied.steps) == 8
         assert opened.call(PreviewTable(project="parcels", table="parcels", limit=1)).total == ROWS
@@ -92,7 +93,7 @@ def test_a_killed_apply_goes_on_at_the_step_it_was_in_and_doubles_nothing(
 
 def test_a_killed_apply_is_given_up_when_the_files_have_changed(tmp_path: Path) -> None:
     project = data_only(tmp_path)
-    killed(tmp_path, project, "ingest:parcels:raw/parcels-2025-02.csv", "before")
+    killed(tmp_path, project, 5, "before")
     (project / "raw" / "parcels-2025-05.csv").unlink()
     events: list[Event] = []
     with platform(tmp_path / "home") as opened:
