@@ -45,8 +45,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "models": (("macadam.models.service", "macadam.models.gate_service"), "Registered models, versions and aliases"),
     "evaluations": (("macadam.models.gate_service",), "Measured quality against thresholds set before"),
     "gates": (("macadam.models.gate_service",), "What a version must show, and who approved it"),
-    "endpoints": (("macadam.serving.service",), "Where a version answers requests"),
-    "predictions": (("macadam.serving.service",), "Answers given, feedback, proofs"),
+    "endpoints": (
+        ("macadam.serving.service", "macadam.serving.prediction_service"),
+        "Where a version answers requests",
+    ),
+    "predictions": (("macadam.serving.prediction_service",), "Answers given, feedback, proofs"),
     "inspection": (("macadam.governance.service",), "The 42 points"),
 }
 

@@ -17,6 +17,7 @@ from macadam.ledger import service as ledger
 from macadam.operations import Operation, Progress, Request, load, of_request
 from macadam.ports import Ports
 from macadam.ports import load as adapter
+from macadam.serving.state import Publisher
 from macadam.settings import Settings
 from macadam.values import utc_now
 
@@ -35,7 +36,9 @@ class Platform:
         self.ports = _connect(settings)
         self._migrate_and_bootstrap()
         self._sequencer = ledger.Sequencer(self.ports)
-        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self._sequencer.nudge)
+        self._publisher = Publisher(self.ports)
+        self._publisher.nudge()
+        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self._committed)
         self._token = token or os.environ.get("MACADAM_TOKEN", "") or self._local_token()
         self._closing = threading.Lock()
 
@@ -87,6 +90,7 @@ class Platform:
         """Integrates what is queued for the ledger and closes every adapter. Closing twice does nothing."""
         if self._closing.acquire(blocking=False):
             self._sequencer.close()
+            self._publisher.close()
             self.ports.online.close()
             self.ports.sql.close()
 
@@ -97,6 +101,11 @@ class Platform:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _committed(self) -> None:
+        """After each change: leaves get their checkpoint, gateways their state."""
+        self._sequencer.nudge()
+        self._publisher.nudge()
 
     def _local_token(self) -> str:
         try:

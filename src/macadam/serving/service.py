@@ -1,0 +1,145 @@
+"""Operations on endpoints: deploy, roll back, list, show.
+
+A deployment's ledger leaf has the id that every record of its predictions names. Gateways learn of it through
+`state`; predictions and their labels are in `prediction_service`.
+"""
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.access import service as access
+from macadam.errors import Conflict, GateRefused, IntegrityError
+from macadam.models import gates
+from macadam.models import registry as models
+from macadam.models import signature as signatures
+from macadam.models.gate_service import CHAMPION
+from macadam.models.signature import Signature
+from macadam.models.types import ModelVersion
+from macadam.operations import Context, Transaction, operation
+from macadam.serving import registry
+from macadam.serving.types import Deploy, Deployment, Endpoint, ListEndpoints, Rollback, ShowEndpoint
+
+_PROJECT = "/api/v1/projects/{project}"
+_ENDPOINT = _PROJECT + "/endpoints/{endpoint}"
+_HIGH = "high"
+
+
+class _Checked(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    signature: Signature
+
+
+def _check_bytes(context: Context, request: Deploy) -> _Checked:
+    """The bytes that gateways will load are there and are those that were registered."""
+    with context.read() as sql:
+        version = models.version(sql, request.project, request.model, request.version)
+    objects = context.ports.objects
+    objects.get(version.artifact)
+    return _Checked(version=version.ref, signature=signatures.from_bytes(objects.get(version.signature)))
+
+
+@operation(
+    Deploy,
+    permission="endpoints:deploy",
+    http=f"POST {_ENDPOINT}/deployments",
+    cli="endpoints deploy",
+    resource="endpoint:{endpoint}",
+    prepare=_check_bytes,
+)
+def deploy(tx: Transaction, request: Deploy, checked: _Checked) -> Endpoint:
+    version = models.version(tx.sql, request.project, request.model, request.version)
+    if version.ref != checked.version:
+        raise Conflict(
+            f"{request.version!r} moved to {version.ref} while {checked.version} was checked.",
+            next_step="Run the same call again.",
+        )
+    _refuse_unapproved(tx.sql, version)
+    old = registry.current(tx.sql, request.project, request.endpoint)
+    declared = models.thresholds(tx.sql, request.project, request.model)
+    service = registry.service_of(tx.sql, version, checked.signature.service)
+    leaf = tx.record(
+        f"endpoint:{request.endpoint}",
+        uses=[version.ref],
+        artifact=version.artifact,
+        signature=version.signature,
+        features=checked.signature.service if service else None,
+        replaced=old.version if old else None,
+    )
+    new = Deployment(
+        id=leaf,
+        project=request.project,
+        endpoint=request.endpoint,
+        model=request.model,
+        number=version.number,
+        version=version.ref,
+        artifact=version.artifact,
+        signature=version.signature,
+        service=service,
+        threshold=gates.parse(declared.text).threshold if declared else 0.5,
+        replaced=old.id if old else "",
+        actor=tx.actor.id,
+        at=tx.now,
+    )
+    registry.keep_deployment(tx.sql, new)
+    registry.point(tx.sql, new, tx.now)
+    return registry.shown(new)
+
+
+def _refuse_unapproved(sql: sa.Connection, version: ModelVersion) -> None:
+    """What decides about people is deployed only if the gate let it be champion, or a person approved it."""
+    if access.project(sql, version.project).risk != _HIGH or CHAMPION in version.aliases:
+        return
+    if not models.approvals(sql, version.project, version.model, version.number):
+        reason = f"{version.ref} is not the champion and nobody approved it"
+        raise GateRefused(
+            f"The project {version.project!r} is of high risk, and {reason}.",
+            next_step=f"Approve it: macadam gates approve {version.project} {version.model} {version.number}.",
+            details={"model": version.ref, "reasons": [reason]},
+        )
+
+
+@operation(
+    Rollback,
+    permission="endpoints:rollback",
+    http=f"POST {_ENDPOINT}/rollback",
+    cli="endpoints rollback",
+    resource="endpoint:{endpoint}",
+)
+def rollback(tx: Transaction, request: Rollback) -> Endpoint:
+    """Only the pointer moves: records name the deployment that answers again, which was decided and proved before."""
+    present = registry.require(tx.sql, request.project, request.endpoint)
+    if not present.replaced:
+        raise Conflict(
+            f"Nothing answered at {request.endpoint!r} before {present.version}.",
+            next_step="Deploy another version: macadam endpoints deploy.",
+        )
+    before = registry.deployment(tx.sql, present.replaced)
+    if not tx.ports.objects.exists(before.artifact):
+        raise IntegrityError(
+            f"The model file {before.artifact} of {before.version} is gone.", next_step="Restore it from a backup."
+        )
+    registry.point(tx.sql, before, tx.now)
+    tx.record(
+        f"endpoint:{request.endpoint}",
+        uses=[before.version],
+        artifact=before.artifact,
+        deployment=before.id,
+        replaced=present.version,
+    )
+    return registry.shown(before)
+
+
+@operation(ListEndpoints, permission="endpoints:read", http=f"GET {_PROJECT}/endpoints", cli="endpoints list")
+def list_endpoints(tx: Transaction, request: ListEndpoints) -> tuple[Endpoint, ...]:
+    return tuple(registry.shown(one) for one in registry.all_of(tx.sql, request.project))
+
+
+@operation(
+    ShowEndpoint,
+    permission="endpoints:read",
+    http=f"GET {_ENDPOINT}",
+    cli="endpoints show",
+    resource="endpoint:{endpoint}",
+)
+def show_endpoint(tx: Transaction, request: ShowEndpoint) -> Endpoint:
+    return registry.shown(registry.require(tx.sql, request.project, request.endpoint))
