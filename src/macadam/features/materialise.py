@@ -50,7 +50,7 @@ def load(
     new: dict[bytes, bytes] = {}
     old: list[bytes] = []
     total = 0
-    with relations.connect(spill=spill) as connection:
+    with relations.connect(spill=spill) as connection, relations.explained(f"Service {service.name!r}"):
         for table in service.tables.values():
             offline.register(connection, service, table, tables[table.name])
         for view in service.table_views:

@@ -70,7 +70,7 @@ def build(
     the feature.
     """
     leakage.check(service)
-    with relations.connect(spill=spill) as connection:
+    with relations.connect(spill=spill) as connection, relations.explained(f"Service {service.name!r}"):
         for table in service.tables.values():
             register(connection, service, table, tables[table.name])
         unlabelled = _make_spine(connection, service, start, end)
@@ -79,10 +79,11 @@ def build(
         columns: dict[str, pa.ChunkedArray[Any]] = {}
         for done, feature in enumerate(service.features):
             progress(feature.name, done, len(service.features))
-            if isinstance(feature, RequestFeature):
-                columns[feature.name] = _requested(connection, feature, columns)
-            else:
-                columns |= _joined(connection, feature, service, order)
+            with relations.explained(f"Feature {feature.name!r}"):
+                if isinstance(feature, RequestFeature):
+                    columns[feature.name] = _requested(connection, feature, columns)
+                else:
+                    columns |= _joined(connection, feature, service, order)
         rows = _assembled(connection, service, columns)
         leakage.check_separation(connection, service, rows)
     kinds: dict[str, Kind] = {n: "category" if pa.types.is_string(columns[n].type) else "number" for n in columns}
@@ -106,13 +107,8 @@ def register(connection: "duckdb.DuckDBPyConnection", service: FeatureService, t
     relations.refuse_ambiguous(rows)
     connection.register("stored", relations.narrow(table, rows, stored_columns(service, table)))
     # Once for all views: time zone arithmetic costs more than the joins.
-    try:
+    with relations.explained(f"A derived column of table {table.name!r}"):
         connection.execute(f"CREATE TEMP TABLE {relation(table)} AS {relations.derived(table, 'stored')}")
-    except duckdb.Error as error:
-        raise ChecksFailed(
-            f"The derived columns of table {table.name!r} do not fit it: {error}.",
-            next_step="Compare the names and types in features.py with the table's contract.",
-        ) from error
     connection.unregister("stored")
     twice = connection.sql(f"SELECT count(*) - count(DISTINCT _rid) FROM {relation(table)}").fetchall()[0][0]
     if twice:

@@ -6,11 +6,12 @@ when it counts) and the view's values. DuckDB runs it over Arrow tables, shut of
 
 # ruff: noqa: S608 - names are quoted and expressions parsed (`expressions.columns`) before they meet SQL
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macadam.errors import ChecksFailed, InvalidInput
+from macadam.errors import ChecksFailed, InvalidInput, StorageFull
 from macadam.features import expressions
 from macadam.features.define import Table, TableView, WindowAggregate, known_at
 from macadam.lazy import lazy
@@ -47,6 +48,24 @@ def connect(
     for setting in _SETTINGS:
         connection.execute(setting)
     return connection
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Says of which feature an error of DuckDB is. Raises ChecksFailed, or StorageFull if memory and disk ran out."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error):
+            raise StorageFull(
+                f"{what} needs more memory than it may take, and the disk has no room to overflow to: {error}.",
+                next_step="Free space, or build a shorter time range.",
+            ) from error
+        raise ChecksFailed(
+            f"{what} cannot be computed from these rows: {error}.",
+            next_step="Compare its expressions in features.py with the values in the table.",
+            details={"feature": what},
+        ) from error
 
 
 def name(identifier: str) -> str:
@@ -152,14 +171,8 @@ def describe(
 ) -> dict[str, str]:
     """The DuckDB types of some expressions over `rows`, by name. Raises ChecksFailed, naming `what`."""
     chosen = ", ".join(f"({expression}\n) AS {name(column)}" for column, expression in fields.items())
-    try:
+    with explained(what):
         relation = connection.sql(f"SELECT {chosen} FROM {rows}")
-    except duckdb.Error as error:
-        raise ChecksFailed(
-            f"{what} does not fit its table: {error}.",
-            next_step="Compare the names and types in features.py with the table's contract.",
-            details={"feature": what},
-        ) from error
     return dict(zip(relation.columns, [str(t) for t in relation.types], strict=True))
 
 

@@ -1,5 +1,6 @@
 """Building a training set: pinned snapshots in, one Parquet object out, the same bytes for the same input."""
 
+import errno
 import tempfile
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from macadam.errors import InvalidInput
+from macadam.errors import InvalidInput, StorageFull
 from macadam.features import offline, registry, snapshots
 from macadam.features.types import BuildTrainingSet, Feature, Views
 from macadam.lazy import lazy
@@ -15,6 +16,7 @@ from macadam.operations import Context
 from macadam.values import instant, require_aware
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 else:
     pq = lazy("pyarrow.parquet")
@@ -61,7 +63,7 @@ def build(context: Context, request: BuildTrainingSet) -> Built:
         }
         file = Path(place) / "rows.parquet"
         rows = frame.rows.replace_schema_metadata({b"macadam": msgspec.json.encode(about)})
-        pq.write_table(rows, file, compression="zstd")
+        _write(rows, file)
         digest = context.ports.objects.put_file(file)
     return Built(
         views=views,
@@ -72,3 +74,14 @@ def build(context: Context, request: BuildTrainingSet) -> Built:
         columns=columns,
         seconds=time.perf_counter() - began,
     )
+
+
+def _write(rows: "pa.Table", file: Path) -> None:
+    try:
+        pq.write_table(rows, file, compression="zstd")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageFull(
+                "The disk is full: no training set was stored.", next_step="Free space and run the same call again."
+            ) from error
+        raise

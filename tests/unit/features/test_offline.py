@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unit.features import shop
 from unit.features.shop import HOUR, ITEMS, SERVICE, START, order, table
 
-from macadam.errors import ChecksFailed
+from macadam.errors import ChecksFailed, StorageFull
 from macadam.features import offline
 
 END = START + 90 * HOUR
@@ -127,3 +127,17 @@ def test_a_join_may_overflow_to_disk_within_its_own_folder(tmp_path):
     frame = offline.build(SERVICE, {"orders": table(rows), "items": ITEMS}, START, END, spill=tmp_path / "spill")
     assert frame.rows.num_rows == 5000
     assert frame.rows["_at"][-1].as_py() - frame.rows["_at"][0].as_py() == timedelta(hours=49.99)
+
+
+def test_an_expression_that_fails_on_some_row_names_its_feature():
+    view = msgspec.structs.replace(SERVICE.features[2], columns={"number": "CAST(note AS BIGINT)"})
+    with pytest.raises(ChecksFailed, match="Feature 'last' cannot be computed from these rows"):
+        build([order(1), order(2, hours=1, note="7")], msgspec.structs.replace(SERVICE, features=(view,)))
+
+
+def test_running_out_of_memory_and_disk_is_said(monkeypatch):
+    rows = [order(i, hours=i / 1000, shop=f"shop-{i}" * 20) for i in range(60_000)]
+    connect = offline.relations.connect
+    monkeypatch.setattr(offline.relations, "connect", lambda **_: connect(memory="12MB"))
+    with pytest.raises(StorageFull, match="needs more memory"):
+        build(rows)
