@@ -64,9 +64,7 @@ def _install(sql: sa.Connection, text: PolicyText, token: str, now: datetime) ->
         return  # another process was first
     if not sql.execute(sa.select(policy_sets.c.digest).where(policy_sets.c.digest == text.digest)).first():
         sql.execute(
-            sa.insert(policy_sets).values(
-                digest=text.digest, policies=text.policies, schema=text.schema, since=now
-            )
+            sa.insert(policy_sets).values(digest=text.digest, policies=text.policies, schema=text.schema, since=now)
         )
     sql.execute(sa.delete(state))
     sql.execute(sa.insert(state).values(id=1, generation=uuid7(), policy_set=text.digest))
@@ -81,9 +79,7 @@ def _install(sql: sa.Connection, text: PolicyText, token: str, now: datetime) ->
 def _administrator(sql: sa.Connection, token: str, policy_set: str, now: datetime) -> None:
     token_id = uuid7()
     sql.execute(sa.insert(principals).values(id=LOCAL, kind="person", created=now, created_by=SYSTEM))
-    sql.execute(
-        sa.insert(grants).values(project="*", principal=LOCAL, role="admin", granted=now, granted_by=SYSTEM)
-    )
+    sql.execute(sa.insert(grants).values(project="*", principal=LOCAL, role="admin", granted=now, granted_by=SYSTEM))
     # No expiry: whoever can read the secret's file can also write the database beside it.
     sql.execute(
         sa.insert(tokens).values(

@@ -90,9 +90,7 @@ class CompiledPolicies:
 def _names(policies: str) -> dict[str, str]:
     """Positional id ('policy0') → the policy's @id: errors name policies by position only."""
     parsed = json.loads(cedarpy.policies_to_json_str(policies))["staticPolicies"]
-    names = {
-        position: str(policy.get("annotations", {}).get("id") or "") for position, policy in parsed.items()
-    }
+    names = {position: str(policy.get("annotations", {}).get("id") or "") for position, policy in parsed.items()}
     if "" in names.values() or len(set(names.values())) != len(names):
         raise InvalidInput(
             f"Each policy needs an @id of its own; got {sorted(names.values())}.",
@@ -161,14 +159,10 @@ class Engine:
         # The look-up is by a hash that a caller cannot steer; the comparison only guards the dictionary's answer.
         genuine = known is not None and hmac.compare_digest(token_digest(token), digest)
         if known is None or not genuine or (known.expires is not None and known.expires <= now):
-            raise NotAuthenticated(
-                "The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW
-            )
+            raise NotAuthenticated("The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW)
         holder = self.snapshot.principals.get(known.principal)
         if holder is None or not holder.active:
-            raise NotAuthenticated(
-                "The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW
-            )
+            raise NotAuthenticated("The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW)
         return Actor(id=known.principal, kind=holder.kind, token=known.id)
 
     def roles(self, principal: str, project: str) -> tuple[str, ...]:
@@ -238,9 +232,7 @@ class Engine:
                 self._callers[actor.id, roles] = handle
         return handle
 
-    def _read(
-        self, answer: Any, permission: str, roles: tuple[str, ...], scopes: tuple[str, ...] | None
-    ) -> Decision:
+    def _read(self, answer: Any, permission: str, roles: tuple[str, ...], scopes: tuple[str, ...] | None) -> Decision:
         """Cedar skips a policy that errors, so a forbid that errors would allow: any error at all is a denial."""
         names = tuple(self._policies.names[position] for position in answer.diagnostics.reasons)
         errors = [self._named(error) for error in answer.diagnostics.errors]
@@ -257,9 +249,7 @@ class Engine:
                 reason += f" (the token's scopes: {', '.join(scopes or ()) or 'none'})"
         else:
             reason = f"no policy allows it (roles: {', '.join(roles) or 'none'})"
-        return Decision(
-            id="", allowed=allowed, policies=names, policy_set=self.snapshot.policy_set, reason=reason
-        )
+        return Decision(id="", allowed=allowed, policies=names, policy_set=self.snapshot.policy_set, reason=reason)
 
     def _named(self, error: str) -> str:
         for position, name in self._policies.names.items():

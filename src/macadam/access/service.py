@@ -51,9 +51,7 @@ def authenticate(sql: sa.Connection, token: str, now: datetime) -> Actor:
     return access.engine(sql).authenticate(token, now)
 
 
-def decide(
-    sql: sa.Connection, actor: Actor, permission: str, resource: str, project: str, now: datetime
-) -> Decision:
+def decide(sql: sa.Connection, actor: Actor, permission: str, resource: str, project: str, now: datetime) -> Decision:
     """Whether `actor` may, by the policies in force as `sql` sees them.
 
     Raises NotFound if that is allowed in a project that does not exist: only who may see it learns that.
@@ -61,9 +59,7 @@ def decide(
     del now  # the policies know no time of day; expiry is the token's
     engine = access.engine(sql)
     decision = engine.decide(actor, permission, resource, project)
-    elsewhere = (
-        project not in _EVERYWHERE and permission != "projects:create" and not engine.knows_project(project)
-    )
+    elsewhere = project not in _EVERYWHERE and permission != "projects:create" and not engine.knows_project(project)
     if decision.allowed and elsewhere:
         raise _no_project(project)
     return decision
@@ -141,9 +137,7 @@ def list_projects(tx: Transaction, _request: ListProjects) -> tuple[Project, ...
     )
 
 
-@operation(
-    ShowProject, permission="projects:read", http="GET /api/v1/projects/{project}", cli="projects show"
-)
+@operation(ShowProject, permission="projects:read", http="GET /api/v1/projects/{project}", cli="projects show")
 def show_project(tx: Transaction, request: ShowProject) -> Project:
     return project(tx.sql, request.project)
 
@@ -154,13 +148,9 @@ def show_project(tx: Transaction, request: ShowProject) -> Project:
 def _principal(sql: sa.Connection, text: str) -> Principal:
     """Finds 'principal:alice', 'service:replay', or a bare name (people before services). Raises NotFound."""
     wanted = [text] if ":" in text else [f"principal:{text}", f"service:{text}"]
-    rows = sql.execute(
-        sa.select(principals).where(principals.c.id.in_(wanted)).order_by(principals.c.id)
-    ).all()
+    rows = sql.execute(sa.select(principals).where(principals.c.id.in_(wanted)).order_by(principals.c.id)).all()
     if not rows:
-        raise NotFound(
-            f"There is no principal {text!r}.", next_step=f"Create it (`macadam principals create {text}`)."
-        )
+        raise NotFound(f"There is no principal {text!r}.", next_step=f"Create it (`macadam principals create {text}`).")
     return Principal(**rows[0]._asdict())
 
 
@@ -231,9 +221,7 @@ def who_am_i(tx: Transaction, _request: WhoAmI) -> Identity:
 # --- Roles ----------------------------------------------------------------------------------------------------
 
 
-@operation(
-    GrantRole, permission="roles:grant", http="POST /api/v1/projects/{project}/roles", cli="roles grant"
-)
+@operation(GrantRole, permission="roles:grant", http="POST /api/v1/projects/{project}/roles", cli="roles grant")
 def grant_role(tx: Transaction, request: GrantRole) -> Grant:
     """Raises NotFound for an unknown principal, Conflict for a disabled one.
 
@@ -241,9 +229,7 @@ def grant_role(tx: Transaction, request: GrantRole) -> Grant:
     """
     holder = _principal(tx.sql, request.principal)
     if holder.disabled is not None:
-        raise Conflict(
-            f"{holder.id} is disabled.", next_step="Create another principal and grant the role to it."
-        )
+        raise Conflict(f"{holder.id} is disabled.", next_step="Create another principal and grant the role to it.")
     known = _grant(tx.sql, request.project, holder.id, request.role)
     if known is None:
         known = Grant(
@@ -375,9 +361,7 @@ def revoke_token(tx: Transaction, request: RevokeToken) -> Token:
     """Raises NotFound, also for another's token without tokens:manage: ids are not confirmed to strangers."""
     row = tx.sql.execute(sa.select(tokens).where(tokens.c.id == request.token_id)).first()
     if row is None or (row.principal != tx.actor.id and not _manages_tokens(tx)):
-        raise NotFound(
-            f"There is no token {request.token_id!r}.", next_step="List the tokens to see their ids."
-        )
+        raise NotFound(f"There is no token {request.token_id!r}.", next_step="List the tokens to see their ids.")
     if row.revoked is None:
         tx.sql.execute(sa.update(tokens).where(tokens.c.id == row.id).values(revoked=tx.now))
         access.touch(tx.sql)
@@ -385,9 +369,7 @@ def revoke_token(tx: Transaction, request: RevokeToken) -> Token:
     return _token(tx.sql.execute(sa.select(tokens).where(tokens.c.id == row.id)).one())
 
 
-@operation(
-    ListTokens, permission="tokens:read", http="GET /api/v1/tokens", cli="tokens list", resource=PLATFORM
-)
+@operation(ListTokens, permission="tokens:read", http="GET /api/v1/tokens", cli="tokens list", resource=PLATFORM)
 def list_tokens(tx: Transaction, _request: ListTokens) -> tuple[Token, ...]:
     query = sa.select(tokens).order_by(tokens.c.id)
     # Who may list principals may see everybody's credentials (never their secrets); the others see their own.

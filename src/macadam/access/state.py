@@ -65,9 +65,7 @@ def snapshot(sql: sa.Connection) -> AccessSnapshot:
 def _tokens(sql: sa.Connection) -> dict[str, KnownToken]:
     rows = sql.execute(sa.select(tokens).where(tokens.c.revoked.is_(None)))
     return {
-        row.digest: KnownToken(
-            id=row.id, principal=row.principal, scopes=tuple(row.scopes), expires=row.expires
-        )
+        row.digest: KnownToken(id=row.id, principal=row.principal, scopes=tuple(row.scopes), expires=row.expires)
         for row in rows
     }
 

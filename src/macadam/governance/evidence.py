@@ -95,9 +95,7 @@ class Evidence:
         return [
             leaf
             for leaf in self.done
-            if leaf.subject.startswith(prefix)
-            and leaf.kind.startswith(kind)
-            and (not having or leaf.body.get(having))
+            if leaf.subject.startswith(prefix) and leaf.kind.startswith(kind) and (not having or leaf.body.get(having))
         ]
 
     @cached_property
@@ -134,9 +132,7 @@ class Evidence:
             for identity, known in sorted(self.access.principals.items())
             if known.kind == "person"
             and known.active
-            and self.engine.decide(
-                Actor(id=identity, kind="person"), permission, f"project:{project}", project
-            ).allowed
+            and self.engine.decide(Actor(id=identity, kind="person"), permission, f"project:{project}", project).allowed
         ]
 
     def active(self, principal: str) -> bool:

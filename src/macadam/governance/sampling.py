@@ -184,11 +184,8 @@ class _Chains:
         subjects = {link.entry.leaf.subject for link in links}
         named = {ref for link in links for ref in link.entry.leaf.uses if ref.startswith(FOLLOWED)}
         yield from (
-            f"{ref} is named behind {version}, but the ledger has nothing about it"
-            for ref in sorted(named - subjects)
+            f"{ref} is named behind {version}, but the ledger has nothing about it" for ref in sorted(named - subjects)
         )
-        yield from (
-            f"the ledger has no {r.replace('_', ' ')} behind {version}" for r in REQUIRED if r not in found
-        )
+        yield from (f"the ledger has no {r.replace('_', ' ')} behind {version}" for r in REQUIRED if r not in found)
         proved = {e.leaf.id: e for e in (deployments[0], *(link.entry for link in links))}
         yield from (fault for entry in proved.values() if (fault := self._proofs.fault(entry)))

@@ -139,9 +139,7 @@ def show_inspection(tx: Transaction, request: ShowInspection) -> Inspection:
     found = tx.sql.execute(query.order_by(inspections.c.id.desc()).limit(1)).scalar_one_or_none()
     if found is None:
         what = f"inspection {request.inspection!r}" if request.inspection else "inspection"
-        raise NotFound(
-            f"Project {request.project!r} has no {what}.", next_step="Run one: macadam inspection run."
-        )
+        raise NotFound(f"Project {request.project!r} has no {what}.", next_step="Run one: macadam inspection run.")
     return msgspec.convert(found, Inspection)
 
 
@@ -153,7 +151,5 @@ def show_inspection(tx: Transaction, request: ShowInspection) -> Inspection:
 )
 def list_inspections(tx: Transaction, request: ListInspections) -> tuple[Inspection, ...]:
     query = sa.select(inspections.c.document).where(inspections.c.project == request.project)
-    rows = tx.sql.execute(
-        query.order_by(inspections.c.id.desc()).limit(min(max(request.limit, 1), 1000))
-    ).scalars()
+    rows = tx.sql.execute(query.order_by(inspections.c.id.desc()).limit(min(max(request.limit, 1), 1000))).scalars()
     return tuple(msgspec.structs.replace(msgspec.convert(row, Inspection), points=()) for row in rows)

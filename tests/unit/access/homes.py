@@ -44,13 +44,9 @@ class Door:
     def call(self, request: Request[Any], token: str | None = None, *, key: str = "") -> Any:
         credential = self.local if token is None else token
         arguments = msgspec.to_builtins(request)
-        return self.dispatcher.run(
-            of_request(type(request)), arguments, token=credential, idempotency_key=key
-        )
+        return self.dispatcher.run(of_request(type(request)), arguments, token=credential, idempotency_key=key)
 
-    def known(
-        self, name: str, *roles: str, project: str = "*", scopes: tuple[str, ...] = (), days: int = 30
-    ) -> str:
+    def known(self, name: str, *roles: str, project: str = "*", scopes: tuple[str, ...] = (), days: int = 30) -> str:
         """Creates a principal with roles and returns a token of theirs."""
         made = self.call(CreatePrincipal(principal=name))
         for role in roles:

@@ -61,9 +61,7 @@ def snapshot(text: PolicyText = TEXT, **principals: KnownPrincipal) -> AccessSna
     )
 
 
-def person(
-    *roles: str, project: str = "flights", active: bool = True, kind: str = "person"
-) -> KnownPrincipal:
+def person(*roles: str, project: str = "flights", active: bool = True, kind: str = "person") -> KnownPrincipal:
     return KnownPrincipal(kind=kind, active=active, roles={project: roles} if roles else {})
 
 
@@ -95,9 +93,7 @@ def test_a_denial_by_default_names_the_roles_held() -> None:
     assert decision.reason == "no policy allows it (roles: viewer)"
     assert decision.policies == ()
     bob = Actor(id="principal:bob", kind="person")
-    assert (
-        engine.decide(bob, "models:read", "model:m", "flights").reason == "no policy allows it (roles: none)"
-    )
+    assert engine.decide(bob, "models:read", "model:m", "flights").reason == "no policy allows it (roles: none)"
 
 
 def test_a_permission_that_no_policy_knows_is_denied_even_to_an_administrator() -> None:
@@ -125,9 +121,7 @@ def test_a_stranger_and_a_disabled_principal_may_do_nothing_at_all(permission: s
 
 def test_a_token_that_the_snapshot_lacks_reaches_nothing() -> None:
     engine = Engine(snapshot(alice=person("admin", project="*")))
-    decision = engine.decide(
-        Actor(id="principal:alice", kind="person", token="gone"), "models:read", "model:m", ""
-    )
+    decision = engine.decide(Actor(id="principal:alice", kind="person", token="gone"), "models:read", "model:m", "")
     assert not decision.allowed
     assert decision.policies == ("token-scope-limits",)
 
@@ -138,9 +132,7 @@ def with_token(secret: str, token: KnownToken, holder: KnownPrincipal) -> Engine
 
 
 def test_scopes_limit_what_roles_allow_and_add_nothing() -> None:
-    token = KnownToken(
-        id="t", principal="principal:alice", scopes=("models:read", "predictions:*", "ledger:read")
-    )
+    token = KnownToken(id="t", principal="principal:alice", scopes=("models:read", "predictions:*", "ledger:read"))
     engine = with_token("mcd_secret", token, person("caller", "viewer"))
     actor = engine.authenticate("mcd_secret", NOON)
     assert engine.decide(actor, "models:read", "model:m", "flights").allowed
@@ -184,9 +176,7 @@ def test_a_forbid_that_errors_denies() -> None:
         'action "models:read" appliesTo { principal: Principal, resource: Asset, context: C };',
     )
     with pytest.raises(InvalidInput, match="never-overflow"):
-        Engine(
-            snapshot(text, alice=person("viewer"))
-        )  # validation already refuses an attribute that may be absent
+        Engine(snapshot(text, alice=person("viewer")))  # validation already refuses an attribute that may be absent
     guarded = text.policies.replace("principal.n * 2 > 3", "principal has n && principal.n * 2 > 3")
     overflow = guarded.replace(
         "principal has n && principal.n * 2 > 3",

@@ -90,9 +90,7 @@ def test_a_grant_takes_effect_at_once_and_so_does_its_revocation(door: Door) -> 
     door.call(GrantRole(project="flights", principal="alice", role="viewer"))
     assert door.call(ShowProject(project="flights"), alice).name == "flights"
     door.call(GrantRole(project="flights", principal="alice", role="viewer"))
-    assert [g.role for g in door.call(ListRoles(project="flights")) if g.principal == "principal:alice"] == [
-        "viewer"
-    ]
+    assert [g.role for g in door.call(ListRoles(project="flights")) if g.principal == "principal:alice"] == ["viewer"]
     door.call(RevokeRole(project="flights", principal="alice", role="viewer"))
     refused(door, ShowProject(project="flights"), alice)
     with pytest.raises(NotFound):

@@ -191,9 +191,7 @@ def test_a_second_approval_by_somebody_else_counts() -> None:
 
 
 def test_many_faults_are_counted_and_only_some_are_spelled_out() -> None:
-    deployments = [
-        leaf(20 + i, "serving.deploy", f"endpoint:e{i}", f"model:m@{i}", artifact=ELSE) for i in range(30)
-    ]
+    deployments = [leaf(20 + i, "serving.deploy", f"endpoint:e{i}", f"model:m@{i}", artifact=ELSE) for i in range(30)]
     found = CHECKS["27"](with_(sound(), leaves=(*sound().leaves, *deployments)))
     assert found.detail.count("before any approval") == 5
     assert "and 25 more" in found.detail

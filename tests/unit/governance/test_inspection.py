@@ -84,9 +84,7 @@ def test_an_auditor_reads_inspections_but_runs_none(door: Door) -> None:
 
 def test_a_rewritten_ledger_fails_its_point(door: Door) -> None:
     door.call(Inspect(project="flights"))
-    door.ports.sql.write(
-        lambda sql: sql.exec_driver_sql("UPDATE ledger_leaves SET hash = zeroblob(32) WHERE idx = 1")
-    )
+    door.ports.sql.write(lambda sql: sql.exec_driver_sql("UPDATE ledger_leaves SET hash = zeroblob(32) WHERE idx = 1"))
     found: Inspection = door.call(Inspect(project="flights"))
     point = next(p for p in found.points if p.id == "42")
     assert point.status == "fail"

@@ -61,17 +61,13 @@ class Home:
     def record(self, chain: list[Leaf]) -> None:
         self.ports.sql.write(lambda sql: [ledger.queue(sql, x) for x in chain])
 
-    def seal(
-        self, *sealed: Prediction, told: int | None = None, spoil: Callable[[bytes], bytes] = bytes
-    ) -> None:
+    def seal(self, *sealed: Prediction, told: int | None = None, spoil: Callable[[bytes], bytes] = bytes) -> None:
         """told: how many records the leaf claims; spoil: what happened to the archive's bytes."""
         payloads = [record.encode(p) for p in sealed]
         frames = [layout.frame(p) for p in payloads]
         offsets = [sum(map(len, frames[:i])) for i in range(len(frames))]
         hashes = [leaf_hash(p) for p in payloads]
-        index = places.build(
-            Place(uuid.UUID(p.id).bytes, offsets[i], i, hashes[i]) for i, p in enumerate(sealed)
-        )
+        index = places.build(Place(uuid.UUID(p.id).bytes, offsets[i], i, hashes[i]) for i, p in enumerate(sealed))
         name, root = uuid7(), f"sha256:{root_of(hashes).hex()}"
         count = len(sealed) if told is None else told
         said = leaf(30, "journal.seal_segments", f"segment:{name}", root=root, count=count, answers=count)

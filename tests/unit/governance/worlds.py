@@ -71,8 +71,7 @@ def leaves() -> tuple[Leaf, ...]:
         ("journal.seal_segment", "segment:1", (), ALICE, {"root": digest, "count": 5, "answers": 5}),
     ]  # fmt: skip
     return tuple(
-        leaf(i, kind, subject, *uses, actor=actor, **body)
-        for i, (kind, subject, uses, actor, body) in enumerate(made)
+        leaf(i, kind, subject, *uses, actor=actor, **body) for i, (kind, subject, uses, actor, body) in enumerate(made)
     )
 
 
@@ -126,9 +125,7 @@ def altered(evidence: Evidence, subject: str, **changes: Any) -> Evidence:
     """The leaf about `subject` says something else."""
     return with_(
         evidence,
-        leaves=tuple(
-            msgspec.structs.replace(x, **changes) if x.subject == subject else x for x in evidence.leaves
-        ),
+        leaves=tuple(msgspec.structs.replace(x, **changes) if x.subject == subject else x for x in evidence.leaves),
     )
 
 

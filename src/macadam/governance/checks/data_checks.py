@@ -78,9 +78,7 @@ def contract_ran(evidence: Evidence) -> Finding:
 
 
 def _unchecked_rows(evidence: Evidence, leaf: Leaf) -> str:
-    contracts = [
-        c for ref in used(leaf, "contract:") for c in evidence.about(ref) if evidence.before(c, leaf)
-    ]
+    contracts = [c for ref in used(leaf, "contract:") for c in evidence.about(ref) if evidence.before(c, leaf)]
     if not contracts:
         return f"{leaf.subject} was published under no contract that was registered before it"
     rows, published, quarantined = (_rows(leaf, name) for name in ("rows_in", "published", "quarantined"))

@@ -29,8 +29,7 @@ def _gaps(evidence: Evidence, leaf: Leaf) -> list[str]:
         "its seed": "seed" in leaf.body,
         "the digests of its data": _data_digests(evidence, leaf),
         "its compute": all(name in leaf.body for name in ("seconds", "cpu_seconds", "peak_bytes")),
-        "its energy, or why that could not be read": run
-        and (run.energy_joules is not None or run.energy_note),
+        "its energy, or why that could not be read": run and (run.energy_joules is not None or run.energy_note),
     }
     return [name for name, there in facts.items() if not there]
 
@@ -45,9 +44,7 @@ def thresholds_first(evidence: Evidence) -> Finding:
     """19. By the ledger's order."""
     evaluations = evidence.of("evaluation:")
     faults = [
-        f"{leaf.subject} came before any thresholds"
-        for leaf in evaluations
-        if not _had_thresholds(evidence, leaf)
+        f"{leaf.subject} came before any thresholds" for leaf in evaluations if not _had_thresholds(evidence, leaf)
     ]
     holds = "each was measured against thresholds that stood in the ledger before it"
     return judge("evaluations", len(evaluations), faults, holds=holds, evidence=evaluations)
@@ -96,9 +93,7 @@ def _seen_in_training(evidence: Evidence, leaf: Leaf) -> list[str]:
     elif overlap != 0:
         faults.append(f"{leaf.subject}: {overlap} of {leaf.body.get('rows')} rows were trained on")
     registrations = [r for ref in used(leaf, "model:") if (r := evidence.registration(ref))]
-    trained_on = {
-        ref for r in registrations for run in used(r, "run:") for ref in _training_sets(evidence, run)
-    }
+    trained_on = {ref for r in registrations for run in used(r, "run:") for ref in _training_sets(evidence, run)}
     seen = trained_on.intersection(used(leaf, "training_set:"))
     return faults + [f"{leaf.subject} was measured on {ref}, which its run had" for ref in sorted(seen)]
 
@@ -117,9 +112,7 @@ def independent_validator(evidence: Evidence) -> Finding:
         if not validators:
             faults.append(f"{version} was never evaluated")
         elif not validators - developers:
-            faults.append(
-                f"{version} was evaluated only by {', '.join(sorted(validators))}, who developed it"
-            )
+            faults.append(f"{version} was evaluated only by {', '.join(sorted(validators))}, who developed it")
     holds = "each was evaluated by somebody who did not develop it"
     evaluations = [leaf for version in versions for leaf in evidence.using(version, "evaluation:")]
     return judge("deployed versions", len(versions), faults, holds=holds, evidence=evaluations)
@@ -143,7 +136,9 @@ def approved(evidence: Evidence) -> Finding:
     if evidence.deployments and _service_may_approve(evidence):
         faults.append("a service was allowed to approve in a probe")
     approvals = [a for leaf in evidence.deployments for a in _approvals(evidence, leaf)]
-    holds = "each was approved before, by a person who did not develop it, for exactly these bytes; a service is refused"
+    holds = (
+        "each was approved before, by a person who did not develop it, for exactly these bytes; a service is refused"
+    )
     return judge(
         "deployments",
         len(evidence.deployments),
@@ -176,8 +171,6 @@ def _service_may_approve(evidence: Evidence) -> bool:
     project = evidence.project.name
     services = [i for i, known in evidence.access.principals.items() if known.kind == "service"]
     return any(
-        evidence.engine.decide(
-            Actor(id=i, kind="service"), "approvals:give", f"project:{project}", project
-        ).allowed
+        evidence.engine.decide(Actor(id=i, kind="service"), "approvals:give", f"project:{project}", project).allowed
         for i in services
     )

@@ -35,9 +35,7 @@ def predictions_trace(evidence: Evidence) -> Finding:
     faults = [f"prediction {traced.id}: {fault}" for traced in drawn for fault in traced.faults]
     said = sum(_count(leaf, "count") or 0 for leaf in evidence.of("segment:"))
     if said != evidence.predictions.population:
-        faults.insert(
-            0, f"the ledger says that {said} are sealed, {evidence.predictions.population} can be found"
-        )
+        faults.insert(0, f"the ledger says that {said} are sealed, {evidence.predictions.population} can be found")
     holds = f"{len(drawn)} drawn at random trace to deployment, version, run, data and environment, and prove"
     return judge(
         "sealed predictions",

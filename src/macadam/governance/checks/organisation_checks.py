@@ -18,9 +18,7 @@ def registered(evidence: Evidence) -> Finding:
     project = evidence.project
     faults = []
     if not evidence.active(project.owner):
-        faults.append(
-            f"the owner of project {project.name}, {project.owner or 'nobody'}, is not an active principal"
-        )
+        faults.append(f"the owner of project {project.name}, {project.owner or 'nobody'}, is not an active principal")
     if not project.description.strip():
         faults.append(f"project {project.name} does not say what it is for (its description is empty)")
     if project.risk not in ("minimal", "limited", "high"):
@@ -68,9 +66,7 @@ def policy_in_force(evidence: Evidence) -> Finding:
     if in_force not in recorded:
         faults.append(f"the policies in force ({in_force}) are not in the ledger")
     strange = {str(leaf.decision["policy_set"]) for leaf in evidence.done} - recorded
-    faults += [
-        f"decisions were made by policies that are not in the ledger ({digest})" for digest in sorted(strange)
-    ]
+    faults += [f"decisions were made by policies that are not in the ledger ({digest})" for digest in sorted(strange)]
     return judge(
         "policy sets",
         len(recorded | {in_force}),
@@ -101,9 +97,7 @@ def deny_by_default(evidence: Evidence) -> Finding:
         faults,
         holds=holds,
         evidence=[*evidence.policy_leaves, *evidence.denied],
-        unchecked="the quarterly review of access, which is due and cannot be recorded yet"
-        if overdue
-        else "",
+        unchecked="the quarterly review of access, which is due and cannot be recorded yet" if overdue else "",
     )
 
 
@@ -129,9 +123,7 @@ def _probes(evidence: Evidence) -> list[tuple[Actor, str, bool]]:
         for resource, place in ((f"project:{project}", project), ("platform:home", ""))
     ]
     services = [
-        Actor(id=i, kind="service")
-        for i, known in evidence.access.principals.items()
-        if known.kind == "service"
+        Actor(id=i, kind="service") for i, known in evidence.access.principals.items() if known.kind == "service"
     ]
     for service in services:
         allowed = engine.decide(service, "approvals:give", f"project:{project}", project).allowed

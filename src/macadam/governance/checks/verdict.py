@@ -33,12 +33,8 @@ def judge(
         return Finding(status="fail", detail=detail, population=population, sample=looked_at, evidence=ids)
     if unchecked:
         detail = f"Only partly checked: {holds}. Not checked: {unchecked}."
-        return Finding(
-            status="did_not_run", detail=detail, population=population, sample=looked_at, evidence=ids
-        )
-    return Finding(
-        status="pass", detail=_sentence(holds), population=population, sample=looked_at, evidence=ids
-    )
+        return Finding(status="did_not_run", detail=detail, population=population, sample=looked_at, evidence=ids)
+    return Finding(status="pass", detail=_sentence(holds), population=population, sample=looked_at, evidence=ids)
 
 
 def _sentence(text: str) -> str:
