@@ -40,7 +40,7 @@ ROLES = {
     "environment": ("models.*", "environment:*"),
     "evaluation": ("models.evaluate*", "*"),
     "thresholds": ("models.declare_thresholds", "*"),
-    "gate": ("models.check_gate", "*"),
+    "gate": ("models.check_gate models.set_alias", "*"),  # either may record what the gate said
     "approval": ("models.approve*", "*"),
     "policy": ("access.*", "policy:sha256:*"),
     "project": ("access.*", "project:*"),
@@ -261,8 +261,8 @@ def inclusion(leaves: list[Leaf], size: int, root: bytes, report: Report) -> Non
         link = f"inclusion of {leaf}"
         if root_from_path(leaf.data, leaf.index, size, leaf.path, link) != root:
             raise Broken(link, "it does not lead to the checkpoint's root")
-        kind, subject = ROLES[leaf.role]
-        if not fnmatchcase(leaf.kind, kind) or not fnmatchcase(leaf.subject, subject):
+        kinds, subject = ROLES[leaf.role]
+        if not any(fnmatchcase(leaf.kind, kind) for kind in kinds.split()) or not fnmatchcase(leaf.subject, subject):
             raise Broken(f"role of {leaf}", f"{leaf.kind} on {leaf.subject!r} does not count as {leaf.role}")
         if leaf.outcome != "done" or leaf.decision["effect"] != "allow":
             raise Broken(f"role of {leaf}", "it records a call that was denied")

@@ -25,6 +25,7 @@ ROLES = (
     ("models.declare_thresholds", "", "thresholds"),
     ("models.evaluate", "", "evaluation"),
     ("models.check_gate", "", "gate"),
+    ("models.set_alias", "gate:", "gate"),
     ("models.approve", "", "approval"),
     ("access.create_project", "project:", "project"),
     ("access.", "policy:", "policy"),
