@@ -1,6 +1,7 @@
 """Prints answers, errors and progress: JSON for scripts, tables and panels for people. Rich is loaded when it draws."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,11 @@ else:
     rich_text = lazy("rich.text")
 
 _PIPE_WIDTH = 200  # characters: a table in a pipe is for grep, not for a screen
-_TOKEN_LEFT = 120  # characters of a nested value before it is cut in a table
+_TEXT_LEFT = 120  # characters of a value in a table before it is cut
+_MOST_COLUMNS = 9
+_DIGEST_LEFT = len("sha256:") + 12
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+_INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")
 
 
 def as_json(value: object) -> None:
@@ -98,19 +103,40 @@ def _records(rows: Sequence[object], title: str) -> None:
     if not rows:
         line("None.")
         return
-    if not all(isinstance(row, dict) for row in rows):
+    records = [row for row in rows if isinstance(row, dict)]
+    if len(records) < len(rows):
         for row in rows:
-            line(_cell(row))
+            line(cell(row))
         return
-    records: list[dict[str, Any]] = [row for row in rows if isinstance(row, dict)]
-    names = list(dict.fromkeys(name for row in records for name in row))
     table = rich_table.Table(title=title or None, box=rich_box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    telling = _telling(records)
+    names = _fitting(records, telling)
     for name in names:
-        numbers = all(isinstance(row.get(name), (int, float)) for row in records)
+        numbers = all(_is_number(row.get(name)) for row in records)
         table.add_column(name.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
     for row in records:
-        table.add_row(*(rich_text.Text(_cell(row.get(name))) for name in names))
+        table.add_row(*(rich_text.Text(cell(row.get(name), short=True)) for name in names))
     console().print(table)
+    if left_out := [name.replace("_", " ") for name in telling if name not in names]:
+        line(f"Not shown: {', '.join(left_out)}. --json has everything.")
+
+
+def _telling(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields that tell rows apart: not those empty in all, nor what the reference or the question says already."""
+    names = list(dict.fromkeys(name for row in records for name in row))
+    said = {"id", "project"} if "ref" in names else {"project"} if len(names) > 1 else set()
+    several = {name for name in said if len({str(row.get(name)) for row in records}) > 1 and "ref" not in names}
+    return [n for n in names if (n not in said or n in several) and any(not _is_empty(row.get(n)) for row in records)]
+
+
+def _fitting(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """At most so many columns that each stays readable: first go nested values and digests, then the middle."""
+    if len(names) <= _MOST_COLUMNS:
+        return list(names)
+    plain = [n for n in names if not any(_is_nested(row.get(n)) or _DIGEST.match(str(row.get(n))) for row in records)]
+    if len(plain) <= _MOST_COLUMNS:
+        return plain
+    return [*plain[: _MOST_COLUMNS - 3], *plain[-3:]]
 
 
 def _record(value: Mapping[str, Any], title: str) -> None:
@@ -121,25 +147,56 @@ def _record(value: Mapping[str, Any], title: str) -> None:
     )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, cell in value.items():
+    for name, inside in value.items():
         if name not in tables:
-            table.add_row(name.replace("_", " "), rich_text.Text(_cell(cell, cut=False)))
+            table.add_row(name.replace("_", " "), rich_text.Text(cell(inside)))
     console().print(table)
     for name, rows in tables.items():
         _records(rows, name.replace("_", " "))
 
 
-def _cell(value: object, *, cut: bool = True) -> str:
-    if value is None or value in ("", [], {}, ()):
+def cell(value: object, *, short: bool = False) -> str:
+    """A value in words. short: for a table, where digests and long texts are cut; `--json` has them whole."""
+    if _is_empty(value):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value):
-        text = ", ".join(_cell(v) for v in value)
-    elif isinstance(value, (dict, list, tuple)):
-        text = msgspec.json.encode(value).decode()
-    else:
-        text = str(value)
-    return text[: _TOKEN_LEFT - 1] + "…" if cut and len(text) > _TOKEN_LEFT else text
+    if isinstance(value, dict):
+        return _mapping(value, short=short)
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(item, (dict, list, tuple)) for item in value):
+            return f"{len(value)} of them"
+        return _cut(", ".join(cell(item, short=short) for item in value), short=short)
+    return _cut(_text(str(value), short=short), short=short)
+
+
+def _mapping(value: Mapping[str, Any], *, short: bool) -> str:
+    if {"value", "low", "high"} <= value.keys():
+        return f"{value['value']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+    if short and "ref" in value:
+        return str(value["ref"])
+    return "\n".join(f"{name}: {cell(inside, short=short)}" for name, inside in value.items())
+
+
+def _text(text: str, *, short: bool) -> str:
+    if _INSTANT.match(text):
+        return f"{text[:10]} {text[11:19]}Z"
+    return text[:_DIGEST_LEFT] + "…" if short and _DIGEST.match(text) else text
+
+
+def _cut(text: str, *, short: bool) -> str:
+    return text[: _TEXT_LEFT - 1] + "…" if short and len(text) > _TEXT_LEFT else text
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value in ("", [], {}, ())
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, (dict, list, tuple)) and bool(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,72 @@
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from macadam.faces import printing
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        ((), "-"),
+        (True, "yes"),
+        (0, "0"),
+        (0.0, "0"),
+        (0.123456789, "0.123457"),
+        ("2026-11-21T08:30:33.679460Z", "2026-11-21 08:30:33Z"),
+        (["a", "b"], "a, b"),
+        ([{"a": 1}, {"a": 2}], "2 of them"),
+        ({"value": 0.78474, "low": 0.779, "high": 0.7903}, "0.7847 (0.779 to 0.7903)"),
+        ({"rate": 0.5, "depth": 3}, "rate: 0.5\ndepth: 3"),
+    ],
+)
+def test_values_are_said_in_words(value: object, text: str) -> None:
+    assert printing.cell(value) == text
+
+
+def test_a_table_cuts_digests_and_long_texts_that_a_record_shows_whole() -> None:
+    digest = "sha256:" + "a" * 64
+    assert printing.cell(digest) == digest
+    assert printing.cell(digest, short=True) == "sha256:" + "a" * 12 + "…"
+    assert len(printing.cell("x" * 500, short=True)) == 120
+    assert printing.cell({"ref": "table:a@1", "rows": 5}, short=True) == "table:a@1"
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    ref: str
+    id: str
+    project: str
+    empty: str = ""
+    at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_table_leaves_out_what_is_empty_or_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.as_text([Row(ref="run:1", id="1", project="p"), Row(ref="run:2", id="2", project="p")])
+    head = capsys.readouterr().out.splitlines()[1].split()
+    assert head == ["ref", "at"]
+
+
+def test_a_wide_table_says_what_it_does_not_show(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {f"c{n}": n for n in range(8)} | {"nested": {"a": 1}, "digest": "sha256:" + "a" * 64}
+    printing.as_text([row, row])
+    out = capsys.readouterr().out
+    assert "Not shown: nested, digest. --json has everything." in out
+    assert "c7" in out
+
+
+def test_a_record_shows_its_lists_as_tables_below(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.as_text({"name": "gate", "checks": [{"criterion": "roc_auc", "passed": False}]}, title="Gate")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0] == "Gate"
+    assert lines[1].split() == ["name", "gate"]
+    assert lines[2] == "checks"
+    assert "no" in lines[-1].split()
+    printing.as_text([])
+    assert capsys.readouterr().out == "None.\n"
+
+
+def test_square_brackets_in_values_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.as_text({"rule": "[bold]x[/bold]"})
+    assert "[bold]x[/bold]" in capsys.readouterr().out
