@@ -195,9 +195,10 @@ def _windows(
     counts.duplicates += len(counted) - len(fresh)
     before = online.prefix(project, view)
     changed = _stored(store, [before + r.key for r in fresh.values() if r.key is not None], Prefix)
+    tile_us = view.tile_us
     for row in fresh.values():
         prefix = changed[before + (row.key or b"")]
-        if prefix.add((row.known or 0) // view.tile_us, 1.0, row.values[0]):
+        if prefix.add((row.known or 0) // tile_us, 1.0, row.values[0]):
             counts.applied += 1
         else:
             counts.late += 1

@@ -13,6 +13,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from macadam.errors import IntegrityError
 
@@ -64,10 +65,11 @@ class Prefix:
                 f"A stored window value has {len(value)} bytes for {n} tiles.",
                 next_step="Materialise the service again: macadam online materialise.",
             )
-        body = memoryview(value or bytes(_HEADER.size))[_HEADER.size :]
-        self._tiles = array("q", body[: 8 * n].cast("q") if n else ())
-        self._counts = array("d", body[8 * n : 16 * n].cast("d") if n else ())
-        self._sums = array("d", body[16 * n :].cast("d") if n else ())
+        self._tiles, self._counts, self._sums = array("q"), array("d"), array("d")
+        body = memoryview(value or b"")[_HEADER.size :]
+        parts: tuple[array[Any], ...] = (self._tiles, self._counts, self._sums)
+        for i, part in enumerate(parts):
+            part.frombytes(body[8 * n * i : 8 * n * (i + 1)])
 
     @classmethod
     def of(cls, tiles: Iterable[int], counts: Iterable[float], sums: Iterable[float]) -> "Prefix":
