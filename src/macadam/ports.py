@@ -173,8 +173,12 @@ class Runner(Protocol):
     def run(self, job: Job, *, on_line: Callable[[str], None] | None = None) -> JobResult:
         """Blocks until the command ends. A failing command is a result, not an error.
 
-        Raises UserCodeFailed if its environment cannot be made, StorageFull.
+        Raises UserCodeFailed if its environment cannot be made, StorageFull, and Unavailable once it is closed.
         """
+        ...
+
+    def close(self) -> None:
+        """Ends the commands that still run; their callers get Unavailable. Closing twice does nothing."""
         ...
 
 

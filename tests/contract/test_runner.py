@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from macadam.adapters.subprocess_runner import SubprocessRunner
-from macadam.errors import UserCodeFailed
+from macadam.errors import Unavailable, UserCodeFailed
 from macadam.ports import Job, Runner
 
 
@@ -127,6 +128,21 @@ def test_a_listener_that_raises_ends_the_command(runner: Runner, tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         runner.run(python(tmp_path, "import os,time; print(os.getpid()); time.sleep(60)"), on_line=stop)
     assert gone(seen[0])
+
+
+def test_closing_ends_what_runs_and_refuses_what_comes(runner: Runner, tmp_path: Path) -> None:
+    started: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        code = "import os,time; print(os.getpid(), flush=True); time.sleep(60)"
+        waiting = pool.submit(runner.run, python(tmp_path, code), on_line=lambda line: started.append(int(line)))
+        while not started:
+            time.sleep(0.01)
+        runner.close()
+        with pytest.raises(Unavailable, match="closing"):
+            waiting.result(10)
+    assert gone(started[0])
+    with pytest.raises(Unavailable, match="closing"):
+        runner.run(python(tmp_path, "pass"))
 
 
 @pytest.mark.parametrize("victim", ["platform", "launcher"])

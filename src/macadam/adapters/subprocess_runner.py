@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import venv
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from typing import IO, cast
 
 import msgspec
 
-from macadam.errors import StorageFull, UserCodeFailed
+from macadam.errors import StorageFull, Unavailable, UserCodeFailed
 from macadam.ports import Job, JobResult
 
 TIMED_OUT = 124  # exit code of a command that met its time limit, as `timeout` of coreutils gives
@@ -54,14 +55,19 @@ class SubprocessRunner:
 
     def __init__(self, directory: Path) -> None:
         self._environments = directory / "environments"
+        self._closed = threading.Event()
 
     def run(self, job: Job, *, on_line: Callable[[str], None] | None = None) -> JobResult:
+        log = _Log(on_line, self._closed)
         python = self._python(job.requirements, on_line)
         command = (str(python), *job.command[1:]) if job.command[0] in {"python", "python3"} else job.command
         variables = {k: v for k, v in os.environ.items() if not k.startswith("MACADAM_")}
         variables["PATH"] = f"{python.parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
         variables["PYTHONUNBUFFERED"] = "1"
-        return _supervise(command, job.directory, variables | job.environment, job.timeout, on_line)
+        return _supervise(command, job.directory, variables | job.environment, job.timeout, log)
+
+    def close(self) -> None:
+        self._closed.set()
 
     def _python(self, requirements: str, on_line: Callable[[str], None] | None) -> Path:
         """The interpreter of the environment with these requirements, made if it is not there yet."""
@@ -73,12 +79,12 @@ class SubprocessRunner:
         with _no_space_said(), _locked(self._environments, key):
             if not finished.exists():
                 shutil.rmtree(place, ignore_errors=True)  # an attempt that was cut short
-                _make(place, python, requirements, on_line)
+                _make(place, python, requirements, _Log(on_line, self._closed))
                 finished.touch()
         return python
 
 
-def _make(place: Path, python: Path, requirements: str, on_line: Callable[[str], None] | None) -> None:
+def _make(place: Path, python: Path, requirements: str, log: "_Log") -> None:
     """Raises UserCodeFailed with the end of pip's output."""
     own_pip = importlib.util.find_spec("pip") is not None
     venv.create(place, with_pip=not own_pip, symlinks=True)
@@ -91,7 +97,7 @@ def _make(place: Path, python: Path, requirements: str, on_line: Callable[[str],
     listed.write_text(requirements)
     pip = (sys.executable, "-m", "pip", "--python", str(python)) if own_pip else (str(python), "-m", "pip")
     command = (*pip, "install", "--disable-pip-version-check", "--no-input", "--quiet", "-r", str(listed))
-    result = _supervise(command, place, dict(os.environ), 0, on_line)
+    result = _supervise(command, place, dict(os.environ), 0, log)
     if result.exit_code != 0:
         shutil.rmtree(place, ignore_errors=True)
         if "No space left" in result.log:
@@ -107,12 +113,11 @@ def _supervise(
     directory: Path,
     variables: dict[str, str],
     timeout: float,
-    on_line: Callable[[str], None] | None,
+    log: "_Log",
 ) -> JobResult:
     """Runs a command under the launcher until it ends, handing on its lines."""
     report_read, report_write = os.pipe()
     line_read, line_write = os.pipe()  # its write end is held by this process alone: that is the life line
-    log = _Log(on_line)
     try:
         # -I -S: the launcher starts in milliseconds and nothing in the project's directory can shadow its imports.
         with subprocess.Popen(  # noqa: S603 - the project's own command is what is to run
@@ -129,7 +134,7 @@ def _supervise(
             try:
                 log.follow(launcher, cast("IO[bytes]", launcher.stdout).fileno())
             finally:
-                os.close(line_write)  # after the command's end, or because on_line raised: then it ends the command
+                os.close(line_write)  # after the command's end, or because of an error: then it ends the command
                 line_write = -1
         report = _read_report(report_read)
     finally:
@@ -164,15 +169,23 @@ def _result(report: _Report, log: "_Log", timeout: float) -> JobResult:
 class _Log:
     """The end of a command's output, line by line to whoever listens."""
 
-    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+    def __init__(self, on_line: Callable[[str], None] | None, closed: threading.Event) -> None:
         self._on_line = on_line
+        self._closed = closed
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._open_line = b""
 
     def follow(self, launcher: "subprocess.Popen[bytes]", source: int) -> None:
-        """Reads until the output ends, or the command has ended and only a stray process holds its output."""
+        """Reads until the output ends, or the command has ended and only a stray process holds its output.
+
+        Raises Unavailable when the runner is closed.
+        """
         while True:
+            if self._closed.is_set():
+                raise Unavailable(
+                    "The platform is closing: the command was ended.", next_step="Run the same call again."
+                )
             ready, _, _ = select.select([source], [], [], _POLL)
             if ready:
                 chunk = os.read(source, 1 << 16)

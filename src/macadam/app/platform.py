@@ -89,6 +89,7 @@ class Platform:
     def close(self) -> None:
         """Integrates what is queued for the ledger and closes every adapter. Closing twice does nothing."""
         if self._closing.acquire(blocking=False):
+            self.ports.runner.close()
             self._sequencer.close()
             self._publisher.close()
             self.ports.online.close()
