@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from macadam import catalog
+from macadam.access import service as access
 from macadam.data import checks, contracts, files, registry
 from macadam.data import ingest as ingesting
 from macadam.data.ingest import Prepared
@@ -79,6 +80,12 @@ def _check_contract(context: Context, request: RegisterContract) -> _Checked:
         )
     ref = Ref(kind="contract", name=contract.id, version=contract.version)
     for table in contract.tables:
+        own = [column.name for column in table.columns if column.name in ingesting.ADDED_COLUMNS]
+        if own:
+            raise ContractInvalid(
+                f"The table {table.name} has a column {own[0]!r}, which quarantine adds to refused rows.",
+                next_step="Choose another name for it.",
+            )
         checks.compile_table(contract, table.name)
     return _Checked(contract=contract, ref=ref, text=context.ports.objects.put(request.text.encode()))
 
@@ -159,7 +166,7 @@ def register_source(tx: Transaction, request: RegisterSource) -> Source:
             f"{contract.ref} has no table {schema!r}.",
             next_step=f"Name one of its tables as schema: {', '.join(contract.tables) or '(it has none)'}.",
         )
-    _require_place(tx.ports.settings.home, request)
+    _require_place(tx.ports.settings.home, access.project(tx.sql, request.project).location, request)
     _require_table(tx, request)
     new = Source(
         ref=str(Ref(kind="source", name=request.source)),
@@ -180,7 +187,8 @@ def register_source(tx: Transaction, request: RegisterSource) -> Source:
     return new
 
 
-def _require_place(home: Path, request: RegisterSource) -> None:
+def _require_place(home: Path, location: str, request: RegisterSource) -> None:
+    """location: the project's own; if that is a folder, its sources lie in it."""
     directory, path = Path(request.directory), Path(request.path)
     if not directory.is_absolute() or ".." in directory.parts:
         raise InvalidInput(
@@ -189,6 +197,11 @@ def _require_place(home: Path, request: RegisterSource) -> None:
     if directory.resolve().is_relative_to(home.resolve()):
         raise InvalidInput(
             f"{directory} is in the platform's home, which holds its keys.", next_step="Keep sources outside of it."
+        )
+    if location.startswith("/") and not directory.resolve().is_relative_to(Path(location).resolve()):
+        raise InvalidInput(
+            f"{directory} is outside of {location}, where the project's files live.",
+            next_step="Move the files there, or let an administrator make a project with another location.",
         )
     if not request.path or path.is_absolute() or ".." in path.parts:
         raise InvalidInput(

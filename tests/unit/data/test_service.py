@@ -95,6 +95,7 @@ def test_without_a_version_the_newest_contract_is_shown_with_its_text(platform):
         ("id: [", "line"),
         ("kind: DataContract\n", "apiVersion"),
         (orders.contract().replace("id: orders", "id: a/b"), "'/'"),
+        (orders.contract().replace("name: city", "name: _file"), "'_file'"),
         (
             orders.contract().replace(
                 "metric: rowCount, mustBeGreaterOrEqualTo: 1", "type: sql, query: 'f(((', mustBe: true"
@@ -136,6 +137,19 @@ def test_a_source_that_leads_elsewhere_or_goes_into_a_table_of_the_platform_is_r
 def test_a_source_in_the_home_which_holds_keys_is_refused(platform):
     with pytest.raises(InvalidInput, match="home"):
         platform.call(source(directory=str(platform.settings.home / "keys")))
+
+
+def test_a_project_with_a_folder_of_its_own_takes_sources_only_from_there(platform, tmp_path):
+    inside = tmp_path / "own"
+    platform.call(CreateProject(project="own", owner="principal:local", location=str(inside)))
+    platform.call(RegisterContract(project="own", text=orders.contract()))
+    given = {"project": "own", "source": "x", "path": "*.csv", "contract": "orders", "table": "orders"}
+    assert platform.call(RegisterSource(**given, directory=str(inside / "drop"))).name == "x"
+    (inside / "drop").mkdir(parents=True)
+    (inside / "out").symlink_to(tmp_path)
+    for elsewhere in (tmp_path, inside / "out"):
+        with pytest.raises(InvalidInput, match="outside of"):
+            platform.call(RegisterSource(**given, directory=str(elsewhere)))
 
 
 def test_files_of_the_home_are_not_read_through_a_folder_around_it(platform):
