@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from macadam.app.platform import Platform
 from macadam.errors import MacadamError
 from macadam.faces import logs
+from macadam.journal import sealing
+from macadam.journal.layout import CLOSED
+from macadam.journal.service import recover_dead
+from macadam.journal.types import SealClosed
 
 _log = logging.getLogger(logs.LOGGER)
 _LONGEST_WAIT = 300.0  # seconds between attempts of a duty that keeps failing
@@ -26,7 +30,20 @@ class Duty:
     act: Callable[[Platform], None]
 
 
-DUTIES: tuple[Duty, ...] = ()
+def seal_journal(platform: Platform) -> None:
+    """Seals what gateways have closed, so that receipts become final and proofs possible. As the server's own caller."""
+    home = platform.settings.home
+    for project in sealing.waiting(home):
+        folder = sealing.folder_of(home, project)
+        recover_dead(folder)
+        if any(folder.glob(f"*{CLOSED}")):  # a call with nothing to seal would still leave a leaf
+            platform.call(SealClosed(project=project))
+
+
+DUTIES: tuple[Duty, ...] = (
+    # Looking is a directory listing; a segment closes at most every MACADAM_JOURNAL_SEGMENT_AGE.
+    Duty(name="seal journal", every=5.0, act=seal_journal),
+)
 
 
 class Clerk:
