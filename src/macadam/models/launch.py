@@ -5,16 +5,20 @@ of the request are raised; errors of the project's code become a failed run, whi
 """
 
 import dataclasses
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from macadam.errors import InvalidInput
+from macadam.errors import InvalidInput, StorageFull
+from macadam.lazy import lazy
 from macadam.ledger import leaf
 from macadam.models import capture, training_sets, worker
 from macadam.models.capture import Meter
@@ -24,6 +28,11 @@ from macadam.models.worker import Outcome, Task
 from macadam.operations import Context, plain
 from macadam.ports import Job, JobResult, Objects
 from macadam.values import Money, uuid7
+
+if TYPE_CHECKING:
+    import psutil
+else:
+    psutil = lazy("psutil")
 
 _LOG_LINES = 20
 _TIMED_OUT, _SIGNALLED = 124, 128  # exit codes that every runner gives, as a shell does
@@ -57,7 +66,7 @@ def train(context: Context, request: Train) -> Finished:
     with context.read() as sql:
         sets = {split: training_sets.find(sql, request.project, ref) for split, ref in request.training_sets.items()}
     run_id = uuid7()
-    with _workplace(context.ports.settings.home / "work", run_id) as place:
+    with _workplace(context.ports.settings.home / "work") as place:
         code = _bring_code(context.ports.objects, request.source, place / "source")
         task = _bring_rows(context.ports.objects, request, sets, place)
         context.progress(f"training {request.model}", 0, 0)
@@ -77,15 +86,31 @@ def _check(request: Train) -> None:
 
 
 @contextmanager
-def _workplace(parent: Path, run_id: str) -> Iterator[Path]:
-    """A directory for one run that is gone when the run has ended, however it ends."""
-    place = Path(tempfile.mkdtemp(prefix=f"run-{run_id[:8]}-", dir=parent))
+def _workplace(parent: Path) -> Iterator[Path]:
+    """A directory for one run that is gone when the run has ended, however it ends. Raises StorageFull."""
+    _sweep(parent)
+    place = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=parent))
     try:
         for part in ("source", "data", "out"):
             (place / part).mkdir()
         yield place
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageFull(
+            "The disk is full: the run was not recorded.",
+            next_step="Free space on the disk of the home directory and run the same call again.",
+        ) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what runs left behind whose platform process was killed."""
+    for place in parent.glob("run-*-*"):
+        owner = place.name.split("-")[1]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _bring_code(objects: Objects, source: str, to: Path) -> Code:
