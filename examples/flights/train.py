@@ -14,6 +14,7 @@ from macadam.models.training import TrainingData, TrainingRun
 
 STEP = 50  # trees between two looks at the tune split
 PATIENCE = 2  # looks without a gain before it stops
+SCHEDULE = {"departure_minute", "weekday", "arrival_minute", "distance", "carrier", "origin", "dest"}
 
 
 def train(run: TrainingRun) -> None:

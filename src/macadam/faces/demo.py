@@ -153,7 +153,7 @@ def _first_apply(demo: Demo) -> flows.Applied:
     _tell_ingest(demo, applied)
     demo.story.table(
         ("step", "seconds"),
-        [(step.check, f"{step.seconds:.1f}") for step in applied.steps if step.seconds >= 0.5],  # noqa: PLR2004
+        [(step.title, f"{step.seconds:.1f}") for step in applied.steps if step.seconds >= 0.5],  # noqa: PLR2004
     )
     return applied
 
@@ -243,7 +243,7 @@ def _approve(demo: Demo, applied: flows.Applied) -> None:
     again = flows.apply(demo.platform, demo.project)
     for step in again.steps:
         if not step.reused:
-            demo.story.fact("✓", step.check)
+            demo.story.fact("✓", step.title)
     if again.state != "done":
         raise IntegrityError(
             f"The second apply ended as {again.state!r}.", next_step="Run macadam plan in the project."
