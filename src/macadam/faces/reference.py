@@ -169,14 +169,19 @@ def _exit_codes() -> Iterable[str]:
     yield "| 0 | none | |"
     for kind in sorted(problem.classes(), key=lambda k: (k.exit_code, k.code)):
         yield f"| {kind.exit_code} | `{kind.code}` | {kind.status} |"
+    yield "| 20 | none: `macadam apply` waits for an approval | |"
     yield "| 130 | interrupted by Ctrl-C | |"
 
 
 def _settings() -> Iterable[str]:
     yield "# Settings"
     yield ""
-    yield "Each is an environment variable; command-line flags override some. `MACADAM_HOME` (default `.macadam`) says"
-    yield "where embedded state lives."
+    yield (
+        "Each is an environment variable; command-line flags override some. `MACADAM_HOME` (default `.macadam`) says where "
+        "embedded state lives. The command line also reads `MACADAM_URL` and `MACADAM_TOKEN` (which server, and who calls), "
+        "`MACADAM_PROJECT` (the project, where `--project` is not given) and `MACADAM_DEBUG` (any value: show the trace of an "
+        "unexpected error)."
+    )
     for section in dataclasses.fields(settings.Settings):
         if section.default_factory is dataclasses.MISSING:  # the home
             continue
