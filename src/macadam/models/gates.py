@@ -169,7 +169,11 @@ def _champion(found: dict[str, Any]) -> ChampionRule:
 def _mapping(value: object, path: str, known: tuple[str, ...]) -> dict[str, Any]:
     """known: the keys that are allowed, () = any text."""
     if not isinstance(value, dict):
-        _refuse(path, f"is {value!r}, expected names with values", "See the top of the guide on gates for an example.")
+        _refuse(
+            path,
+            f"is {value!r}, expected names with values",
+            "Write names with values, such as roc_auc: {at_least: 0.76}.",
+        )
     for key in value:
         if not isinstance(key, str) or (known and key not in known):
             _refuse(f"{path}: {key}", "is not known", f"Use any of: {', '.join(known) or 'names'}.")
