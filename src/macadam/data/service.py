@@ -352,7 +352,8 @@ def list_tables(tx: Transaction, request: ListTables) -> tuple[TableInfo, ...]:
         newest = registry.snapshots(tx.sql, request.project, name, 1)
         location = catalog.require(tx.sql, request.project, name)
         published = registry.snapshot(tx.sql, request.project, name) if newest else None
-        found.append(TableInfo(name=name, metadata_location=location, snapshot=published))
+        rows = published.rows if published else None
+        found.append(TableInfo(name=name, snapshot=published, rows=rows, metadata_location=location))
     return tuple(found)
 
 

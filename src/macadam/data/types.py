@@ -367,11 +367,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A table. snapshot: the one that is published, None if other parts of the platform write the table."""
+    """A table. snapshot, rows: what is published, None if other parts of the platform write the table."""
 
     name: str
-    metadata_location: str
     snapshot: Snapshot | None
+    rows: int | None
+    metadata_location: str
 
 
 class ListTables(Request[tuple[TableInfo, ...]], frozen=True, kw_only=True):
