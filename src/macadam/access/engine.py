@@ -165,6 +165,11 @@ class Engine:
             raise NotAuthenticated("The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW)
         return Actor(id=known.principal, kind=holder.kind, token=known.id)
 
+    def expiry(self, token: str) -> datetime | None:
+        """When a token that this engine knows ends, if it does."""
+        known = self.snapshot.tokens.get(token_digest(token[:_LONGEST_TOKEN]))
+        return known.expires if known is not None else None
+
     def roles(self, principal: str, project: str) -> tuple[str, ...]:
         """The roles that a principal holds in a project, those held everywhere included; sorted."""
         known = self.snapshot.principals.get(principal)

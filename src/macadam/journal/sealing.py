@@ -13,7 +13,7 @@ import msgspec
 from macadam.journal import places, record
 from macadam.journal.layout import CLOSED, OPEN
 from macadam.journal.places import Place
-from macadam.journal.segment import SealedSegment, SegmentReader, seal
+from macadam.journal.segment import SealedSegment, SegmentReader, is_written, seal
 from macadam.lazy import lazy
 from macadam.ledger.tree import leaf_hash, root_of
 from macadam.ports import Objects
@@ -46,8 +46,9 @@ def folder_of(home: Path, project: str) -> Path:
 
 
 def waiting(home: Path) -> list[str]:
-    """Projects with segments that are closed, or open with nobody known to write them; sorted."""
-    folders = {path.parent for suffix in (CLOSED, OPEN) for path in (home / "journal").glob(f"*/*{suffix}")}
+    """Projects with segments that are closed, or open while nobody writes them; sorted."""
+    folders = {path.parent for path in (home / "journal").glob(f"*/*{CLOSED}")}
+    folders |= {path.parent for path in (home / "journal").glob(f"*/*{OPEN}") if not is_written(path)}
     return sorted(folder.name for folder in folders)
 
 

@@ -255,15 +255,15 @@ def recover(path: Path) -> Recovered:
     return Recovered(path=closed, count=reader.count, torn=reader.torn)
 
 
-def recover_all(folder: Path) -> list[Recovered]:
-    """Recovers every segment of a folder whose writer is gone. Raises like `recover` on damage."""
-    found = []
-    for path in sorted(folder.glob(f"*{OPEN}")):
-        try:
-            found.append(recover(path))
-        except (Busy, NotFound):  # its gateway lives, or another process was quicker
-            continue
-    return found
+def is_written(path: Path) -> bool:
+    """Whether a living gateway holds this open segment."""
+    try:
+        with _writer_gone(path):
+            return False
+    except Busy:
+        return True
+    except NotFound:
+        return False
 
 
 @contextmanager
