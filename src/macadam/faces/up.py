@@ -111,10 +111,13 @@ async def _healthy(
     Raises Unavailable at the time limit, or as soon as one of them keeps ending.
     """
     limit = time.monotonic() + settings.server.health_timeout
-    waiting = {"control plane": settings.server.port, "gateway": settings.server.gateway_port}
+    waiting = {
+        "control plane": (settings.server.port, "/health"),
+        "gateway": (settings.server.gateway_port, "/health/ready"),  # it has loaded what it is to serve
+    }
     while waiting:
-        for name, port in list(waiting.items()):
-            if await _answers(settings.server.host, port):
+        for name, (port, path) in list(waiting.items()):
+            if await _answers(settings.server.host, port, path):
                 del waiting[name]
         if stop.is_set():
             return False
@@ -132,14 +135,14 @@ async def _healthy(
     return True
 
 
-async def _answers(host: str, port: int) -> bool:
-    """Whether GET /health answers 200."""
+async def _answers(host: str, port: int, path: str) -> bool:
+    """Whether GET answers 200 there."""
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
     try:
-        writer.write(f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
         status = await asyncio.wait_for(reader.readline(), timeout=2.0)
     except (OSError, TimeoutError):
