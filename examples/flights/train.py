@@ -6,7 +6,6 @@ production branches exactly as this one does.
 
 import copy
 
-import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -44,5 +43,5 @@ def train(run: TrainingRun) -> None:
 
 
 def hide_all_but(names: set[str], data: TrainingData) -> None:
-    """Makes the other columns unknown, so that no tree splits on them; the model's inputs stay the same."""
-    data.X[:, [column not in names for column in data.columns]] = np.nan
+    """Makes the other columns constant, so that no tree splits on them; the model's inputs stay the same."""
+    data.X[:, [column not in names for column in data.columns]] = 0
