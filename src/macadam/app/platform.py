@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import msgspec
 
@@ -95,7 +95,7 @@ class Platform:
             self.ports.online.close()
             self.ports.sql.close()
 
-    def __enter__(self) -> "Platform":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -30,7 +30,7 @@ def _run(connection: sa.Connection) -> None:
 
     scripts = ScriptDirectory(str(Path(__file__).parent))
 
-    def steps(revision: object, context: MigrationContext) -> list[object]:
+    def steps(revision: object, _context: MigrationContext) -> list[object]:
         return list(scripts._upgrade_revs("head", revision))  # type: ignore[arg-type]  # noqa: SLF001 - as alembic.command does
 
     # The caller's transaction is the only one: transactional_ddl off keeps Alembic from opening its own.
