@@ -13,8 +13,6 @@ from macadam.app.platform import Platform
 from macadam.errors import MacadamError
 from macadam.faces import logs
 from macadam.journal import sealing
-from macadam.journal.types import SealClosed
-from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
 from macadam.journal.service import recover_dead
 from macadam.journal.types import SealClosed
