@@ -2,7 +2,7 @@
 
     python ingest_worker.py HOME [POINT]
 
-Prints "ready" before the first call. POINT: where to kill itself, at the second file.
+Prints each file's name before its call. POINT: where to kill itself, at the second file.
 """
 
 import os
@@ -65,10 +65,10 @@ def main(home: Path, point: str = "") -> None:
             source = registry.source(sql, PROJECT, "orders")
             known = registry.taken(sql, source)
         names = files.list_files(Path(source.directory), source.path)
-        print("ready", flush=True)
         for number, name in enumerate(n for n in names if n not in known):
             if number == 1:
                 arm(platform, point)
+            print(name, flush=True)
             take(platform, name)
 
 

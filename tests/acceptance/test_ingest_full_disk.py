@@ -51,7 +51,7 @@ def refusal(platform, name):
 
 
 def test_on_a_full_disk_nothing_is_taken_and_it_works_once_there_is_space(disk, tmp_path):
-    steps = range(0, 60, 1 if SOAK else 6)
+    steps = range(0, 60, 3 if SOAK else 6)
     write_files(tmp_path / "drop", 2 + len(steps))
     with open_platform(disk / "home") as platform:
         orders.register(platform, tmp_path / "drop")

@@ -8,7 +8,7 @@ import random
 import time
 
 import pytest
-from acceptance.ingest_state import require_whole, start, write_files
+from acceptance.ingest_state import require_whole, start, take_all, write_files
 from acceptance.ingest_worker import POINTS
 from unit.data import orders
 
@@ -29,8 +29,8 @@ def home(tmp_path):
 @pytest.mark.parametrize("point", POINTS)
 def test_a_process_killed_there_leaves_each_file_taken_whole_or_not_at_all(home, tmp_path, point):
     write_files(tmp_path / "drop", 3)
-    worker = start(home, point)
-    assert worker.wait(60) == KILLED
+    with start(home, point) as worker:
+        assert worker.wait(60) == KILLED
     with open_platform(home) as platform:
         taken = require_whole(platform)
         assert taken == ({"000.csv", "001.csv"} if point == "committed" else {"000.csv"})
@@ -39,28 +39,30 @@ def test_a_process_killed_there_leaves_each_file_taken_whole_or_not_at_all(home,
 
 
 def test_killed_at_random_moments_no_row_is_lost_or_doubled(home, tmp_path):
-    rounds, files = (100, 400) if SOAK else (6, 40)
+    rounds, files = (50, 300) if SOAK else (6, 60)
     seed = int(os.environ.get("MACADAM_SEED", "7"))
     moments = random.Random(seed)  # noqa: S311 - repeatable, not secret
     write_files(tmp_path / "drop", files)
-    killed = 0
+    interrupted = 0
     for _ in range(rounds):
-        worker = start(home)
-        time.sleep(moments.uniform(0, 0.5))
-        worker.kill()
-        killed += worker.wait(60) == KILLED
+        with start(home) as worker:
+            for _ in range(moments.randint(1, 6)):  # the first call, which loads much, and later ones
+                worker.stdout.readline()
+            time.sleep(moments.uniform(0, 0.15))
+            worker.kill()
+            interrupted += worker.wait(60) == KILLED
         with open_platform(home) as platform:
             require_whole(platform)
-    assert killed, "every worker was done before its kill: write more files"
+    assert interrupted, "every worker was done before its kill: write more files"
     with open_platform(home) as platform:
-        orders.ingest(platform)
+        take_all(platform)
         assert len(require_whole(platform)) == files, f"seed {seed}"
 
 
 def test_two_processes_that_ingest_one_source_at_once_take_each_file_once(home, tmp_path):
     files = 100 if SOAK else 12
     write_files(tmp_path / "drop", files)
-    workers = [start(home) for _ in range(2)]
-    assert [worker.wait(240) for worker in workers] == [0, 0]
+    with start(home) as one, start(home) as other:
+        assert (one.wait(240), other.wait(240)) == (0, 0)
     with open_platform(home) as platform:
         assert len(require_whole(platform)) == files
