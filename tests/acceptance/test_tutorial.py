@@ -22,9 +22,7 @@ def script(ports: tuple[int, int]) -> str:
     for background, text in _BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if background:
             lines.append(f"{text.strip()} > up.log 2>&1 &")
-            lines.append(
-                f"for _ in $(seq 100); do curl -sf http://127.0.0.1:{ports[1]}/health > /dev/null && break; sleep 0.2; done"
-            )
+            lines.append("for _ in $(seq 100); do grep -q Healthy up.log && break; sleep 0.2; done")
         else:
             lines.append(text.strip())
     return "\n".join(lines).replace("8481", str(ports[1]))
@@ -70,5 +68,8 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(tmp_path: Path) -
         "waits for approval",
         "cannot approve it",
         '"prediction"',
+        "PROVED",
+        "BROKEN at record -> segment",
+        "42 points",
     ):
         assert said in out, f"{said!r} is missing in:\n{out[-6000:]}"
