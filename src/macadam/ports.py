@@ -76,6 +76,10 @@ class Objects(Protocol):
         """Raises NotFound."""
         ...
 
+    def remove_name(self, name: str) -> None:
+        """Forgets a name; one that is not there is no error."""
+        ...
+
     def names(self, prefix: str) -> Iterator[str]: ...
 
 

@@ -74,6 +74,9 @@ class LocalObjects:
     def get_name(self, name: str) -> bytes:
         return self._read(self._named(name), name)
 
+    def remove_name(self, name: str) -> None:
+        self._named(name).unlink(missing_ok=True)
+
     def names(self, prefix: str) -> Iterator[str]:
         """The names that start with `prefix`, sorted."""
         if prefix:

@@ -20,12 +20,19 @@ KEY_SECRET = "ledger-key"  # noqa: S105 - the name of a secret, not a secret
 CHECKPOINT_NAME = "ledger/checkpoint"
 BATCH = 20_000
 """Leaves integrated at once: bounds memory (about 20 MB) and the time that one transaction takes."""
+FIRST_RETRY = 1.0
+"""Seconds until a failed integration is tried again without being asked; doubles up to LONGEST_RETRY."""
+LONGEST_RETRY = 60.0
 
 _log = logging.getLogger(__name__)
 
 
 class Sequencer:
-    """Runs `integrate` soon after each `nudge`, on a thread of its own; bursts share one checkpoint."""
+    """Runs `integrate` soon after each `nudge`, on a thread of its own; bursts share one checkpoint.
+
+    failure: what the last try ended with, '' if it went well. An error stops nothing: the leaves stay queued in SQL, it
+    is logged each time, and the next nudge, or the retry, or the next start of the platform tries again.
+    """
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
@@ -33,37 +40,56 @@ class Sequencer:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        self.failure = ""
 
     def nudge(self) -> None:
-        """Says that leaves may be queued. Returns at once."""
+        """Says that leaves may be queued. Returns at once; after `close` it does nothing."""
         self._wanted.set()
         if self._thread is None:
             with self._start:
-                if self._thread is None:
+                if self._thread is None and not self._closing:
                     self._thread = threading.Thread(target=self._run, name="ledger-sequencer", daemon=True)
                     self._thread.start()
 
     def close(self) -> None:
-        """Integrates what is queued, then stops."""
-        self._closing = True
+        """Integrates what is queued, then stops.
+
+        Raises what `integrate` does, except Temporary errors: those leaves are integrated at the next start.
+        """
+        with self._start:
+            self._closing = True
         self._wanted.set()
         if self._thread is not None:
             self._thread.join()
-        integrate_all(self._ports)
+        try:
+            integrate_all(self._ports)
+        except Temporary as error:
+            _log.warning("ledger: what is queued waits for the next start: %s", error)
 
     def _run(self) -> None:
+        pause = FIRST_RETRY
         while not self._closing:
-            self._wanted.wait()
+            self._wanted.wait(pause if self.failure else None)
             self._wanted.clear()
             try:
                 integrate_all(self._ports)
-            except Temporary as error:
-                # The leaves stay queued in SQL; the next nudge or the next start integrates them.
-                _log.warning("ledger: not integrated yet: %s", error)
+            except Exception as error:  # noqa: BLE001 - a sequencer that dies leaves changes without a checkpoint
+                pause = min(pause * 2, LONGEST_RETRY) if self.failure else FIRST_RETRY
+                self.failure = str(error) or repr(error)
+                unexpected = not isinstance(error, Temporary)
+                _log.log(
+                    logging.ERROR if unexpected else logging.WARNING,
+                    "ledger: leaves stay queued, the next try is in %g s: %s",
+                    pause,
+                    error,
+                    exc_info=unexpected,
+                )
+            else:
+                self.failure = ""
 
 
 def integrate_all(ports: Ports) -> None:
-    """Integrates until nothing is queued."""
+    """Integrates until nothing is queued. Raises like `integrate`."""
     while integrate(ports):
         pass
 
@@ -81,7 +107,8 @@ def integrate(ports: Ports) -> int:
         return 0
     hashes = [bytes(row.hash) for row in rows]
     # 1. tiles: immutable for a given width, so two processes that integrate at once write the same bytes.
-    for tile, content in grow_tiles(size, hashes, lambda tile: read_tile(ports, tile)):
+    grown = grow_tiles(size, hashes, lambda tile: read_tile(ports, tile))
+    for tile, content in grown:
         ports.objects.set_name(f"ledger/{tile.path}", content)
     # 2. the signed checkpoint over all leaves up to here.
     frontier.extend(hashes)
@@ -94,8 +121,24 @@ def integrate(ports: Ports) -> int:
     state = frontier.to_bytes()
     if not ports.sql.write(lambda sql: _commit(sql, size, rows[0].seq, rows[-1].seq, note, frontier.size, state)):
         return len(rows)
-    ports.objects.set_name(CHECKPOINT_NAME, note.encode())
+    # 4. the published copy: always the newest, so that of two processes the slower one does not put an older one back.
+    with ports.sql.read() as sql:
+        newest = sql.execute(sa.select(checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)).scalar_one()
+    ports.objects.set_name(CHECKPOINT_NAME, newest.encode())
+    # 5. what full tiles have taken the place of; a kill before this leaves at most 255 small files.
+    _prune(ports, size, [tile for tile, _ in grown])
     return len(rows)
+
+
+def _prune(ports: Ports, size: int, written: list[Tile]) -> None:
+    """Removes the partial versions of the tiles that became full. Until then each stays, for readers of old checkpoints
+    (https://c2sp.org/tlog-tiles: partial tiles may go once the full one is there).
+    """
+    for tile in written:
+        before = (size >> TILE_HEIGHT * tile.level) - tile.index * TILE_WIDTH
+        if tile.width == TILE_WIDTH and before > 0:
+            for name in list(ports.objects.names(f"ledger/{tile.path}.p/")):
+                ports.objects.remove_name(name)
 
 
 def _latest(sql: sa.Connection) -> tuple[int, Frontier]:
@@ -121,7 +164,12 @@ def _commit(sql: sa.Connection, size: int, first: int, last: int, note: str, new
         .where(leaves.c.idx.is_(None), leaves.c.seq >= first, leaves.c.seq <= last)
         .subquery()
     )
-    sql.execute(sa.update(leaves).where(leaves.c.seq == queued.c.seq).values(idx=queued.c.place))
+    numbered = sql.execute(sa.update(leaves).where(leaves.c.seq == queued.c.seq).values(idx=queued.c.place)).rowcount
+    if numbered != new_size - size:
+        raise IntegrityError(
+            f"{new_size - size} queued leaves were read and {numbered} are there to be numbered.",
+            next_step="Somebody changes the ledger's tables by hand: run macadam ledger verify.",
+        )
     sql.execute(sa.insert(checkpoints).values(size=new_size, note=note, frontier=state, at=utc_now()))
     return True
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from macadam.errors import Conflict, NotFound
+from macadam.errors import Conflict, IntegrityError, NotFound
 from macadam.ledger import sequencer, verification
 from macadam.ledger.leaf import Leaf, decode, encode
 from macadam.ledger.note import SignerKey, VerifierKey
@@ -141,9 +141,13 @@ class Prover:
 
 
 def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
-    sequencer.integrate_all(context.ports)
+    unfit: list[str] = []
+    try:
+        sequencer.integrate_all(context.ports)
+    except IntegrityError as error:
+        unfit.append(f"queued leaves cannot be integrated: {error.what}")
     with context.read() as sql:
-        return verification.verify(
+        found = verification.verify(
             context.ports,
             sql,
             verifier_key(context.ports),
@@ -151,6 +155,7 @@ def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
             deep=request.deep,
             report=context.progress,
         )
+    return msgspec.structs.replace(found, problems=(*unfit, *found.problems))
 
 
 @operation(

@@ -5,6 +5,7 @@ Finds bytes that changed, rows, tiles or checkpoints that are gone, and order th
 kept an old checkpoint: pass it as `since`.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,13 +16,24 @@ from macadam.errors import IntegrityError, InvalidInput, MacadamError, NotFound
 from macadam.ledger.leaf import Leaf, decode
 from macadam.ledger.note import VerifierKey, open_checkpoint
 from macadam.ledger.schema import checkpoints, leaves, uses
-from macadam.ledger.sequencer import CHECKPOINT_NAME
-from macadam.ledger.tree import Frontier, Tile, changed_tiles, hashes_of, leaf_hash, tile_content
+from macadam.ledger.sequencer import CHECKPOINT_NAME, read_tile
+from macadam.ledger.tree import (
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Frontier,
+    Tile,
+    changed_tiles,
+    hashes_of,
+    leaf_hash,
+    tile_content,
+)
 from macadam.ports import Ports
 from macadam.values import DIGEST_PATTERN
 
-# Facts of a leaf's body that name an object: the bytes must still be there and be those.
-OBJECT_FIELDS = ("artifact", "signature", "archive", "parquet", "text_object")
+# Facts of a leaf's body that name an object, at any depth: the bytes must still be there and be those.
+OBJECT_FIELDS = ("artifact", "signature", "archive", "parquet", "text_object", "report", "history")
+# Kinds of subject whose `digest` is that of an object: a training set's rows, an environment's lock.
+OBJECT_SUBJECTS = ("training_set:", "environment:")
 Report = Callable[[str, int, int], None]
 
 
@@ -38,11 +50,17 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 def verify(ports: Ports, sql: sa.Connection, key: VerifierKey, *, since: str = "", deep: bool, report: Report) -> Found:
     """Checks everything. since: a signed checkpoint that was kept elsewhere ('' = none)."""
+    # Before the first query: the snapshot then holds at least what was published, also while others go on appending.
+    published = _published(ports)
     problems: list[str] = []
     hashes: list[bytes] = []
     outside: list[Leaf] = []
     total = sql.execute(sa.select(sa.func.count()).select_from(leaves).where(leaves.c.idx.is_not(None))).scalar_one()
+    last_seq = 0
     for position, (row, said) in enumerate(_stored(sql)):
+        if row.seq <= last_seq:
+            problems.append(f"leaf {row.idx} was committed before the leaf in front of it: order was changed")
+        last_seq = row.seq
         problems += _leaf_problems(position, row, said)
         hashes.append(leaf_hash(bytes(row.leaf)))
         leaf = _decoded(row, problems)
@@ -51,7 +69,8 @@ def verify(ports: Ports, sql: sa.Connection, key: VerifierKey, *, since: str = "
         if position % 1000 == 0:
             report("leaves", position, total)
     signed = _checkpoint_problems(sql, hashes, key, problems)
-    problems += _named_checkpoint_problems(ports, sql, key)
+    problems += _named_checkpoint_problems(published, sql, key)
+    problems += _stray_uses(sql)
     problems += _tile_problems(ports, hashes)
     if since:
         problems += _since_problems(since, hashes, key)
@@ -131,31 +150,58 @@ def _checkpoint_problems(sql: sa.Connection, hashes: list[bytes], key: VerifierK
     return count
 
 
-def _named_checkpoint_problems(ports: Ports, sql: sa.Connection, key: VerifierKey) -> Iterator[str]:
-    """The published copy may lag behind the rows by a kill between two steps, but never differ or be ahead."""
-    rows = {row.size: row.note for row in sql.execute(sa.select(checkpoints.c.size, checkpoints.c.note))}
-    if not rows:
+def _published(ports: Ports) -> bytes | None:
+    try:
+        return ports.objects.get_name(CHECKPOINT_NAME)
+    except NotFound:
+        return None
+
+
+def _named_checkpoint_problems(published: bytes | None, sql: sa.Connection, key: VerifierKey) -> Iterator[str]:
+    """The published copy is one of the stored ones. A kill between two steps leaves it one behind, not more."""
+    sizes = list(sql.execute(sa.select(checkpoints.c.size).order_by(checkpoints.c.size)).scalars())
+    if published is None:
+        if len(sizes) > 1:
+            yield "the published checkpoint is missing"
         return
     try:
-        note = ports.objects.get_name(CHECKPOINT_NAME).decode()
+        note = published.decode()
         size = open_checkpoint(note, [key]).size
-    except NotFound:
-        yield "the published checkpoint is missing"
     except (IntegrityError, InvalidInput, UnicodeDecodeError) as error:
         yield f"the published checkpoint: {error}"
-    else:
-        if rows.get(size) != note:
-            yield f"the published checkpoint of size {size} is not among the stored ones"
+        return
+    stored = sql.execute(sa.select(checkpoints.c.note).where(checkpoints.c.size == size)).scalar_one_or_none()
+    if stored != note:
+        yield f"the published checkpoint of size {size} is not among the stored ones: checkpoints or leaves are gone"
+    elif size < sizes[-2:][0]:
+        yield f"the published checkpoint is of size {size}, the newest stored one of {sizes[-1]}: an old one was put back"
+
+
+def _stray_uses(sql: sa.Connection) -> Iterator[str]:
+    unknown = sa.select(uses.c.leaf_id).where(uses.c.leaf_id.not_in(sa.select(leaves.c.id))).distinct()
+    for leaf_id in sql.execute(unknown).scalars():
+        yield f"the index says what leaf {leaf_id} uses, but there is no such leaf"
 
 
 def _tile_problems(ports: Ports, hashes: list[bytes]) -> Iterator[str]:
-    expected = {tile.path: tile for tile in changed_tiles(0, len(hashes))}
     reader = hashes_of(hashes)
     stored = {f"tile/{name.split('tile/', 1)[1]}" for name in ports.objects.names("ledger/tile")}
-    for path in sorted(expected.keys() - stored):
-        yield f"tile {path} is missing"
+    for tile in changed_tiles(0, len(hashes)):
+        if tile.path not in stored:
+            yield from _missing_tile(ports, tile, reader)
     for path in sorted(stored):
         yield from _one_tile(ports, path, len(hashes), reader)
+
+
+def _missing_tile(ports: Ports, tile: Tile, reader: Callable[[int, int], bytes]) -> Iterator[str]:
+    """A partial tile may have been widened and removed since the snapshot that is verified."""
+    try:
+        held = read_tile(ports, tile)
+    except IntegrityError:
+        yield f"tile {tile.path} is missing"
+        return
+    if held != tile_content(tile, reader):
+        yield f"tile {tile.path} is missing, and the wider one in its place does not hold the hashes of its leaves"
 
 
 def _one_tile(ports: Ports, path: str, size: int, reader: Callable[[int, int], bytes]) -> Iterator[str]:
@@ -164,9 +210,13 @@ def _one_tile(ports: Ports, path: str, size: int, reader: Callable[[int, int], b
     except InvalidInput:
         yield f"tile {path} is not part of this ledger"
         return
-    if tile.index * 256 + tile.width > size >> 8 * tile.level:
-        return  # written ahead by an integration that was killed; it will be written again, with the same bytes
-    if ports.objects.get_name(f"ledger/{path}") != tile_content(tile, reader):
+    if tile.index * TILE_WIDTH + tile.width > size >> TILE_HEIGHT * tile.level:
+        return  # written ahead: by an integration that is running, or was killed and will write the same bytes again
+    try:
+        held = ports.objects.get_name(f"ledger/{path}")
+    except NotFound:
+        return  # a partial tile that was removed after the listing, its full one being there
+    if held != tile_content(tile, reader):
         yield f"tile {path} does not hold the hashes of its leaves"
 
 
@@ -189,9 +239,8 @@ def _outside_problems(ports: Ports, found: list[Leaf], problems: list[str], repo
     checked: set[str] = set()
     for position, leaf in enumerate(found):
         report("objects and tables", position, len(found))
-        for field in OBJECT_FIELDS:
-            digest = leaf.body.get(field)
-            if isinstance(digest, str) and digest not in checked and _is_digest(digest):
+        for field, digest in _objects_of(leaf):
+            if digest not in checked:
                 checked.add(digest)
                 _note_problem(problems, f"{leaf.subject}: {field}", lambda d=digest: ports.objects.get(d))  # type: ignore[misc]
         place = leaf.body.get("metadata_location")
@@ -201,8 +250,28 @@ def _outside_problems(ports: Ports, found: list[Leaf], problems: list[str], repo
     return len(checked)
 
 
-def _is_digest(text: str) -> bool:
-    return text.startswith("sha256:") and len(text) == len(DIGEST_PATTERN.replace(r"[0-9a-f]{64}", "x" * 64)) - 2
+def _objects_of(leaf: Leaf) -> Iterator[tuple[str, str]]:
+    """(field, digest) of each object that a leaf names. A denied call's details name nothing that has to be there."""
+    if leaf.outcome == "done":
+        digest = leaf.body.get("digest")
+        if leaf.subject.startswith(OBJECT_SUBJECTS) and isinstance(digest, str):
+            yield "digest", digest
+        yield from _named_objects(leaf.body)
+
+
+def _named_objects(body: object) -> Iterator[tuple[str, str]]:
+    if isinstance(body, dict):
+        for field, value in body.items():
+            if field in OBJECT_FIELDS and isinstance(value, str) and _DIGEST.fullmatch(value):
+                yield field, value
+            else:
+                yield from _named_objects(value)
+    elif isinstance(body, list):
+        for item in body:
+            yield from _named_objects(item)
+
+
+_DIGEST = re.compile(DIGEST_PATTERN)
 
 
 def _verify_table(ports: Ports, body: Mapping[str, object]) -> None:
