@@ -4,6 +4,7 @@ The order is the guarantee, so its steps are numbered in `Dispatcher.run`. Nothi
 """
 
 import dataclasses
+import logging
 import string
 import threading
 import time
@@ -38,6 +39,12 @@ from macadam.values import digest_of, instant, uuid7
 ANONYMOUS = Actor(id="anonymous", kind="unknown")
 # A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
 _ANONYMOUS_INTERVAL = 1.0
+_MOST_TEXT = 400
+"""Characters of a refused caller's own words in a leaf."""
+_MOST_DETAILS = 16 * 1024
+"""Bytes of a refusal's details in a leaf, of the 64 KiB that one may have."""
+
+_log = logging.getLogger(__name__)
 
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
@@ -71,7 +78,7 @@ class Dispatcher:
         Raises what the tree in `macadam.errors` says.
         """
         call = self.admit(operation, arguments, token)  # 1, 2
-        request = _validated(operation, arguments, lax)  # 3
+        request = _validated(operation, arguments, lax=lax)  # 3
         try:
             return self._carry_out(call, request, idempotency_key, progress)  # 4, 5, 6
         except NotAuthorised as refused:
@@ -101,7 +108,7 @@ class Dispatcher:
         """
         now = self._clock()
         project = str(arguments.get("project", ""))
-        request_digest = digest_of(msgspec.json.encode(dict(sorted(arguments.items()))))
+        request_digest = _request_digest(operation, arguments)
         with self._ports.sql.read() as sql:
             try:
                 actor = access.authenticate(sql, token, now)  # 1. authenticate
@@ -153,8 +160,7 @@ class Dispatcher:
 
         response = self._ports.sql.write(work)
         self._sequence()
-        for act in acts:
-            act()
+        _follow_up(acts)
         return response
 
     def _transaction(self, sql: sa.Connection, call: Call, authorise: Authorise) -> Transaction:
@@ -185,12 +191,53 @@ class Dispatcher:
                     return
                 self._anonymous_at = time.monotonic()
                 unsaid, self._anonymous_unsaid = self._anonymous_unsaid, 0
-        body: dict[str, object] = {"reason": call.decision.reason, "others_since_last": unsaid}
+        body: dict[str, object] = {"reason": _cut(call.decision.reason), "others_since_last": unsaid}
         if details:
-            body["details"] = plain(details)
-        evidence = Evidence(subject=subject, uses=(), body=body)
-        self._ports.sql.write(lambda sql: _queue_leaf(sql, call, evidence))
+            body["details"] = _bounded(details)
+        evidence = Evidence(subject=_cut(subject), uses=(), body=body)
+        asked = dataclasses.replace(call, project=_cut(call.project))
+        self._ports.sql.write(lambda sql: _queue_leaf(sql, asked, evidence))
         self._sequence()
+
+
+def _follow_up(acts: list[Callable[[], None]]) -> None:
+    """Runs every act, also after one that failed: the change is durable. Then raises the first error."""
+    first: Exception | None = None
+    for act in acts:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - raised below
+            if first is None:
+                first = error
+            else:
+                _log.exception("after the commit, a second act failed")
+    if first is not None:
+        raise first
+
+
+def _cut(text: str) -> str:
+    """What a caller who was refused had asked for may be of any length; its leaf may not."""
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}… ({len(text)} characters)"
+
+
+def _bounded(details: Mapping[str, object]) -> object:
+    """Details of a refusal as a leaf can hold them: what is not finite is left out, what is too long is a digest."""
+    text = msgspec.json.encode(details, enc_hook=str, order="sorted")
+    if len(text) > _MOST_DETAILS:
+        return {"digest": digest_of(text), "bytes": len(text)}
+    return plain(msgspec.json.decode(text))
+
+
+def _request_digest(operation: Operation, arguments: Mapping[str, object]) -> str:
+    """The same for the same request, in whatever order its fields came. Raises InvalidInput for what is no text."""
+    try:
+        return digest_of(msgspec.json.encode(dict(arguments), order="sorted"))
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"The request for {operation.name} holds text that is no Unicode: {error.reason}.",
+            next_step="Send UTF-8 text.",
+            details={"operation": operation.name},
+        ) from error
 
 
 def _queue_leaf(sql: sa.Connection, call: Call, evidence: Evidence) -> str:
@@ -216,7 +263,7 @@ def _queue_leaf(sql: sa.Connection, call: Call, evidence: Evidence) -> str:
     return leaf.id
 
 
-def _validated(operation: Operation, arguments: Mapping[str, object], lax: bool) -> Any:
+def _validated(operation: Operation, arguments: Mapping[str, object], *, lax: bool) -> Any:
     """3. validate. Raises InvalidInput, naming the field, what was got and what is expected."""
     try:
         return msgspec.convert(dict(arguments), operation.request, strict=not lax)

@@ -5,15 +5,17 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
-from macadam.errors import Conflict
+from macadam.errors import Conflict, InvalidInput
 from macadam.operations import Call
 from macadam.schema import Instant, metadata
+
+LONGEST_KEY = 200
 
 answers = sa.Table(
     "idempotency_answers",
     metadata,
     sa.Column("actor", sa.String(100), primary_key=True),
-    sa.Column("key", sa.String(200), primary_key=True),
+    sa.Column("key", sa.String(LONGEST_KEY), primary_key=True),
     sa.Column("operation", sa.String(100), nullable=False),
     sa.Column("request_digest", sa.String(80), nullable=False),
     sa.Column("response", sa.LargeBinary, nullable=False),
@@ -24,8 +26,13 @@ answers = sa.Table(
 def find(sql: sa.Connection, key: str, call: Call) -> bytes | None:
     """The first answer to this key as JSON, if there was one.
 
-    Raises Conflict if the key was used for another operation or request, or if the answer held a credential.
+    Raises InvalidInput if the key is too long, Conflict if the key was used for another operation or request, or if the answer held a credential.
     """
+    if len(key) > LONGEST_KEY:
+        raise InvalidInput(
+            f"The idempotency key has {len(key)} characters, at most {LONGEST_KEY} fit.",
+            next_step="Use a UUID for each request.",
+        )
     row = sql.execute(sa.select(answers).where(answers.c.actor == call.actor.id, answers.c.key == key)).first()
     if row is None:
         return None

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,7 @@ class Platform:
         self._migrate_and_bootstrap()
         self._sequencer = ledger.Sequencer(self.ports)
         self._publisher = Publisher(self.ports)
-        self._publisher.nudge()
+        self._committed()  # what a killed process had committed and not followed up
         self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self._committed)
         self._token = token or os.environ.get("MACADAM_TOKEN", "") or self._local_token()
         self._closing = threading.Lock()
@@ -87,13 +88,17 @@ class Platform:
         )
 
     def close(self) -> None:
-        """Integrates what is queued for the ledger and closes every adapter. Closing twice does nothing."""
+        """Integrates what is queued for the ledger and closes every adapter, also after one that failed.
+
+        Closing twice does nothing. Raises what the sequencer's close does.
+        """
         if self._closing.acquire(blocking=False):
-            self.ports.runner.close()
-            self._sequencer.close()
-            self._publisher.close()
-            self.ports.online.close()
-            self.ports.sql.close()
+            with ExitStack() as last_first:
+                last_first.callback(self.ports.sql.close)
+                last_first.callback(self.ports.online.close)
+                last_first.callback(self._publisher.close)
+                last_first.callback(self._sequencer.close)
+                last_first.callback(self.ports.runner.close)
 
     def __enter__(self) -> Self:
         return self
