@@ -101,11 +101,16 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class _Base:
-    """What the call starts from, read in one SQL snapshot. good, refused: published metadata, '' without table."""
+    """What the call starts from, read in one SQL snapshot.
+
+    taken: path → SHA-256 of the source's files; in_table: SHA-256 → path, also of other sources of the table. good,
+    refused: published metadata, '' without table.
+    """
 
     source: Source
     text: str
     taken: dict[str, str]
+    in_table: dict[str, str]
     good: str
     refused: str
 
@@ -128,6 +133,7 @@ def _base(context: Context, request: Ingest) -> _Base:
             source=source,
             text=registry.contract(sql, request.project, source.contract).text,
             taken=registry.taken(sql, source),
+            in_table=registry.in_table(sql, source),
             good=catalog.location(sql, request.project, source.table),
             refused=catalog.location(sql, request.project, registry.quarantine_of(source.table)),
         )
@@ -140,7 +146,7 @@ def _new_files(context: Context, base: _Base, wanted: str, found: Prepared) -> l
     """Paths that no snapshot has, in order, as many as fit one leaf. Notes the others in `found`."""
     root = Path(base.source.directory)
     listed = _listed(context, root, base.source, wanted)
-    bytes_taken = {digest: path for path, digest in base.taken.items()}
+    bytes_taken = dict(base.in_table)
     new: list[str] = []
     room = LEAF_BYTES
     for number, path in enumerate(listed):

@@ -94,6 +94,14 @@ def taken(sql: sa.Connection, source: Source) -> dict[str, str]:
     return dict(sql.execute(query).all())
 
 
+def in_table(sql: sa.Connection, source: Source) -> dict[str, str]:
+    """SHA-256 → path of each file, of whichever source, whose rows are in the source's table."""
+    o, s = schema.offsets.c, schema.sources.c
+    of_table = sa.and_(s.project == o.project, s.name == o.source, s.table_name == source.table)
+    query = sa.select(o.sha256, o.path).where(o.project == source.project).join(schema.sources, of_table)
+    return dict(sql.execute(query).all())
+
+
 def keep_files(sql: sa.Connection, snapshot: Snapshot, source: Source, files: tuple[FileReport, ...]) -> None:
     rows: list[dict[str, Any]] = [
         {

@@ -287,12 +287,11 @@ def _publish_refused(tx: Transaction, prepared: Prepared, staged: StagedSnapshot
 
 
 def _require_untaken(tx: Transaction, prepared: Prepared) -> None:
-    known = registry.taken(tx.sql, prepared.source)
-    digests = set(known.values())
+    taken, in_table = registry.taken(tx.sql, prepared.source), registry.in_table(tx.sql, prepared.source)
     for file in prepared.files:
-        if file.path in known or file.sha256 in digests:
+        if file.path in taken or file.sha256 in in_table:
             raise Conflict(
-                f"{file.path} was taken by another ingest of source {prepared.source.name!r} meanwhile.",
+                f"{file.path} was taken by another ingest meanwhile.",
                 next_step="Run the same call again: it takes what is left.",
             )
 

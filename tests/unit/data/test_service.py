@@ -286,6 +286,18 @@ def test_a_copy_of_a_file_is_skipped_and_reported(platform, folder):
     assert "same bytes as a.csv" in report.warnings[0]
 
 
+def test_a_table_without_a_key_is_not_doubled_by_another_source_of_the_same_files(platform, folder):
+    text = orders.contract("2.0.0").replace(", primaryKey: true, primaryKeyPosition: 1", "")
+    platform.call(RegisterContract(project=PROJECT, text=text))
+    orders.write(folder, "a.csv", range(10))
+    for name in ("one", "two"):
+        platform.call(source(source=name, directory=str(folder), table="keyless", schema="orders"))
+    reports = [platform.call(Ingest(project=PROJECT, source=name)) for name in ("one", "two")]
+    assert [(r.published, r.skipped, r.rows) for r in reports] == [(10, 0, 10), (0, 1, 10)]
+    assert "same bytes as a.csv" in reports[1].warnings[0]
+    assert orders.ingest(platform).published == 10  # into another table
+
+
 def test_a_broken_table_rule_publishes_nothing_and_says_what_to_do(platform, folder):
     orders.write(folder, "a.csv", range(10))
     orders.ingest(platform)
