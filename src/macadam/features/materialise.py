@@ -60,8 +60,10 @@ def load(
             connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE source AS SELECT * FROM ({source}) WHERE _known <= {until} AND {there}"
             )
-            total += connection.sql("SELECT count(*) FROM source").fetchall()[0][0]
-            new.update(_state(connection, project, view, until))
+            rows, newest = connection.sql("SELECT count(*), max(_known) FROM source").fetchall()[0]
+            total += rows
+            if rows:
+                new.update(_state(connection, project, view, newest))
     gone = [k for k in dict.fromkeys(old) if k not in new]
     store.put([*new.items(), *((k, b"") for k in gone)])
     if gone:
@@ -74,17 +76,20 @@ def _prefixes(project: str, view: TableView) -> tuple[bytes, bytes]:
 
 
 def _state(
-    connection: "duckdb.DuckDBPyConnection", project: str, view: TableView, until: int
+    connection: "duckdb.DuckDBPyConnection", project: str, view: TableView, newest: int
 ) -> Iterator[tuple[bytes, bytes]]:
+    """newest: when the last of all rows became known. What is old is judged by the data's clock, not by `until`:
+    data that end last year are asked about last year.
+    """
     if isinstance(view, WindowAggregate):
-        yield from _windows(connection, project, view, until)
-        yield from _marks(connection, project, view, until)
+        yield from _windows(connection, project, view, newest // view.tile_us)
+        yield from _marks(connection, project, view, newest // view.tile_us)
     else:
         yield from _newest(connection, project, view)
 
 
 def _windows(
-    connection: "duckdb.DuckDBPyConnection", project: str, view: WindowAggregate, until: int
+    connection: "duckdb.DuckDBPyConnection", project: str, view: WindowAggregate, newest: int
 ) -> Iterator[tuple[bytes, bytes]]:
     start = online.prefix(project, view)
     keys = ", ".join(relations.key_columns(view))
@@ -94,16 +99,16 @@ def _windows(
     )
     for *parts, tiles, counts, sums in _rows(connection, query):
         prefix = Prefix.of(tiles, counts, sums)
-        prefix.trim(max(view.tiles), newest=until // view.tile_us)
+        prefix.trim(max(view.tiles), newest=newest)
         yield start + online.entity_key(parts), prefix.pack()
 
 
 def _marks(
-    connection: "duckdb.DuckDBPyConnection", project: str, view: WindowAggregate, until: int
+    connection: "duckdb.DuckDBPyConnection", project: str, view: WindowAggregate, newest: int
 ) -> Iterator[tuple[bytes, bytes]]:
     """A mark for each row that a window can still see; an older one changes nothing if it is pushed again."""
     start = push.mark_prefix(project, view)
-    horizon = (until // view.tile_us - max(view.tiles) - SLACK) * view.tile_us
+    horizon = (newest - max(view.tiles) - SLACK) * view.tile_us
     for (row_id,) in _rows(connection, f"SELECT _rid FROM source WHERE _known >= {horizon} AND _v0 IS NOT NULL"):
         yield start + push.mark(row_id), push.MARK
 

@@ -103,7 +103,10 @@ def stored_columns(service: FeatureService, table: Table) -> frozenset[str]:
 
 
 def register(connection: "duckdb.DuckDBPyConnection", service: FeatureService, table: Table, rows: "pa.Table") -> None:
-    """Makes a table's rows, with their derived columns, available as `relation(table)`. Raises ChecksFailed."""
+    """Makes a table's rows, with their derived columns, available as `relation(table)`, in no particular order.
+
+    Raises ChecksFailed.
+    """
     relations.refuse_ambiguous(rows)
     connection.register("stored", relations.narrow(table, rows, stored_columns(service, table)))
     # Once for all views: time zone arithmetic costs more than the joins.

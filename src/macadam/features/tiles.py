@@ -17,8 +17,9 @@ from typing import Any
 
 from macadam.errors import IntegrityError
 
-# Tiles kept beyond the longest window, for requests about the recent past (replays, retries, late callers).
-SLACK = 48
+# Tiles kept beyond the longest window, for requests about the recent past (replays, retries, late callers). A week
+# of hours: rows can become known long after most others of their time, as delayed flights do.
+SLACK = 168
 _ALWAYS = -(2**62)
 _HEADER = struct.Struct("<qq")
 

@@ -16,7 +16,7 @@ from macadam.features import materialise, offline, online, push, relations
 from macadam.features.online import EPOCH, OnlineService
 
 SERVICE = flights.service()
-EVENTS = 250
+EVENTS = 160
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,7 @@ def events(frame):
     """Random events of the frame with their requests, by event time."""
     chosen = sorted(random.Random(7).sample(range(frame.num_rows), EVENTS))  # noqa: S311
     rows = frame.take(pa.array(chosen)).to_pylist()
-    spine = {
-        (r["time_hour"], r["carrier"], r["flight"], r["origin"]): r for r in flights.tables()["flights"].to_pylist()
-    }
-    by_text = {"\x1f".join((k[0].strftime("%Y-%m-%d %H:%M:%S+00"), k[1], str(k[2]), k[3])): r for k, r in spine.items()}
+    by_text = {identity(r): r for r in flights.tables()["flights"].to_pylist()}
     return [(row, {name: by_text[row["_key_row"]][name] for name in SERVICE.inputs}) for row in rows]
 
 
@@ -65,13 +62,20 @@ def as_known_at(table, instants, now):
     return pa.table(columns)
 
 
+def identity(row):
+    """A flight's row identity as text, as in `_key_row`."""
+    at = row["time_hour"].strftime("%Y-%m-%d %H:%M:%S+00")
+    return "\x1f".join((at, row["carrier"], str(row["flight"]), row["origin"]))
+
+
 def instants_of(table):
     """When each flight departed and arrived, in microseconds, by the features' own expressions."""
-    with relations.connect(threads=1) as connection:  # one thread keeps the order of rows
+    with relations.connect() as connection:
         offline.register(connection, SERVICE, SERVICE.table, table)
-        query = f"SELECT epoch_us(departed_at) AS d, epoch_us(arrived_at) AS a FROM {offline.relation(SERVICE.table)}"
-        found = connection.sql(query).to_arrow_table()
-    return found["d"], found["a"]
+        query = f"SELECT _rid, epoch_us(departed_at), epoch_us(arrived_at) FROM {offline.relation(SERVICE.table)}"
+        found = {rid: (departed, arrived) for rid, departed, arrived in connection.execute(query).fetchall()}
+    instants = [found[identity(row)] for row in table.to_pylist()]
+    return pa.array([d for d, _ in instants]), pa.array([a for _, a in instants])
 
 
 def test_rows_pushed_as_they_become_known_read_as_the_training_set_says(tmp_path, frame, events):
@@ -123,6 +127,19 @@ def test_a_store_materialised_at_an_instant_reads_as_the_training_set_says(tmp_p
         wrong += differences(service, store, [(row, request)])
     store.close()
     assert not wrong, "\n".join(map(str, wrong[:20]))
+
+
+def test_a_store_materialised_long_after_the_data_end_answers_about_their_time(tmp_path, frame, events):
+    service, store = OnlineService(SERVICE), LmdbStore(tmp_path)
+    tables = flights.tables()
+    last = utc(2013, 2, 8)
+    history = {**tables, "flights": tables["flights"].filter(pc.less(tables["flights"]["time_hour"], last))}
+    materialise.load(store, "p", SERVICE, history, online.microseconds(utc(2026, 1, 1)))
+    near = [(r, q) for r, q in events if last - timedelta(hours=6) <= r["_at"] < last]
+    assert len(near) > 2
+    skewed = {name for _, name, _, _ in differences(service, store, near)}
+    store.close()
+    assert not skewed - {n for n in SERVICE.feature_names if n.startswith("weather")}  # its newest readings are later
 
 
 def test_pushes_after_a_materialisation_go_on_where_it_stopped(tmp_path, frame, events):

@@ -7,7 +7,7 @@ from macadam.features import tiles
 from macadam.features.tiles import SLACK, Prefix
 
 LENGTHS = (1, 3, 10)
-rows = st.lists(st.tuples(st.integers(-50, 200), st.integers(-9, 9)), max_size=60)
+rows = st.lists(st.tuples(st.integers(-50, 400), st.integers(-9, 9)), max_size=60)
 
 
 def packed(given_rows, *, trim=False):
@@ -20,7 +20,7 @@ def packed(given_rows, *, trim=False):
     return prefix.pack()
 
 
-@given(rows, st.integers(-60, 210))
+@given(rows, st.integers(-60, 410))
 def test_a_window_is_the_sum_of_its_tiles_whatever_the_order_of_rows(given_rows, edge):
     wanted = []
     for length in LENGTHS:
@@ -39,15 +39,15 @@ def test_folding_what_is_old_changes_no_recent_window(given_rows, ago):
 
 
 def test_a_window_that_reaches_into_what_was_folded_is_unknown_not_wrong():
-    prefix = Prefix.of([0, 50, 200], [1.0, 2.0, 3.0], [5.0, 6.0, 7.0])
+    prefix = Prefix.of([0, 50, 400], [1.0, 2.0, 3.0], [5.0, 6.0, 7.0])
     prefix.trim(10)
     value = prefix.pack()
-    assert tiles.windows(value, 201, (10, 149, 150, 151)) == [(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), None]
+    assert tiles.windows(value, 401, (10, 349, 350, 351)) == [(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), None]
     assert tiles.windows(value, 50, (10,)) == [None]
 
 
 def test_a_row_older_than_every_window_is_told_apart():
-    prefix = Prefix.of([0, 50, 200], [1.0, 2.0, 3.0], [5.0, 6.0, 7.0])
+    prefix = Prefix.of([0, 50, 400], [1.0, 2.0, 3.0], [5.0, 6.0, 7.0])
     prefix.trim(10)
     assert not prefix.add(50, 1.0, 1.0)
     assert prefix.add(51, 1.0, 1.0)
