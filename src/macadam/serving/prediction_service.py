@@ -146,7 +146,8 @@ def _read_sealed(context: Context, request: LiveAccuracy) -> _Live:
 )
 def live_accuracy(tx: Transaction, request: LiveAccuracy, live: _Live) -> LiveQuality:
     t = feedback.c
-    labels = dict(tx.sql.execute(sa.select(t.prediction, t.label).where(t.project == request.project)).tuples().all())
+    rows = tx.sql.execute(sa.select(t.prediction, t.label).where(t.project == request.project))
+    labels = {row.prediction: row.label for row in rows}
     threshold = registry.require(tx.sql, request.project, request.endpoint).threshold
     total = _accuracy("", live, labels, threshold)
     versions = tuple(_accuracy(version, live, labels, threshold) for version in sorted(set(live.versions)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 from unit.models import worlds
 
+from macadam import catalog
 from macadam.access import state as access
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
@@ -24,7 +25,16 @@ PATH = f"/v1/projects/{PROJECT}/endpoints/{ENDPOINT}/predict"
 INPUTS = {"distance": 0.5, "carrier": "AA", "noise": 3}
 
 
-def evidence(platform: Platform, kind: str, subject: str, uses: list[str]) -> None:
+def plant(platform: Platform) -> str:
+    """A training set of this project's own snapshot."""
+    digest = platform.ports.objects.put(worlds.parquet(worlds.rows(400, seed=1)))
+    ref = f"training_set:jan@{digest[7:19]}"
+    uses = ["table:flights@42", "views:flights@0123456789ab"]
+    evidence(platform, "features.build_training_set", ref, uses, digest)
+    return ref
+
+
+def evidence(platform: Platform, kind: str, subject: str, uses: list[str], digest: str = worlds.DIGEST) -> None:
     """A leaf that other rooms would write, under the policies that are in force."""
     with platform.ports.sql.read() as sql:
         policies = access.engine(sql).snapshot.policy_set
@@ -39,7 +49,7 @@ def evidence(platform: Platform, kind: str, subject: str, uses: list[str]) -> No
         uses=uses,
         request=worlds.DIGEST,
         decision={"id": uuid7(), "effect": "allow", "policies": ["p"], "policy_set": policies},
-        body={"digest": worlds.DIGEST},
+        body={"digest": digest},
     )
     platform.ports.sql.write(lambda sql: ledger.queue(sql, leaf))
 
@@ -51,7 +61,7 @@ def furnish(home: Path) -> None:
         evidence(platform, "data.register_contract", "contract:flights@1", [])
         evidence(platform, "data.ingest", "table:flights@42", ["contract:flights@1"])
         evidence(platform, "features.register_views", "views:flights@0123456789ab", [])
-        ref = worlds.plant(platform, "jan", worlds.rows(400, seed=1))
+        ref = plant(platform)
         source = home.parent / "source"
         source.mkdir()
         (source / "train.py").write_text(worlds.TRAIN)
@@ -100,3 +110,18 @@ def gateway(home: Path, **environment: str) -> Iterator[Process]:
         process.wait(15)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def run_gateway(home: Path, port: str) -> "subprocess.CompletedProcess[str]":
+    """A gateway that is expected to end by itself."""
+    command = [sys.executable, "-m", "macadam.serving.gateway", "--home", str(home), "--port", port]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def sealed_ids(platform: Platform) -> set[str]:
+    """Ids in the published table of predictions."""
+    with platform.ports.sql.read() as sql:
+        location = catalog.require(sql, PROJECT, "predictions")
+    found = platform.ports.tables.scan(location, columns=("id",)).column("id").to_pylist()
+    assert len(set(found)) == len(found)
+    return set(found)

@@ -1,0 +1,213 @@
+"""Segments become rows and leaves exactly once, whatever is killed between two steps; then every record proves."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from unit.serving import homes
+from unit.serving.homes import ENDPOINT, MODEL, PROJECT
+
+import macadam_verify
+from macadam.app.platform import Platform
+from macadam.errors import Conflict, GateRefused, IntegrityError, NotFound, Unavailable
+from macadam.journal import service as journal
+from macadam.journal.record import Prediction, encode
+from macadam.journal.types import ListSegments, SealClosed
+from macadam.journal.writer import JournalWriter
+from macadam.ledger.types import VerifyLedger
+from macadam.serving.types import (
+    Deploy,
+    Endpoint,
+    Label,
+    LiveAccuracy,
+    Prove,
+    RecordFeedback,
+    Rollback,
+    ShowEndpoint,
+    ShowPrediction,
+)
+from macadam.values import instant, utc_now, uuid7
+
+WITHOUT = [f"--allow-missing={role}" for role in ("evaluation", "gate", "approval", "thresholds")]
+
+
+@pytest.fixture
+def endpoint(deployed: Platform) -> Endpoint:
+    return deployed.call(ShowEndpoint(project=PROJECT, endpoint=ENDPOINT))
+
+
+def records(endpoint: Endpoint, count: int) -> list[Prediction]:
+    return [
+        Prediction(
+            id=uuid7(),
+            at=instant(utc_now()),
+            project=PROJECT,
+            endpoint=ENDPOINT,
+            variant="live",
+            version=endpoint.version,
+            model_digest=endpoint.artifact,
+            deployment=endpoint.deployment,
+            actor="principal:local",
+            inputs={"n": n},
+            features={"n": float(n)},
+            output={"score": n / count},
+            outcome="ok",
+            stages_us={},
+        )
+        for n in range(count)
+    ]
+
+
+def write(platform: Platform, some: Sequence[Prediction]) -> Path:
+    """One closed segment."""
+    folder = platform.settings.home / "journal" / PROJECT
+    with JournalWriter(folder, gateway="gw", worker=0, project=PROJECT) as writer:
+        receipt = writer.append_many([encode(one) for one in some])
+        receipt.answered(len(some))
+        path = writer.path
+    return path.with_suffix(".closed")
+
+
+def seal(platform: Platform) -> int:
+    return platform.call(SealClosed(project=PROJECT)).records
+
+
+def test_several_segments_are_sealed_as_one_snapshot_and_one_leaf_each(deployed: Platform, endpoint: Endpoint) -> None:
+    for _ in range(3):
+        write(deployed, records(endpoint, 7))
+    sealed = deployed.call(SealClosed(project=PROJECT))
+    assert (sealed.records, len(sealed.segments)) == (21, 3)
+    assert len({segment.snapshot for segment in sealed.segments}) == 1
+    assert [s.answers for s in sealed.segments] == [7, 7, 7]
+    assert len(homes.sealed_ids(deployed)) == 21
+    assert len(deployed.call(ListSegments(project=PROJECT))) == 3
+    assert seal(deployed) == 0
+    found = deployed.call(VerifyLedger(deep=True))
+    assert found.problems == ()
+
+
+def test_a_kill_before_the_transaction_leaves_all_to_the_next_call(
+    deployed: Platform, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(deployed, records(endpoint, 5))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal.catalog, "publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            seal(deployed)
+    assert path.exists()
+    assert seal(deployed) == 5
+    assert len(homes.sealed_ids(deployed)) == 5
+
+
+def test_a_kill_after_the_transaction_doubles_nothing_and_the_file_goes_at_the_next_call(
+    deployed: Platform, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(deployed, records(endpoint, 5))
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "_remove", lambda _paths: None)
+        assert seal(deployed) == 5
+    assert path.exists()
+    again = deployed.call(SealClosed(project=PROJECT))
+    assert (again.records, again.known) == (0, 1)
+    assert not path.exists()
+    assert not path.with_suffix(".answers").exists()
+    assert len(homes.sealed_ids(deployed)) == 5
+
+
+def test_a_damaged_segment_stays_and_is_said_and_the_others_are_sealed(deployed: Platform, endpoint: Endpoint) -> None:
+    good, bad = write(deployed, records(endpoint, 5)), write(deployed, records(endpoint, 4))
+    data = bytearray(bad.read_bytes())
+    data[len(data) // 2] ^= 1
+    bad.write_bytes(data)
+    with pytest.raises(IntegrityError, match=bad.stem):
+        seal(deployed)
+    assert (good.exists(), bad.exists()) == (False, True)
+    assert len(homes.sealed_ids(deployed)) == 5
+
+
+def verify(bundle: str, key: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    (folder / "bundle.json").write_text(bundle)
+    (folder / "key").write_text(key)
+    program = str(Path(macadam_verify.__file__).parent / "__main__.py")
+    command = [sys.executable, program, str(folder / "bundle.json"), "--key", str(folder / "key"), *WITHOUT]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_sealed_prediction_proves_and_a_changed_byte_breaks_the_proof(
+    deployed: Platform, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    some = records(endpoint, 300)
+    write(deployed, some)
+    wanted = some[123].id
+    with pytest.raises(Unavailable, match="not sealed"):
+        deployed.call(Prove(project=PROJECT, prediction=wanted))
+    with pytest.raises(NotFound):
+        deployed.call(Prove(project=PROJECT, prediction=uuid7()))
+    seal(deployed)
+    proof = deployed.call(Prove(project=PROJECT, prediction=f"prediction:{wanted}"))
+    assert proof.bytes == len(proof.bundle.encode()) < 64 * 1024
+    assert json.loads(json.loads(proof.bundle)["record"])["inputs"] == {"n": 123}
+    done = verify(proof.bundle, proof.key, tmp_path)
+    assert done.returncode == 0, done.stdout
+    flipped = proof.bundle.replace('\\"n\\":123', '\\"n\\":124', 1)
+    assert flipped != proof.bundle
+    done = verify(flipped, proof.key, tmp_path)
+    assert done.returncode == 1
+    assert "record -> segment" in done.stdout
+
+
+def test_an_altered_archive_is_found_when_a_record_is_read(deployed: Platform, endpoint: Endpoint) -> None:
+    some = records(endpoint, 3)
+    write(deployed, some)
+    archive = deployed.call(SealClosed(project=PROJECT)).segments[0].archive
+    path = deployed.settings.home / "objects" / "sha256" / archive[7:9] / archive[9:]
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        deployed.call(ShowPrediction(project=PROJECT, prediction=some[1].id))
+    assert any("archive" in problem for problem in deployed.call(VerifyLedger(deep=True)).problems)
+
+
+def test_labels_join_sealed_predictions_and_a_later_one_replaces_an_earlier(
+    deployed: Platform, endpoint: Endpoint
+) -> None:
+    some = records(endpoint, 100)
+    write(deployed, some)
+    seal(deployed)
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    labels = [Label(prediction=one.id, label=float(n >= 50), at=at) for n, one in enumerate(some)]
+    first = deployed.call(RecordFeedback(project=PROJECT, labels=labels[:80]))
+    assert (first.new, first.changed, first.same) == (80, 0, 0)
+    wrong = Label(prediction=some[0].id, label=1.0, at=at + timedelta(days=1))
+    second = deployed.call(RecordFeedback(project=PROJECT, labels=[*labels[:90], wrong]))
+    assert (second.new, second.changed, second.same) == (10, 1, 79)
+    live = deployed.call(LiveAccuracy(project=PROJECT, endpoint=ENDPOINT))
+    assert (live.predictions, live.labelled, live.positives) == (100, 90, 41)
+    assert live.metrics["accuracy"] == pytest.approx(89 / 90)
+    assert live.versions[0].metrics == live.metrics
+
+
+def test_a_rollback_needs_something_to_go_back_to(deployed: Platform) -> None:
+    with pytest.raises(Conflict, match="Nothing answered"):
+        deployed.call(Rollback(project=PROJECT, endpoint=ENDPOINT))
+
+
+def test_a_version_that_is_not_registered_is_not_deployed(platform: Platform) -> None:
+    for version in ("9", "champion"):
+        with pytest.raises(NotFound):
+            platform.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version=version))
+
+
+def test_a_high_risk_project_deploys_only_what_was_approved(platform: Platform) -> None:
+    platform.ports.sql.write(lambda sql: sql.exec_driver_sql("UPDATE access_projects SET risk = 'high'"))
+    with pytest.raises(GateRefused, match="nobody approved"):
+        platform.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="1"))
