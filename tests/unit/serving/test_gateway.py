@@ -156,14 +156,15 @@ def test_a_replay_asks_on_its_own_clock_if_it_may(deployed: Platform, home: Path
         assert refused.status_code == 403
 
 
-def test_it_starts_without_a_state_and_picks_it_up(home: Path, token: str, platform: Platform) -> None:
-    (home / "objects" / "names" / "serving" / "state.json").unlink(missing_ok=True)
-    with homes.gateway(home) as gateway, gateway.client(token) as client:
+def test_it_starts_without_a_state_and_picks_it_up(home: Path) -> None:
+    (home / "objects" / "names" / "serving" / "state.json").unlink()
+    with homes.gateway(home) as gateway, gateway.client("any") as client:
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").status_code == 503
         assert predict(client).status_code == 503
-        platform.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="1"))
-        until(lambda: predict(client).status_code == 200)
+        with homes.open_home(home) as platform:
+            platform.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="1"))
+        until(lambda: predict(client).status_code == 401)
 
 
 def test_a_taken_port_is_an_error_with_a_next_step(deployed: Platform, home: Path) -> None:
