@@ -4,7 +4,29 @@ import time
 
 from macadam.app.platform import Platform
 from macadam.errors import Busy
-from macadam.faces.duties import Clerk, Duty
+from macadam.faces.duties import Clerk, Duty, seal_journal
+from macadam.journal import record, sealing
+from macadam.journal.types import ListSegments
+from macadam.journal.writer import JournalWriter
+from macadam.ledger.types import ShowLog
+from macadam.values import instant, utc_now, uuid7
+
+PREDICTION = record.Prediction(
+    id=uuid7(),
+    at=instant(utc_now()),
+    project="flights",
+    endpoint="delay-risk",
+    variant="live",
+    version="model:delay-risk@1",
+    model_digest="sha256:" + "0" * 64,
+    deployment=uuid7(),
+    actor="service:caller",
+    inputs={"carrier": "UA"},
+    features={"distance": 719},
+    output={"score": 0.4},
+    outcome="ok",
+    stages_us={"predict": 40},
+)
 
 
 def test_duties_are_done_again_and_again_and_stop_with_the_clerk(platform: Platform) -> None:
@@ -44,3 +66,19 @@ def test_a_duty_that_fails_is_tried_again_later_and_holds_up_no_other(platform: 
 def test_a_clerk_without_duties_ends_at_once(platform: Platform) -> None:
     Clerk(platform, ()).close()
     assert "macadam-duties" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_closed_segments_are_sealed_and_an_idle_journal_leaves_no_leaf(platform: Platform) -> None:
+    def seals() -> int:
+        return len(platform.call(ShowLog(kind="journal.seal_segments")).entries)
+
+    folder = sealing.folder_of(platform.settings.home, "flights")
+    with JournalWriter(folder, gateway="g", worker=0, project="flights") as writer:
+        writer.append(record.encode(PREDICTION)).answered()
+        seal_journal(platform)
+        assert seals() == 0
+    seal_journal(platform)
+    sealed = platform.call(ListSegments(project="flights"))
+    assert [(segment.gateway, segment.count, segment.answers) for segment in sealed] == [("g", 1, 1)]
+    seal_journal(platform)
+    assert seals() == 1

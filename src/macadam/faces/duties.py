@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from macadam.app.platform import Platform
+from macadam.app.platform import LOCAL_TOKEN, Platform
 from macadam.errors import MacadamError
 from macadam.faces import logs
 from macadam.journal import sealing
@@ -31,13 +31,17 @@ class Duty:
 
 
 def seal_journal(platform: Platform) -> None:
-    """Seals what gateways have closed, so that receipts become final and proofs possible. As the server's own caller."""
+    """Seals what gateways have closed, so that receipts become final and proofs possible.
+
+    As the home's own administrator: a MACADAM_TOKEN in the server's environment is for clients.
+    """
     home = platform.settings.home
+    token = platform.ports.secrets.get(LOCAL_TOKEN).decode()
     for project in sealing.waiting(home):
         folder = sealing.folder_of(home, project)
         recover_dead(folder)
         if any(folder.glob(f"*{CLOSED}")):  # a call with nothing to seal would still leave a leaf
-            platform.call(SealClosed(project=project))
+            platform.call(SealClosed(project=project), token=token)
 
 
 DUTIES: tuple[Duty, ...] = (

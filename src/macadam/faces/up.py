@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     settings = Settings.load(home=session.home)
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **server_flags))
     began = time.perf_counter()
-    with _claimed(settings), Platform(settings, token=session.token) as platform:
+    with _claimed(settings), Platform(settings) as platform:
         asyncio.run(_serve(platform, session, began))
     session.say("Stopped.")
     return 0
