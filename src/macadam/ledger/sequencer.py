@@ -100,11 +100,11 @@ def integrate(ports: Ports) -> int:
     Raises Temporary errors of the ports, and IntegrityError if the stored frontier does not fit the last checkpoint.
     """
     with ports.sql.read() as sql:
-        size, frontier = _latest(sql)
         query = sa.select(leaves.c.seq, leaves.c.hash).where(leaves.c.idx.is_(None)).order_by(leaves.c.seq).limit(BATCH)
         rows = sql.execute(query).all()
-    if not rows:
-        return 0
+        if not rows:
+            return 0
+        size, frontier = _latest(sql)
     hashes = [bytes(row.hash) for row in rows]
     # 1. tiles: immutable for a given width, so two processes that integrate at once write the same bytes.
     grown = grow_tiles(size, hashes, lambda tile: read_tile(ports, tile))

@@ -235,19 +235,22 @@ def _since_problems(since: str, hashes: list[bytes], key: VerifierKey) -> Iterat
 
 
 def _outside_problems(ports: Ports, found: list[Leaf], problems: list[str], report: Report) -> int:
-    """Reads what the leaves point at: objects by digest, table snapshots by their files."""
-    checked: set[str] = set()
+    """Reads what the leaves point at, once each: objects by digest, table snapshots by their files."""
+    known: dict[str, str] = {}
     for position, leaf in enumerate(found):
         report("objects and tables", position, len(found))
         for field, digest in _objects_of(leaf):
-            if digest not in checked:
-                checked.add(digest)
-                _note_problem(problems, f"{leaf.subject}: {field}", lambda d=digest: ports.objects.get(d))  # type: ignore[misc]
+            if digest not in known:
+                known[digest] = _problem_of(lambda d=digest: ports.objects.get(d))  # type: ignore[misc]
+            if known[digest]:
+                problems.append(f"{leaf.subject}: {field}: {known[digest]}")
         place = leaf.body.get("metadata_location")
-        if isinstance(place, str) and place not in checked and leaf.outcome == "done":
-            checked.add(place)
-            _note_problem(problems, leaf.subject, lambda b=leaf.body: _verify_table(ports, b))  # type: ignore[misc]
-    return len(checked)
+        if isinstance(place, str) and leaf.outcome == "done":
+            if place not in known:
+                known[place] = _problem_of(lambda b=leaf.body: _verify_table(ports, b))  # type: ignore[misc]
+            if known[place]:
+                problems.append(f"{leaf.subject}: {known[place]}")
+    return len(known)
 
 
 def _objects_of(leaf: Leaf) -> Iterator[tuple[str, str]]:
@@ -278,8 +281,9 @@ def _verify_table(ports: Ports, body: Mapping[str, object]) -> None:
     ports.tables.verify(str(body["metadata_location"]), str(body["snapshot_id"]), str(body["digest"]))
 
 
-def _note_problem(problems: list[str], what: str, check: Callable[[], object]) -> None:
+def _problem_of(check: Callable[[], object]) -> str:
     try:
         check()
     except MacadamError as error:
-        problems.append(f"{what}: {error.what}")
+        return error.what
+    return ""

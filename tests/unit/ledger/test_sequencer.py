@@ -131,8 +131,8 @@ def test_the_slower_of_two_processes_does_not_publish_an_older_checkpoint(ports:
 
 
 def test_partial_tiles_go_once_the_full_one_is_there(ports: Ports) -> None:
-    for _ in range(300):
-        queue(ports, 1)
+    for count in (200, *[1] * 100):
+        queue(ports, count)
         integrate_all(ports)
     names = [name.removeprefix("ledger/tile/") for name in ports.objects.names("ledger/tile/")]
     assert "0/000" in names
