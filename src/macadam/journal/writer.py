@@ -216,6 +216,11 @@ class JournalWriter:
         return self._segment.path
 
     @property
+    def failure(self) -> MacadamError | None:
+        """Why nothing is written any more, if so: only a new process can go on."""
+        return self._failure
+
+    @property
     def unsynced(self) -> int:
         """Bytes that were written and are not yet known to be durable."""
         return self._segment.size - self._segment.synced

@@ -140,7 +140,7 @@ def _read_sealed(context: Context, request: LiveAccuracy) -> _Live:
     LiveAccuracy,
     permission="predictions:read",
     http=f"GET {_PROJECT}/endpoints/{{endpoint}}/quality",
-    cli="endpoints quality",
+    cli="predictions quality",
     resource="endpoint:{endpoint}",
     prepare=_read_sealed,
 )
