@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
+import onnxruntime
 
 
 class Body(msgspec.Struct):
     inputs: dict[str, float]
 
 
+ort: Any = onnxruntime
 _options = ort.SessionOptions()
 _options.intra_op_num_threads = 1
 _session = ort.InferenceSession(os.environ["MODEL"], _options, providers=["CPUExecutionProvider"])

@@ -13,7 +13,7 @@ import sklearn.ensemble
 from macadam.app.platform import LOCAL_TOKEN, Platform
 from macadam.models import signature as signatures
 from macadam.models.signature import Input, Output, Signature
-from macadam.serving import state
+from macadam.serving import publishing, state
 from macadam.serving.types import Deployment
 from macadam.settings import Settings
 from macadam.values import utc_now, uuid7
@@ -61,10 +61,10 @@ def furnish(home: Path, onnx: bytes) -> str:
             at=utc_now(),
         )
         with platform.ports.sql.read() as sql:
-            built = state.build(sql)
+            built = publishing.build(sql)
         token = platform.ports.secrets.get(LOCAL_TOKEN).decode()
     whole = msgspec.structs.replace(built, endpoints={PROJECT: {ENDPOINT: one}})
-    objects.set_name(state.NAME, msgspec.json.encode(whole))
+    objects.set_name(state.NAME, state.encode(whole))
     return token
 
 

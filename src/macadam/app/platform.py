@@ -18,7 +18,7 @@ from macadam.ledger import service as ledger
 from macadam.operations import Operation, Progress, Request, load, of_request
 from macadam.ports import Ports
 from macadam.ports import load as adapter
-from macadam.serving.state import Publisher
+from macadam.serving.publishing import Publisher
 from macadam.settings import Settings
 from macadam.values import utc_now
 

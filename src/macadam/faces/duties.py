@@ -14,7 +14,6 @@ from macadam.errors import MacadamError
 from macadam.faces import logs
 from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
-from macadam.journal.service import recover_dead
 from macadam.journal.types import SealClosed
 
 _log = logging.getLogger(logs.LOGGER)
@@ -39,7 +38,7 @@ def seal_journal(platform: Platform) -> None:
     token = platform.ports.secrets.get(LOCAL_TOKEN).decode()
     for project in sealing.waiting(home):
         folder = sealing.folder_of(home, project)
-        recover_dead(folder)
+        sealing.recover_dead(folder)
         if any(folder.glob(f"*{CLOSED}")):  # a call with nothing to seal would still leave a leaf
             platform.call(SealClosed(project=project), token=token)
 

@@ -3,6 +3,7 @@
 Files and objects only; making them visible is the transaction in `service`.
 """
 
+import logging
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from macadam.errors import Busy, IntegrityError, NotFound
 from macadam.journal import places, record
 from macadam.journal.layout import CLOSED, OPEN
 from macadam.journal.places import Place
-from macadam.journal.segment import SealedSegment, SegmentReader, is_written, seal
+from macadam.journal.segment import SealedSegment, SegmentReader, is_written, recover, seal
 from macadam.lazy import lazy
 from macadam.ledger.tree import leaf_hash, root_of
 from macadam.ports import Objects
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 else:
     pa = lazy("pyarrow")
 
+_log = logging.getLogger(__name__)
 MOST_BYTES = 128 * 1024 * 1024
 """Of segments sealed at once: their rows are in memory until they are staged."""
 
@@ -50,6 +53,22 @@ def waiting(home: Path) -> list[str]:
     folders = {path.parent for path in (home / "journal").glob(f"*/*{CLOSED}")}
     folders |= {path.parent for path in (home / "journal").glob(f"*/*{OPEN}") if not is_written(path)}
     return sorted(folder.name for folder in folders)
+
+
+def recover_dead(folder: Path) -> list[str]:
+    """Finishes the open segments of a folder whose writers are gone. Returns what is damaged, in sentences."""
+    damaged = []
+    for path in sorted(folder.glob(f"*{OPEN}")):
+        try:
+            found = recover(path)
+        except (Busy, NotFound):  # its gateway lives, or another process was quicker
+            continue
+        except IntegrityError as error:
+            damaged.append(str(error))
+        else:
+            torn = found.torn.length if found.torn else 0
+            _log.warning("recovered the segment %s: %d records, %d torn bytes", path.stem, found.count, torn)
+    return damaged
 
 
 def batch(paths: Sequence[Path]) -> list[Path]:

@@ -4,7 +4,6 @@ What a kill between any two steps leaves is repeatable: staged files that nobody
 is still there, which the next call removes.
 """
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,12 @@ import sqlalchemy as sa
 from macadam import catalog
 from macadam.errors import Busy, IntegrityError, NotFound
 from macadam.journal import sealing
-from macadam.journal.layout import ANSWERS, CLOSED, OPEN, VERIFY
+from macadam.journal.layout import ANSWERS, CLOSED, VERIFY
 from macadam.journal.schema import segments
 from macadam.journal.sealing import Closed
-from macadam.journal.segment import recover
 from macadam.journal.types import TABLE, ListSegments, SealClosed, Sealed, Segment
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import StagedSnapshot
-
-_log = logging.getLogger(__name__)
 
 
 class _Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +35,7 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
 def _stage(context: Context, request: SealClosed) -> _Ready:
     ports = context.ports
     folder = sealing.folder_of(ports.settings.home, request.project)
-    damaged = recover_dead(folder)
+    damaged = sealing.recover_dead(folder)
     paths = sorted(folder.glob(f"{request.segment or '*'}{CLOSED}"))
     with context.read() as sql:
         sealed = _sealed_ids(sql, [path.stem for path in paths])
@@ -65,22 +61,6 @@ def _stage(context: Context, request: SealClosed) -> _Ready:
         damaged=tuple(damaged),
         remaining=len(fresh) - len(chosen),
     )
-
-
-def recover_dead(folder: Path) -> list[str]:
-    """Finishes the open segments of a folder whose writers are gone. Returns what is damaged, in sentences."""
-    damaged = []
-    for path in sorted(folder.glob(f"*{OPEN}")):
-        try:
-            found = recover(path)
-        except (Busy, NotFound):  # its gateway lives, or another process was quicker
-            continue
-        except IntegrityError as error:
-            damaged.append(str(error))
-        else:
-            torn = found.torn.length if found.torn else 0
-            _log.warning("recovered the segment %s: %d records, %d torn bytes", path.stem, found.count, torn)
-    return damaged
 
 
 def _sealed_ids(sql: sa.Connection, ids: list[str]) -> set[str]:

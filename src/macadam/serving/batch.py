@@ -1,0 +1,269 @@
+"""Answers the requests of one turn of the event loop together: one clock, one model call per version, one journal write.
+
+Every record is in the journal before any answer is made. What a request alone does wrong is its own answer; what the
+platform fails at (features, model, journal) is said, and recorded where the journal still takes it.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from macadam.errors import InvalidInput, MacadamError
+from macadam.journal.writer import JournalWriter, Receipt
+from macadam.ports import OnlineStore
+from macadam.serving import answers
+from macadam.serving.runtime import Serving
+from macadam.values import instant
+
+JournalOf = Callable[[str], JournalWriter]
+"""Project -> its journal. Raises StorageFull, Unavailable."""
+
+Scalar = str | int | float | bool | None
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """What a client sends. at: a replay's clock."""
+
+    inputs: dict[str, Scalar]
+    at: datetime | None = None
+
+
+class Ask(msgspec.Struct):
+    """One authorised request, on its way. answer: empty until there is one."""
+
+    serving: Serving
+    actor: str
+    inputs: dict[str, Scalar]
+    at: datetime | None = None
+    trace: str = ""
+    features: dict[str, Any] = msgspec.field(default_factory=dict)
+    row: list[float] = msgspec.field(default_factory=list)
+    score: float | None = None
+    outcome: str = ""
+    problem: bytes = b""
+    answer: bytes = b""
+    status: int = 0
+    receipt: Receipt | None = None
+
+
+class Stages(msgspec.Struct):
+    """Seconds that one batch spent in each stage."""
+
+    features: float = 0.0
+    predict: float = 0.0
+    journal: float = 0.0
+
+
+class _Tail(msgspec.Struct):
+    """The part of a record that differs between requests, in the order of `record.Prediction`."""
+
+    inputs: dict[str, Scalar]
+    features: dict[str, Any]
+
+
+_encode = msgspec.json.Encoder().encode
+decode_body = msgspec.json.Decoder(Body).decode
+
+
+class Ids:
+    """UUIDv7 for a batch from one look at the clock; strictly increasing within this process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def take(self, count: int, now_ns: int) -> list[str]:
+        """now_ns: of the epoch."""
+        ticks = now_ns * 4096 // 1_000_000  # RFC 9562, method 3: parts of a millisecond in rand_a
+        random = os.urandom(8 * count).hex()
+        found = []
+        for n in range(count):
+            ticks = self._last = ticks if ticks > self._last else self._last + 1
+            head = f"{ticks >> 12:012x}"
+            at = 16 * n
+            # The digit 8 is the variant; it is followed by 60 random bits.
+            tail = random[at + 1 : at + 4], random[at + 4 : at + 16]
+            found.append(f"{head[:8]}-{head[8:]}-7{ticks & 0xFFF:03x}-8{tail[0]}-{tail[1]}")
+        return found
+
+
+class Batcher:
+    """Carries batches out. One per gateway; for the event loop's thread only."""
+
+    def __init__(self, online: OnlineStore, journal_of: JournalOf) -> None:
+        self._online = online
+        self._journal_of = journal_of
+        self._ids = Ids()
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    def run(self, asks: Sequence[Ask]) -> tuple[Stages, list[Receipt]]:
+        """Fills in each answer. Returns how long the stages took, and the receipts of what was journaled."""
+        stages = Stages()
+        now_ns = time.time_ns()
+        start = time.perf_counter()
+        now = datetime.fromtimestamp(now_ns // 1000 / 1e6, UTC)
+        for ask in asks:
+            self._prepare(ask, now)
+        featured = time.perf_counter()
+        for group in _groups(asks):
+            _score(group)
+        scored = time.perf_counter()
+        stages.features, stages.predict = featured - start, scored - featured
+        receipts = self.journal(asks, now_ns, now, stages)
+        stages.journal = time.perf_counter() - scored
+        return stages, receipts
+
+    def _prepare(self, ask: Ask, now: datetime) -> None:
+        """Features and the model's row."""
+        serving = ask.serving
+        try:
+            if serving.service is None:
+                ask.features = ask.inputs
+            else:
+                ask.features = serving.service.read(self._online, serving.deployment.project, ask.inputs, ask.at or now)
+            ask.row = serving.encode(ask.features)
+            if serving.service is None and len(ask.inputs) != len(serving.inputs):
+                _refuse_unknown(ask)
+        except InvalidInput as error:
+            ask.status, ask.answer = 422, answers.of_error(error, 422)
+        except MacadamError as error:
+            ask.outcome, ask.status, ask.problem = "error:features", 503, answers.of_error(error, 503)
+
+    def journal(self, asks: Sequence[Ask], now_ns: int, now: datetime, stages: Stages) -> list[Receipt]:
+        """Journals what was answered or failed, then makes the answers."""
+        at = instant(now)
+        spent = {"features": round(stages.features * 1e6), "predict": round(stages.predict * 1e6)}
+        end = b',"stages_us":%b,"trace":"' % _encode(spent)
+        timing = f"features;dur={stages.features * 1e3:.3f}, predict;dur={stages.predict * 1e3:.3f}".encode()
+        by_project: dict[str, list[Ask]] = {}
+        for ask in asks:
+            if not ask.answer:
+                by_project.setdefault(ask.serving.deployment.project, []).append(ask)
+        receipts = []
+        for project, some in by_project.items():
+            written, payloads = self._records(some, now_ns, at, end)
+            if not payloads:
+                continue
+            try:
+                receipt = self._journal_of(project).append_many(payloads)
+            except MacadamError as error:
+                refused = answers.of_error(error, 503)
+                for ask, _ in written:
+                    ask.status, ask.answer = 503, refused
+                continue
+            receipts.append(receipt)
+            for ask, id_ in written:
+                ask.receipt = receipt
+                _answer(ask, id_, timing)
+        return receipts
+
+    def _records(
+        self, asks: Sequence[Ask], now_ns: int, at: str, end: bytes
+    ) -> tuple[list[tuple[Ask, str]], list[bytes]]:
+        """Those that can be written, with their ids, and their records."""
+        written, payloads = [], []
+        for ask, id_ in zip(asks, self._ids.take(len(asks), now_ns), strict=True):
+            try:
+                payloads.append(self._record(ask, id_, at, end))
+            except OverflowError:
+                _refuse_number(ask)
+            else:
+                written.append((ask, id_))
+        return written, payloads
+
+    def _record(self, ask: Ask, id_: str, at: str, end: bytes) -> bytes:
+        """The record's JSON, put together from parts that are encoded once per deployment and caller."""
+        one = ask.serving.deployment
+        key = (one.id, ask.actor)
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) > 10_000:  # noqa: PLR2004 - deployments and callers of long ago
+                self._heads.clear()
+            head = self._heads[key] = _head(ask)
+        tail = _encode(_Tail(ask.inputs, ask.features))
+        parts = [b'{"id":"', id_.encode(), b'","at":"', at.encode(), head, tail[1:-1], b',"output":', _output(ask)]
+        parts += [b',"outcome":"', ask.outcome.encode(), b'"', end, ask.trace.encode()]
+        if ask.at is not None:
+            parts += [b'","clock":"', instant(ask.at).encode()]
+        parts.append(b'","v":1}')
+        return b"".join(parts)
+
+
+def _head(ask: Ask) -> bytes:
+    one = ask.serving.deployment
+    constant = {
+        "project": one.project,
+        "endpoint": one.endpoint,
+        "variant": "live",
+        "version": one.version,
+        "model_digest": one.artifact,
+        "deployment": one.id,
+        "actor": ask.actor,
+    }
+    return b'",' + _encode(constant)[1:-1] + b","
+
+
+def _groups(asks: Sequence[Ask]) -> list[list[Ask]]:
+    """By model, those with a row to score."""
+    found: dict[int, list[Ask]] = {}
+    for ask in asks:
+        if ask.row and not ask.answer and not ask.outcome:
+            found.setdefault(id(ask.serving.model), []).append(ask)
+    return list(found.values())
+
+
+def _score(group: list[Ask]) -> None:
+    try:
+        scores = group[0].serving.model.scores([ask.row for ask in group])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base; it is recorded and answered
+        problem = answers.problem(503, "model-failed", f"The model failed: {error}", next_step="Ask again later.")
+        for ask in group:
+            ask.outcome, ask.status, ask.problem = "error:model", 503, problem
+        return
+    for ask, score in zip(group, scores, strict=True):
+        ask.score, ask.outcome = score, "ok"
+
+
+def _refuse_unknown(ask: Ask) -> None:
+    """Raises InvalidInput."""
+    wanted = ask.serving.inputs
+    unknown = sorted(ask.inputs.keys() - wanted)
+    raise InvalidInput(
+        f"The endpoint takes no input {', '.join(map(repr, unknown))}.",
+        next_step=f"Its inputs are: {', '.join(sorted(wanted))}.",
+        details={"input": unknown[0]},
+    )
+
+
+def _refuse_number(ask: Ask) -> None:
+    error = InvalidInput("An input is a whole number of more than 64 bits.", next_step="Send it as text.")
+    ask.status, ask.answer = 422, answers.of_error(error, 422)
+
+
+def _output(ask: Ask) -> bytes:
+    """The model's answer as JSON: the same bytes in the record and in the response."""
+    score = ask.score
+    if score is None:
+        return b"{}"
+    if score - score != 0:  # infinite or no number
+        return b'{"score":null}'
+    if ask.serving.model.is_probability:
+        return b'{"score":%b,"label":%d}' % (repr(score).encode(), score >= ask.serving.deployment.threshold)
+    return b'{"score":%b}' % repr(score).encode()
+
+
+def _answer(ask: Ask, id_: str, timing: bytes) -> None:
+    if ask.problem:
+        ask.answer = ask.problem
+        return
+    name, version = id_.encode(), ask.serving.deployment.version.encode()
+    body = b'{"prediction":"%b","version":"%b","output":%b}' % (name, version, _output(ask))
+    ask.status = 200
+    ask.answer = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        b"x-macadam-prediction: %b\r\nx-macadam-version: %b\r\nserver-timing: %b\r\n\r\n%b"
+        % (len(body), name, version, timing, body)
+    )

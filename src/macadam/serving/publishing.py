@@ -1,0 +1,115 @@
+"""Builds the state for gateways from SQL and publishes it after each change.
+
+It is built under a lock that all processes of a home share, so an older state never replaces a newer one.
+"""
+
+import fcntl
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.access import state as access
+from macadam.errors import MacadamError
+from macadam.ports import Ports
+from macadam.serving import state
+from macadam.serving.schema import deployments, endpoints
+from macadam.serving.state import ServingState
+from macadam.serving.types import Deployment
+
+_log = logging.getLogger(__name__)
+_DEBOUNCE = 0.01
+"""Seconds that a burst of changes is gathered for: much less than the second within which a revocation must hold."""
+_RETRY = 1.0
+
+
+def generation(sql: sa.Connection) -> str:
+    """The id of the state that `build` would give now."""
+    newest = sql.execute(sa.select(sa.func.max(endpoints.c.generation))).scalar()
+    return f"{access.generation(sql)}/{newest or '-'}"
+
+
+def build(sql: sa.Connection) -> ServingState:
+    """The state as this connection sees it."""
+    found: dict[str, dict[str, Deployment]] = {}
+    query = sa.select(deployments.c.document).join(endpoints, endpoints.c.deployment == deployments.c.id)
+    for document in sql.execute(query.order_by(endpoints.c.project, endpoints.c.name)).scalars():
+        one = msgspec.convert(document, Deployment)
+        found.setdefault(one.project, {})[one.endpoint] = one
+    return ServingState(generation=generation(sql), access=access.snapshot(sql), endpoints=found)
+
+
+def publish(ports: Ports) -> bool:
+    """Publishes the present state if it is not published yet. Returns whether it did.
+
+    Raises StorageFull, Busy.
+    """
+    with ports.sql.read() as sql:
+        now = generation(sql)
+    if state.published(ports.objects) == now:
+        return False
+    with _only_one(ports):
+        with ports.sql.read() as sql:
+            built = build(sql)
+        ports.objects.set_name(state.NAME, state.encode(built))
+    return True
+
+
+@contextmanager
+def _only_one(ports: Ports) -> Iterator[None]:
+    """Building and publishing is one step among all processes: whoever comes later also read later."""
+    path = ports.settings.home / "serving" / "state.lock"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Publisher:
+    """Publishes soon after each nudge, on a thread of its own. `close()` publishes what is left to publish."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._start = threading.Lock()
+
+    def nudge(self) -> None:
+        """Says that something may have changed. Returns at once."""
+        self._wanted.set()
+        if self._thread is None:
+            with self._start:
+                if self._thread is None and not self._closing.is_set():
+                    self._thread = threading.Thread(target=self._run, name="serving-state", daemon=True)
+                    self._thread.start()
+
+    def close(self) -> None:
+        with self._start:
+            self._closing.set()
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._publish()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wanted.wait()
+            if self._closing.wait(_DEBOUNCE):
+                return  # `close` publishes
+            self._wanted.clear()
+            if not self._publish():
+                self._wanted.set()
+                self._closing.wait(_RETRY)
+
+    def _publish(self) -> bool:
+        """A state that cannot be published is said and tried again; the calls that led to it are done."""
+        try:
+            publish(self._ports)
+        except (MacadamError, OSError, sa.exc.SQLAlchemyError) as error:
+            _log.warning("The state for gateways was not published, and will be: %s", error)
+            return False
+        return True
