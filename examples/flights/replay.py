@@ -28,21 +28,30 @@ def questions(raw: Path) -> list[tuple[datetime, str, dict[str, object]]]:
     return sorted(asked, key=lambda question: question[:2])
 
 
-def landings(raw: Path) -> list[tuple[datetime, str, dict[str, object], float]]:
-    """Flights that arrived, when that was known: (arrival, key, the whole row, 1 if over 15 minutes late else 0).
+def facts(raw: Path) -> list[tuple[datetime, str, dict[str, object]]]:
+    """What became known and when, in order: (instant, table, row).
 
-    Rows without a tail number or an air time are refused by the contract, so they do not become features either.
+    A flight is known twice: when it has left, then again, complete, when it has landed. Weather is known when its hour
+    is over. Flights without a tail number or an air time are refused by the contract, so they are no facts either.
     """
+    flights = _complete(raw)
+    not_yet = dict.fromkeys(("arr_time", "arr_delay", "air_time"))
+    known = [(_departure(row), "flights", row | not_yet) for row in flights]
+    known += [(_arrival(row), "flights", row) for row in flights]
+    readings = _rows(raw / "weather" / "2013-07.csv")
+    known += [(_instant(row["time_hour"]) + timedelta(hours=1), "weather", row) for row in readings]
+    return sorted((fact for fact in known if fact[0] < END), key=lambda fact: fact[0])
+
+
+def labels(raw: Path) -> list[tuple[datetime, str, float]]:
+    """What came true, known at landing: (instant, key of the question, 1 if over 15 minutes late else 0), in order."""
+    known = [(_arrival(row), _key(row), float(row["arr_delay"] > LATE)) for row in _complete(raw)]
+    return sorted(label for label in known if label[0] < END)
+
+
+def _complete(raw: Path) -> list[dict]:
     needed = ("tailnum", "dep_time", "dep_delay", "arr_time", "arr_delay", "air_time")
-    complete = [row for row in _rows(raw / "flights" / "2013-07.csv") if all(row[name] is not None for name in needed)]
-    known = [(_arrival(row), _key(row), row, float(row["arr_delay"] > LATE)) for row in complete]
-    return sorted((event for event in known if event[0] < END), key=lambda event: event[:2])
-
-
-def weather(raw: Path) -> list[tuple[datetime, dict[str, object]]]:
-    """Readings, each known when its hour is over."""
-    known = [(_instant(row["time_hour"]) + timedelta(hours=1), row) for row in _rows(raw / "weather" / "2013-07.csv")]
-    return sorted((event for event in known if event[0] < END), key=lambda event: event[0])
+    return [row for row in _rows(raw / "flights" / "2013-07.csv") if all(row[name] is not None for name in needed)]
 
 
 def _rows(path: Path) -> Iterator[dict]:
@@ -70,6 +79,10 @@ def _instant(text: str) -> datetime:
 
 def _scheduled(row: dict) -> datetime:
     return _instant(row["time_hour"]) + timedelta(minutes=row["minute"])
+
+
+def _departure(row: dict) -> datetime:
+    return _scheduled(row) + timedelta(minutes=row["dep_delay"])
 
 
 def _arrival(row: dict) -> datetime:

@@ -257,11 +257,7 @@ def _live(demo: Demo, held_out: Evaluation) -> list[str]:
         script = runpy.run_path(str(demo.project / "replay.py"))
     finally:
         sys.path.remove(str(demo.project))
-    events = replay.Events(
-        questions=script["questions"](demo.raw),
-        landings=script["landings"](demo.raw),
-        weather=script["weather"](demo.raw),
-    )
+    events = replay.Events(**{name: script[name](demo.raw) for name in ("questions", "facts", "labels")})
     with (
         replay.gateway(demo.platform.settings, demo.port) as address,
         demo.story.bar("asking", len(events.questions)) as bars,
@@ -277,7 +273,7 @@ def _tell_live(demo: Demo, held_out: Evaluation, outcome: "replay.Outcome", seal
     story = demo.story
     story.say(
         f"{len(outcome.predictions):,} questions over HTTP in {outcome.seconds:.1f} s, each at its scheduled departure; "
-        f"{outcome.pushed:,} landings and weather readings updated the features as they became known."
+        f"{outcome.pushed:,} departures, landings and weather readings updated the features as they became known."
     )
     story.fact("median, 99% of the answers within", f"{outcome.median_ms:.2f} ms, {outcome.p99_ms:.2f} ms")
     counts = (len(outcome.predictions), sealed.records, sealed.answers)
@@ -303,7 +299,9 @@ def _prove(demo: Demo, predictions: list[str]) -> None:
     key.write_text(demo.platform.call(ShowCheckpoint()).key + "\n")
     demo.story.fact("macadam prove", f"prediction:{chosen}, {len(bundle) / 1024:.1f} KB")
     code, said = _independent(proof, key)
-    demo.story.say(said)
+    holds, _, proved = said.partition("PROVED")
+    demo.story.say(f"`python -m macadam_verify proof.json --key ledger.key`: {holds.count(' ok ')} links hold.")
+    demo.story.say(f"PROVED{proved}" if proved else said)
     if code:
         raise IntegrityError("The verifier did not accept the bundle.", next_step=f"Look at {proof}.")
     altered = bytearray(bundle)

@@ -4,6 +4,7 @@ Used by the demo. Facts of a few minutes are pushed together, ahead of the quest
 as of each question's instant, so what is known later is not seen earlier.
 """
 
+import bisect
 import contextlib
 import http.client
 import json
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from macadam.access.types import CreatePrincipal, GrantRole, IssueToken, Kind, Role
@@ -32,6 +33,7 @@ from macadam.values import instant
 STEP = timedelta(minutes=10)
 _CALLERS = 4
 _LABELS_AT_ONCE = 2000
+_ROWS_AT_ONCE = 5000
 _START_SECONDS = 20.0
 
 
@@ -39,9 +41,9 @@ _START_SECONDS = 20.0
 class Events:
     """What happened, each list in order of its instants."""
 
-    questions: list[tuple[datetime, str, dict[str, object]]]
-    landings: list[tuple[datetime, str, dict[str, object], float]]
-    weather: list[tuple[datetime, dict[str, object]]]
+    questions: list[tuple[datetime, str, dict[str, object]]]  # instant, key, inputs
+    facts: list[tuple[datetime, str, dict[str, object]]]  # instant, table, row
+    labels: list[tuple[datetime, str, float]]  # instant, key of the question, label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,55 +142,55 @@ class Player:
         """Plays everything, then reports the labels that became known. Raises Unavailable if an answer is missing."""
         began = time.monotonic()
         asked: dict[str, str] = {}
-        pushed = labelled = landed = read = 0
-        position = 0
+        pushed = labelled = position = 0
         with ThreadPoolExecutor(_CALLERS) as pool:
             while position < len(events.questions):
                 until = events.questions[position][0] + STEP
-                landed, read, count = self._push(events, landed, read, until)
-                pushed += count
-                end = position
-                while end < len(events.questions) and events.questions[end][0] < until:
-                    end += 1
+                pushed = self._push(events.facts, pushed, until)
+                end = _first_from(events.questions, position, until)
                 batch = events.questions[position:end]
                 answers = pool.map(self._ask, [(at, inputs) for at, _, inputs in batch])
                 asked.update(zip((key for _, key, _ in batch), answers, strict=True))
-                position = end
                 on_asked(len(batch))
-                if landed - labelled >= _LABELS_AT_ONCE:
-                    labelled = self._label(events.landings[labelled:landed], labelled, asked)
-        self._push(events, landed, read, events.questions[-1][0] + timedelta(days=2))
-        self._label(events.landings[labelled:], labelled, asked)
-        quantiles = statistics.quantiles(self._seconds, n=100)
+                labelled = self._label(events.labels, labelled, until - STEP, asked)
+                position = end
+        end_of_time = datetime.max.replace(tzinfo=UTC)
+        pushed = self._push(events.facts, pushed, end_of_time)
+        self._label(events.labels, labelled, end_of_time, asked)
         return Outcome(
             predictions=list(asked.values()),
             pushed=pushed,
             seconds=time.monotonic() - began,
             median_ms=statistics.median(self._seconds) * 1e3,
-            p99_ms=quantiles[-1] * 1e3,
+            p99_ms=statistics.quantiles(self._seconds, n=100)[-1] * 1e3,
         )
 
-    def _push(self, events: Events, landed: int, read: int, until: datetime) -> tuple[int, int, int]:
-        """Pushes what is known before `until`; returns the new positions and how many rows were pushed."""
-        landings, readings = landed, read
-        while landings < len(events.landings) and events.landings[landings][0] < until:
-            landings += 1
-        while readings < len(events.weather) and events.weather[readings][0] < until:
-            readings += 1
-        for table, rows in (
-            ("flights", [row for _, _, row, _ in events.landings[landed:landings]]),
-            ("weather", [row for _, row in events.weather[read:readings]]),
-        ):
-            if rows:
-                self.platform.call(PushRows(project=self.project, table=table, rows=rows), token=self.token)
-        return landings, readings, landings - landed + readings - read
+    def _push(self, facts: Sequence[tuple[datetime, str, dict[str, object]]], start: int, until: datetime) -> int:
+        """Pushes the facts from `start` on that are known before `until`; returns where the rest begins."""
+        end = _first_from(facts, start, until)
+        by_table: dict[str, list[dict[str, object]]] = {}
+        for _, table, row in facts[start:end]:
+            by_table.setdefault(table, []).append(row)
+        for table, rows in by_table.items():
+            for first in range(0, len(rows), _ROWS_AT_ONCE):
+                part = rows[first : first + _ROWS_AT_ONCE]
+                self.platform.call(PushRows(project=self.project, table=table, rows=part), token=self.token)
+        return end
 
-    def _label(self, landings: Sequence[tuple[Any, str, Any, float]], labelled: int, asked: dict[str, str]) -> int:
-        labels = [Label(prediction=asked[key], label=late, at=at) for at, key, _, late in landings if key in asked]
-        for start in range(0, len(labels), _LABELS_AT_ONCE):
-            part = labels[start : start + _LABELS_AT_ONCE]
+    def _label(
+        self, labels: Sequence[tuple[datetime, str, float]], start: int, until: datetime, asked: Mapping[str, str]
+    ) -> int:
+        """Reports labels once there are enough for a batch, or at the end of time."""
+        end = _first_from(labels, start, until)
+        if end - start < _LABELS_AT_ONCE and end < len(labels):
+            return start
+        known = [
+            Label(prediction=asked[key], label=label, at=at) for at, key, label in labels[start:end] if key in asked
+        ]
+        for first in range(0, len(known), _LABELS_AT_ONCE):
+            part = known[first : first + _LABELS_AT_ONCE]
             self.platform.call(RecordFeedback(project=self.project, labels=part), token=self.token)
-        return labelled + len(landings)
+        return end
 
     def _ask(self, question: tuple[datetime, dict[str, object]]) -> str:
         at, inputs = question
@@ -214,3 +216,8 @@ class Player:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         return response.status, response.read()
+
+
+def _first_from(events: "Sequence[tuple[datetime, Any, Any]]", start: int, until: datetime) -> int:
+    """The position, from `start` on, of the first event at or after `until`."""
+    return bisect.bisect_left(events, until, lo=start, key=lambda event: event[0])
