@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets as random
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -59,26 +60,43 @@ def verifier_key(ports: Ports) -> VerifierKey:
     return VerifierKey.parse(ports.objects.get_name(VERIFIER_KEY_NAME).decode().strip())
 
 
-def queue(sql: sa.Connection, leaf: Leaf) -> None:
-    """Queues a leaf in the caller's transaction: it is there exactly if the state that it describes is."""
-    text = encode(leaf)
-    sql.execute(
-        sa.insert(leaves),
-        {
-            "id": leaf.id,
-            "at": leaf.at,
-            "kind": leaf.kind,
-            "outcome": leaf.outcome,
-            "actor": leaf.actor,
-            "project": leaf.project,
-            "subject": leaf.subject,
-            "leaf": text,
-            "hash": leaf_hash(text),
-        },
-    )
-    refs = [{"leaf_id": leaf.id, "ref": ref} for ref in sorted(set(leaf.uses))]
+def queue(sql: sa.Connection, *queued: Leaf) -> None:
+    """Queues leaves in the caller's transaction: they are there exactly if the state that they describe is."""
+    _add(sql, leaves, [_row(leaf) for leaf in queued])
+    refs: list[dict[str, object]] = [
+        {"leaf_id": leaf.id, "ref": ref} for leaf in queued for ref in sorted(set(leaf.uses))
+    ]
     if refs:
-        sql.execute(sa.insert(uses), refs)
+        _add(sql, uses, refs)
+
+
+def _add(sql: sa.Connection, table: sa.Table, rows: list[dict[str, object]]) -> None:
+    """Inserts rows of text and bytes as the driver takes them: SQLAlchemy's own way costs 10 µs more for each."""
+    statement, order = _insertion(sql.dialect, table, tuple(rows[0]))
+    given: list[Any] = [tuple(map(row.__getitem__, order)) for row in rows] if order else rows
+    sql.exec_driver_sql(statement, given)
+
+
+@lru_cache(maxsize=16)
+def _insertion(dialect: sa.Dialect, table: sa.Table, columns: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The statement in the driver's spelling, and the order of its parameters ('()' where it takes them by name)."""
+    compiled = sa.insert(table).compile(dialect=dialect, column_keys=columns)
+    return str(compiled), tuple(getattr(compiled, "positiontup", None) or ())
+
+
+def _row(leaf: Leaf) -> dict[str, object]:
+    text = encode(leaf)
+    return {
+        "id": leaf.id,
+        "at": leaf.at,
+        "kind": leaf.kind,
+        "outcome": leaf.outcome,
+        "actor": leaf.actor,
+        "project": leaf.project,
+        "subject": leaf.subject,
+        "leaf": text,
+        "hash": leaf_hash(text),
+    }
 
 
 def find(
