@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from macadam.access.types import ListProjects
@@ -81,11 +82,11 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 
 
 def alive(pid: int) -> bool:
+    """A zombie that nobody collects is dead."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
 def gateway_pid(up: Up) -> int:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,13 +109,21 @@ def end_leftover(home: Path) -> None:
         if process.create_time() != child.created:
             return
         process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except psutil.TimeoutExpired:
+        if not _has_ended(process):
             process.kill()
-            process.wait(_STOP_SECONDS)
+            _has_ended(process)
     except (FileNotFoundError, msgspec.DecodeError, psutil.NoSuchProcess):
         return  # none was started, the note is torn, or it has ended meanwhile: nothing to end
+
+
+def _has_ended(process: "psutil.Process") -> bool:
+    """Waits for it. Whose parent does not collect it stays as a zombie, which holds no port and no file."""
+    end = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < end:
+        if not process.is_running() or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _remember(home: Path, pid: int) -> None:
