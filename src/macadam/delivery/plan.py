@@ -10,7 +10,7 @@ import msgspec
 
 from macadam.data.types import Contract
 from macadam.delivery.project import ModelSection, Project
-from macadam.errors import Conflict
+from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
 from macadam.models.types import Evaluation, ModelVersion, Run, Thresholds
 from macadam.values import digest_of
@@ -234,6 +234,7 @@ def _source(desired: Desired, actual: Actual, name: str, steps: list[Step]) -> N
 
 def _ingest(desired: Desired, actual: Actual, name: str, steps: list[Step]) -> bool:
     known = actual.sources[name].files if name in actual.sources else {}
+    _require_files(desired, actual, name)
     files = [file for file, digest in desired.files[name].items() if known.get(file) != digest]
     steps.extend(
         Step(
@@ -246,6 +247,20 @@ def _ingest(desired: Desired, actual: Actual, name: str, steps: list[Step]) -> b
         for file in files
     )
     return bool(files)
+
+
+def _require_files(desired: Desired, actual: Actual, name: str) -> None:
+    """Raises SourceInvalid where there is nothing to take. Files that were taken may be gone: their rows are kept."""
+    asked, before = desired.project.document.sources[name], actual.sources.get(name)
+    taken = before is not None and before.path == asked.files and before.files
+    if desired.files[name] or taken:
+        return
+    bound = f" up to {asked.through}" if asked.through else ""
+    raise SourceInvalid(
+        f"Source {name!r} finds no file: nothing in {desired.project.directory} matches {asked.files}{bound}.",
+        next_step="Put the files there, or correct `files` in macadam.yaml.",
+        details={"source": name, "files": asked.files},
+    )
 
 
 def _views(desired: Desired, actual: Actual, steps: list[Step]) -> None:

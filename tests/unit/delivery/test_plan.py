@@ -11,7 +11,7 @@ from macadam.data.types import Contract
 from macadam.delivery.plan import Actual, Desired, EndpointState, From, ModelState, SourceState, Step, compare
 from macadam.delivery.project import Project, parse
 from macadam.delivery.steps import REQUESTS, resolved
-from macadam.errors import Conflict
+from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
 from macadam.models.types import Code, Evaluation, Hardware, ModelVersion, Run, Thresholds
 from macadam.values import Money, digest_of
@@ -267,6 +267,13 @@ def test_a_new_contract_version_says_which_one_is_registered() -> None:
 def test_a_contract_changed_under_its_version_is_refused() -> None:
     with pytest.raises(Conflict, match=r"Contract a 1\.0\.0 was changed, but keeps its version"):
         compare(desired(), but(contracts={"contract:a@1.0.0": digest_of(b"other")}))
+
+
+def test_a_source_without_files_is_refused_and_one_whose_files_were_taken_is_not():
+    with pytest.raises(SourceInvalid, match=r"'a' finds no file: nothing in /p matches raw/a-\*\.csv") as told:
+        compare(desired(files=()), Actual())
+    assert "macadam.yaml" in told.value.next_step
+    assert compare(desired(files=()), SETTLED).nothing_to_do
 
 
 def test_a_new_file_is_ingested_and_what_is_built_on_its_table_is_built_anew() -> None:
