@@ -140,6 +140,7 @@ class Pusher:
         counts = Counts()
         puts: list[tuple[bytes, bytes]] = []
         for evaluator in self._by_table.get(table, ()):
+            _require_identity(evaluator.table, rows)
             sources = evaluator.run(rows)
             for view in evaluator.views:
                 puts += apply(store, project, view, sources[view.name], counts)
@@ -157,6 +158,20 @@ class Pusher:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def _require_identity(table: Table, rows: "pa.Table") -> None:
+    """Raises ChecksFailed: rows without any part of what tells rows apart would pass for repetitions of one another."""
+    stored = [column for column in table.row_id if column in rows.column_names]
+    if len(stored) < len(table.row_id) or not all(rows.column(column).null_count for column in stored):
+        return
+    for number, parts in enumerate(zip(*(rows.column(column).to_pylist() for column in stored), strict=True), 1):
+        if all(part is None for part in parts):
+            raise ChecksFailed(
+                f"Row {number} has no {', '.join(stored)}, which tells the rows of table {table.name!r} apart.",
+                next_step="Push each row with its identity: a row is applied once, however often it is pushed.",
+                details={"row": number, "columns": stored},
+            )
 
 
 def mark_prefix(project: str, view: TableView) -> bytes:
@@ -253,11 +268,15 @@ def typed(rows: Sequence[Mapping[str, object]], schema: "pa.Schema") -> "pa.Tabl
             arrays.append(pa.array([_value(row.get(field.name), field.type) for row in rows], field.type))
         except (ValueError, TypeError, MacadamError, pa.ArrowException) as error:
             raise ChecksFailed(
-                f"A value of column {field.name!r} is no {field.type}: {error}.",
+                f"A value of column {field.name!r} is no {field.type}: {_reason(error)}.",
                 next_step="Send instants as RFC 3339 text and numbers as numbers.",
                 details={"column": field.name},
             ) from error
     return pa.table(arrays, schema=schema)
+
+
+def _reason(error: Exception) -> str:
+    return (error.what if isinstance(error, MacadamError) else str(error)).rstrip(".")
 
 
 def _value(value: object, kind: "pa.DataType") -> object:

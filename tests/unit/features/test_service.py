@@ -240,7 +240,8 @@ def test_a_push_that_nothing_reads_is_refused(platform):
 def test_pushed_rows_of_a_wrong_shape_are_refused_and_change_nothing(platform):
     materialise(platform, START)
     before = dict(platform.ports.online.scan(b""))
-    for row, words in [({"id": "x"}, "'id' is no int64"), ({"colour": 1}, "no column colour"), ({"id": 1}, "waiting")]:
+    wrong = [({"id": "x"}, "'id' is no int64"), ({"colour": 1}, "no column colour"), ({"shop": "a"}, "Row 1 has no id")]
+    for row, words in [*wrong, ({"id": 1}, "waiting")]:
         if words == "waiting":
             assert platform.call(PushRows(project=PROJECT, table="orders", rows=[row])).waiting == 4
         else:
