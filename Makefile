@@ -1,5 +1,8 @@
 # One door for developers; CI calls the same targets.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first interpreter that runs (a version manager's shim may not) and is new enough; or set PYTHON.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
 .PHONY: demo test lint bench soak docs clean
@@ -29,7 +32,7 @@ clean:  ## remove what the targets made
 	rm -rf .venv .macadam demo-home
 
 .venv/base.stamp: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Macadam needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	@test -n "$(PYTHON)" || { echo "Macadam needs Python 3.11 or newer. Next: install it, or say where it is with PYTHON=."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable .
