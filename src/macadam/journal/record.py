@@ -15,7 +15,7 @@ VERSION = 1
 
 _AT_LENGTH = len("2026-11-21T07:00:00.000000Z")
 
-Feature = int | float | str | None
+Feature = bool | int | float | str | None
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ class Ask(msgspec.Struct):
     features: dict[str, Any] = msgspec.field(default_factory=dict)
     row: list[float] = msgspec.field(default_factory=list)
     score: float | None = None
+    output: bytes = b""
     outcome: str = ""
     problem: bytes = b""
     answer: bytes = b""
@@ -65,6 +66,7 @@ class _Tail(msgspec.Struct):
     features: dict[str, Any]
 
 
+_RANDOM_BLOCK = 512
 _encode = msgspec.json.Encoder().encode
 decode_body = msgspec.json.Decoder(Body).decode
 
@@ -74,19 +76,25 @@ class Ids:
 
     def __init__(self) -> None:
         self._last = 0
+        self._random = ""
+        self._used = 0
 
     def take(self, count: int, now_ns: int) -> list[str]:
         """now_ns: of the epoch."""
         ticks = now_ns * 4096 // 1_000_000  # RFC 9562, method 3: parts of a millisecond in rand_a
-        random = os.urandom(8 * count).hex()
+        at = self._used
+        if at + 16 * count > len(self._random):
+            self._random, at = os.urandom(8 * (count + _RANDOM_BLOCK)).hex(), 0  # one system call for many ids
+        random = self._random
         found = []
-        for n in range(count):
+        for _ in range(count):
             ticks = self._last = ticks if ticks > self._last else self._last + 1
             head = f"{ticks >> 12:012x}"
-            at = 16 * n
             # The digit 8 is the variant; it is followed by 60 random bits.
             tail = random[at + 1 : at + 4], random[at + 4 : at + 16]
             found.append(f"{head[:8]}-{head[8:]}-7{ticks & 0xFFF:03x}-8{tail[0]}-{tail[1]}")
+            at += 16
+        self._used = at
         return found
 
 
@@ -183,8 +191,9 @@ class Batcher:
             if len(self._heads) > 10_000:  # noqa: PLR2004 - deployments and callers of long ago
                 self._heads.clear()
             head = self._heads[key] = _head(ask)
+        output = ask.output = _output(ask)
         tail = _encode(_Tail(ask.inputs, ask.features))
-        parts = [b'{"id":"', id_.encode(), b'","at":"', at.encode(), head, tail[1:-1], b',"output":', _output(ask)]
+        parts = [b'{"id":"', id_.encode(), b'","at":"', at.encode(), head, tail[1:-1], b',"output":', output]
         parts += [b',"outcome":"', ask.outcome.encode(), b'"', end, ask.trace.encode()]
         if ask.at is not None:
             parts += [b'","clock":"', instant(ask.at).encode()]
@@ -260,7 +269,7 @@ def _answer(ask: Ask, id_: str, timing: bytes) -> None:
         ask.answer = ask.problem
         return
     name, version = id_.encode(), ask.serving.deployment.version.encode()
-    body = b'{"prediction":"%b","version":"%b","output":%b}' % (name, version, _output(ask))
+    body = b'{"prediction":"%b","version":"%b","output":%b}' % (name, version, ask.output)
     ask.status = 200
     ask.answer = (
         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"

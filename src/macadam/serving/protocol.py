@@ -261,9 +261,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def answered(self, count: int) -> None:
-        """So many requests are no longer waiting."""
+        """So many requests are no longer waiting. The last one ends a connection whose client has said all."""
         self.waiting -= count
-        self._set_reading()
+        if self._closing and not self._refused and not self.waiting and self._transport is not None:
+            self._transport.close()
+        else:
+            self._set_reading()
 
     def _submit(self, request: Incoming) -> None:
         self.waiting += 1

@@ -200,6 +200,19 @@ def test_an_upgrade_is_ignored_and_ends_the_connection() -> None:
     assert client.wire.closed
 
 
+def test_a_client_that_closes_its_side_still_gets_its_answers_and_then_the_end() -> None:
+    client = Client()
+    client.send(GET % 1 + GET % 2)
+    assert client.connection.eof_received()
+    assert not client.wire.closed
+    assert b"/2:" in client.answer()
+    assert client.wire.closed
+    torn = Client()
+    torn.send(POST[:-1])
+    torn.connection.eof_received()
+    assert torn.status() == 400
+
+
 def test_draining_closes_idle_connections_at_once() -> None:
     client = Client()
     client.send(POST[:20])

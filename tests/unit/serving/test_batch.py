@@ -1,0 +1,188 @@
+"""What one turn of the loop answers together: each by itself right or wrong, and nothing without its record."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macadam.errors import MacadamError, StorageFull, Unavailable
+from macadam.journal import record
+from macadam.journal.segment import SegmentReader
+from macadam.journal.writer import JournalWriter
+from macadam.models.signature import Encoder, Input, Output, Signature
+from macadam.serving.batch import Ask, Batcher, Ids
+from macadam.serving.runtime import Model, Serving
+from macadam.serving.types import Deployment
+
+SIGNATURE = Signature(
+    inputs=(Input(name="x", kind="number"), Input(name="c", kind="category", categories=("a", "b"))),
+    outputs=(Output(name="score", kind="probability", tensor="probabilities", column=1),),
+)
+DEPLOYMENT = Deployment(
+    id="0193e000-0000-7000-8000-000000000000",
+    project="flights",
+    endpoint="delay",
+    model="m",
+    number=1,
+    version="model:m@1",
+    artifact="sha256:" + "a" * 64,
+    signature="sha256:" + "b" * 64,
+    service=None,
+    threshold=0.5,
+    replaced="",
+    actor="principal:local",
+    at=datetime(2026, 1, 1, tzinfo=UTC),
+)
+
+
+class Half(Model):
+    """A model in Python: answers x / 2; fails if it is told to."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.signature = SIGNATURE
+        self.is_probability = True
+        self.broken = broken
+        self.calls: list[int] = []
+
+    def scores(self, rows: object) -> list[float]:
+        assert isinstance(rows, list)
+        self.calls.append(len(rows))
+        if self.broken:
+            raise RuntimeError("no memory")
+        return [row[0] / 2 for row in rows]
+
+
+class Features:
+    """A feature service that cannot read its store."""
+
+    def read(self, *_: object) -> dict[str, object]:
+        raise Unavailable("The online store does not answer.")
+
+
+class Nothing:
+    def get(self, keys: object) -> list[bytes | None]:
+        raise NotImplementedError
+
+    put = delete = scan = close = get
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[JournalWriter]:
+    with JournalWriter(tmp_path, gateway="g", worker=0, project="flights") as writer:
+        yield writer
+
+
+def serving(*, broken: bool = False) -> Serving:
+    return Serving(DEPLOYMENT, Half(broken=broken))
+
+
+def ask(to: Serving, **inputs: object) -> Ask:
+    return Ask(serving=to, actor="service:web", inputs={"x": 0.5, "c": "a", **inputs})  # type: ignore[dict-item]
+
+
+def written(journal: JournalWriter) -> list[record.Prediction]:
+    with SegmentReader(journal.path) as reader:
+        return [record.decode(item.payload) for item in reader]
+
+
+def batcher(journal: JournalWriter) -> Batcher:
+    return Batcher(Nothing(), lambda _project: journal)  # type: ignore[arg-type]
+
+
+def test_a_batch_is_one_model_call_and_each_gets_its_own_answer(journal: JournalWriter) -> None:
+    to = serving()
+    asks = [ask(to, x=n / 10) for n in range(10)]
+    asks.insert(3, ask(to, x="wrong"))
+    asks.insert(5, ask(to, other=1))
+    batcher(journal).run(asks)
+    assert to.model.calls == [10]  # type: ignore[attr-defined]
+    assert [a.status for a in asks].count(200) == 10
+    assert (asks[3].status, asks[5].status) == (422, 422)
+    bodies = [msgspec.json.decode(a.answer.partition(b"\r\n\r\n")[2]) for a in asks if a.status == 200]
+    found = written(journal)
+    assert [r.id for r in found] == [b["prediction"] for b in bodies]
+    assert [r.output for r in found] == [b["output"] for b in bodies]
+    assert [r.inputs["x"] for r in found] == [n / 10 for n in range(10)]
+    assert found[0].actor == "service:web"
+    assert found[0].deployment == DEPLOYMENT.id
+
+
+def test_a_model_that_fails_is_said_and_recorded(journal: JournalWriter) -> None:
+    one = ask(serving(broken=True))
+    batcher(journal).run([one])
+    assert one.status == 503
+    assert b"model-failed" in one.answer
+    assert [(r.outcome, r.output) for r in written(journal)] == [("error:model", {})]
+
+
+def test_features_that_cannot_be_read_are_said_and_recorded(journal: JournalWriter) -> None:
+    to = serving()
+    to.service = Features()  # type: ignore[assignment]
+    one = ask(to)
+    batcher(journal).run([one])
+    assert one.status == 503
+    assert b"online store does not answer" in one.answer
+    assert [r.outcome for r in written(journal)] == ["error:features"]
+
+
+def test_without_room_for_the_record_there_is_no_answer() -> None:
+    def full(_project: str) -> JournalWriter:
+        raise StorageFull("The disk is full.", next_step="Free space.")
+
+    one = ask(serving())
+    _, receipts = Batcher(Nothing(), full).run([one])  # type: ignore[arg-type]
+    assert (one.status, receipts) == (503, [])
+    assert b"storage-full" in one.answer
+    assert b'"score"' not in one.answer
+
+
+def test_a_number_that_is_none_is_null_in_record_and_answer(journal: JournalWriter) -> None:
+    one = ask(serving(), x=None)
+    batcher(journal).run([one])
+    assert one.status == 200
+    assert one.answer.endswith(b'"output":{"score":null}}')
+    assert written(journal)[0].output == {"score": None}
+
+
+@given(
+    st.dictionaries(st.sampled_from(["x", "c"]), st.text() | st.integers() | st.floats() | st.booleans() | st.none())
+)
+def test_whatever_is_sent_one_answer_spoils_no_other(
+    tmp_path_factory: pytest.TempPathFactory, sent: dict[str, object]
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    to = serving()
+    bad = Ask(serving=to, actor="service:web", inputs=sent)  # type: ignore[arg-type]
+    good = ask(to)
+    with JournalWriter(folder, gateway="g", worker=0, project="flights", fsync_every=60) as journal:
+        batcher(journal).run([bad, good])
+        assert good.status == 200
+        assert bad.status in (200, 422)
+        assert len(written(journal)) == 1 + (bad.status == 200)
+
+
+def test_ids_grow_even_if_the_clock_goes_back() -> None:
+    ids = Ids()
+    now = time.time_ns()
+    found = [one for step in (0, 0, -5_000_000, 1_000) for one in ids.take(700, now + step)]
+    assert found == sorted(set(found))
+    assert {(len(one), one[14], one[19]) for one in found} == {(36, "7", "8")}
+
+
+def test_the_encoder_is_that_of_the_training(journal: JournalWriter) -> None:
+    one = ask(serving(), x=3, c="unseen")
+    batcher(journal).run([one])
+    assert repr(one.row) == repr(Encoder(SIGNATURE)({"x": 3, "c": "unseen"}))
+
+
+def test_errors_of_the_journal_are_the_trees(journal: JournalWriter) -> None:
+    journal.close()
+    one = ask(serving())
+    batcher(journal).run([one])
+    assert one.status == 503
+    assert issubclass(StorageFull, MacadamError)
