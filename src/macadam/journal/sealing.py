@@ -76,7 +76,7 @@ def batch(paths: Sequence[Path]) -> list[Path]:
     chosen: list[Path] = []
     size = 0
     for path in paths:
-        size += path.stat().st_size
+        size += path.stat().st_size if path.exists() else 0
         if chosen and size > MOST_BYTES:
             break
         chosen.append(path)

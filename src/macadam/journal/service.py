@@ -49,8 +49,11 @@ def _stage(context: Context, request: SealClosed) -> _Ready:
         context.progress(f"sealing {path.stem}", len(closed), len(fresh))
         try:
             closed.append(sealing.store(path, ports.objects))
+        except (NotFound, FileNotFoundError):  # another process has just sealed it
+            continue
         except IntegrityError as error:
-            damaged.append(str(error))
+            if path.exists():
+                damaged.append(str(error))
     staged = None
     if any(one.rows for one in closed):
         staged = ports.tables.stage(f"{request.project}.{TABLE}", sealing.table(closed), current=current)

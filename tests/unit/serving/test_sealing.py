@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from unit.serving.homes import ENDPOINT, MODEL, PROJECT
 
 import macadam_verify
 from macadam.app.platform import Platform
-from macadam.errors import Conflict, GateRefused, IntegrityError, NotFound, Unavailable
+from macadam.errors import Busy, Conflict, GateRefused, IntegrityError, NotFound, Unavailable
 from macadam.journal import service as journal
 from macadam.journal.record import Prediction, encode
 from macadam.journal.types import ListSegments, SealClosed
@@ -120,6 +121,27 @@ def test_a_kill_after_the_transaction_doubles_nothing_and_the_file_goes_at_the_n
     assert not path.exists()
     assert not path.with_suffix(".answers").exists()
     assert len(homes.sealed_ids(deployed)) == 5
+
+
+def test_two_that_seal_at_once_double_nothing(deployed: Platform, endpoint: Endpoint) -> None:
+    for _ in range(4):
+        write(deployed, records(endpoint, 50))
+    outcomes: list[object] = []
+
+    def work() -> None:
+        try:
+            outcomes.append(seal(deployed))
+        except (Conflict, Busy) as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 3
+    assert sum(count for count in outcomes if isinstance(count, int)) == 200
+    assert len(homes.sealed_ids(deployed)) == 200
 
 
 def test_a_damaged_segment_stays_and_is_said_and_the_others_are_sealed(deployed: Platform, endpoint: Endpoint) -> None:
