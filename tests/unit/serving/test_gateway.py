@@ -1,6 +1,8 @@
 """The gateway as a process: it answers, refuses, follows what is published, and loses nothing it has answered."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -217,3 +219,9 @@ def test_kill_9_under_load_loses_no_answered_prediction(deployed: Platform, home
     for prediction in [*answered[:3], *answered[-8:]]:
         assert deployed.call(ShowPrediction(project=PROJECT, prediction=prediction)).segment
     assert set(answered) <= homes.sealed_ids(deployed)
+
+
+def test_a_gateway_loads_no_sql_and_no_model_runtime_before_it_needs_one() -> None:
+    code = "import sys, macadam.serving.gateway; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert not {"sqlalchemy", "onnxruntime", "numpy", "pyarrow", "pyiceberg"} & set(done.stdout.split())
