@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Platform": "macadam.app",
+    "Platform": "macadam.app.platform",
     "Ref": "macadam.values",
     "Settings": "macadam.settings",
 }
