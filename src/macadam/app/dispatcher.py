@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -35,6 +36,8 @@ from macadam.operations import (
 )
 from macadam.ports import Ports
 from macadam.values import digest_of, instant, uuid7
+
+StillAllowed = Callable[[sa.Connection], None]
 
 ANONYMOUS = Actor(id="anonymous", kind="unknown")
 # A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
@@ -80,14 +83,17 @@ class Dispatcher:
         call = self.admit(operation, arguments, token)  # 1, 2
         request = _validated(operation, arguments, lax=lax)  # 3
         try:
-            return self._carry_out(call, request, idempotency_key, progress)  # 4, 5, 6
-        except NotAuthorised as refused:
+            still_allowed = partial(self._still_allowed, call, _filled(operation.resource, arguments), token)
+            return self._carry_out(call, request, idempotency_key, progress, still_allowed)  # 4, 5, 6
+        except (NotAuthorised, NotAuthenticated) as refused:
             # A gate, or an asset that the request only implies: state is as before, and the refusal is evidence.
             if operation.changes:
                 self._record_denial(_refused(call, refused), _filled(operation.resource, arguments), refused.details)
             raise
 
-    def _carry_out(self, call: Call, request: Any, idempotency_key: str, progress: Progress) -> Any:
+    def _carry_out(
+        self, call: Call, request: Any, idempotency_key: str, progress: Progress, still_allowed: StillAllowed
+    ) -> Any:
         operation = call.operation
         authorise = self._authoriser(call)
         prepared: tuple[object, ...] = ()
@@ -99,7 +105,7 @@ class Dispatcher:
         if not operation.changes:
             with self._ports.sql.read() as sql:
                 return operation.handler(self._transaction(sql, call, authorise), request, *prepared)
-        return self._change(call, request, prepared, authorise, idempotency_key)  # 5, 6
+        return self._change(call, request, prepared, still_allowed, idempotency_key)  # 5, 6
 
     def admit(self, operation: Operation, arguments: Mapping[str, object], token: str) -> Call:
         """Steps 1 and 2: who calls, and may they? Faces call it by itself before they read a body.
@@ -141,11 +147,15 @@ class Dispatcher:
             self._record_denial(call, _filled(operation.resource, arguments))
         raise denied
 
-    def _change(self, call: Call, request: object, prepared: tuple[object, ...], authorise: Authorise, key: str) -> Any:
+    def _change(
+        self, call: Call, request: object, prepared: tuple[object, ...], still_allowed: StillAllowed, key: str
+    ) -> Any:
         """5. one transaction: the answer to a repeated key, or the handler, its leaves and its answer. 6. after it."""
         acts: list[Callable[[], None]] = []
+        authorise = self._authoriser(call)
 
         def work(sql: sa.Connection) -> Any:
+            still_allowed(sql)  # preparing may have taken an hour, and a role or token may be gone since
             if key and (known := idempotency.find(sql, key, call)) is not None:
                 return msgspec.json.decode(known, type=call.operation.request.response_type())
             tx = self._transaction(sql, call, authorise)
@@ -162,6 +172,14 @@ class Dispatcher:
         self._sequence()
         _follow_up(acts)
         return response
+
+    def _still_allowed(self, call: Call, resource: str, token: str, sql: sa.Connection) -> None:
+        """Asks again, on the state that the transaction sees. Raises NotAuthenticated, NotAuthorised."""
+        now = self._clock()
+        actor = access.authenticate(sql, token, now)
+        decision = access.decide(sql, actor, call.operation.permission, resource, call.project, now)
+        if not decision.allowed:
+            raise _refusal(call.operation.permission, resource, actor, decision)
 
     def _transaction(self, sql: sa.Connection, call: Call, authorise: Authorise) -> Transaction:
         return Transaction(sql=sql, call=call, ports=self._ports, sink=_queue_leaf, authorise=authorise)
@@ -281,7 +299,7 @@ def _filled(template: str, arguments: object) -> str:
     return template.format(**{name: values.get(name) or "-" for name in fields})
 
 
-def _refused(call: Call, error: NotAuthorised) -> Call:
+def _refused(call: Call, error: NotAuthorised | NotAuthenticated) -> Call:
     """The call as one that was admitted and then refused by what it met."""
     named = error.details.get("policies", ())
     policies = tuple(str(p) for p in named) if isinstance(named, list | tuple) else ()
