@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from macadam.errors import IntegrityError, MacadamError, NotFound
 from macadam.governance.evidence import Sample, Traced
 from macadam.journal import places, record
-from macadam.journal.places import Place
+from macadam.journal.places import Places
 from macadam.journal.record import Prediction
 from macadam.journal.schema import segments
 from macadam.journal.types import Segment
 from macadam.ledger import service as ledger
 from macadam.ledger.note import open_checkpoint
 from macadam.ledger.service import Entry, Prover
-from macadam.ledger.tree import hashes_of, inclusion_proof, leaf_hash, root_of, verify_inclusion
+from macadam.ledger.tree import leaf_hash, verify_inclusion
 from macadam.lineage import chain
 from macadam.operations import Context
 
@@ -115,14 +115,13 @@ class _Read:
         self.name = f"segment:{sealed.id}"
         self.count = sealed.count
         self._faults: list[str] = []
-        self._archive, self._places = b"", b""
+        self._archive, self._index = b"", Places(places.build((), ()))
         try:
             self._archive = context.ports.objects.get(sealed.archive)
-            self._places = context.ports.objects.get(sealed.places)
+            self._index = Places(context.ports.objects.get(sealed.places))
         except MacadamError as error:
             self._faults.append(f"{self.name} cannot be read: {error.what}")
-        self._hashes = places.hashes(self._places)
-        self._root = root_of(self._hashes)
+        self._root = self._index.root()
         self._faults += self._against_ledger(ledger.by_id(sql, [sealed.leaf]), proofs)
 
     def _against_ledger(self, leaves: list[Entry], proofs: _LedgerProofs) -> Iterator[str]:
@@ -130,7 +129,7 @@ class _Read:
             yield f"{self.name} is not in the ledger"
             return
         body = leaves[0].leaf.body
-        if body.get("root") != f"sha256:{self._root.hex()}" or body.get("count") != len(self._hashes):
+        if body.get("root") != f"sha256:{self._root.hex()}" or body.get("count") != self._index.count:
             yield f"{self.name} is not what the ledger says"
         if fault := proofs.fault(leaves[0]):
             yield fault
@@ -139,10 +138,10 @@ class _Read:
         """The record with this number in the order of ids, and what is wrong with it."""
         faults = list(self._faults)
         try:
-            place: Place = places.at(self._places, number)
+            place = self._index.at(number)
             payload = places.payload_at(self._archive, place.offset)
-            path = inclusion_proof(place.index, len(self._hashes), hashes_of(self._hashes))
-            verify_inclusion(leaf_hash(payload), place.index, len(self._hashes), path, self._root)
+            path = self._index.path(place.index)
+            verify_inclusion(leaf_hash(payload), place.index, self._index.count, path, self._root)
             return record.decode(payload), faults
         except MacadamError as error:
             return None, [*faults, f"its record does not prove: {error.what}"]

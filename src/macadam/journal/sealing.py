@@ -92,14 +92,13 @@ def store(path: Path, objects: Objects) -> Closed:
         for item in reader:
             row = _row(item.payload, facts.id, item.index)
             rows.append(row)
-            id_bytes = uuid.UUID(row["id"]).bytes
-            found.append(Place(id_bytes, item.offset, item.index, facts.leaf_hashes[item.index]))
+            found.append(Place(uuid.UUID(row["id"]).bytes, item.offset, item.index))
     ids = [row["id"] for row in rows]
     return Closed(
         path=path,
         facts=facts,
         archive=objects.put_file(path),
-        places=objects.put(places.build(found)),
+        places=objects.put(places.build(found, facts.leaf_hashes)),
         first_id=min(ids, default=""),
         last_id=max(ids, default=""),
         rows=rows,

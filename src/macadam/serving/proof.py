@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from macadam.errors import IntegrityError, NotFound, TooLarge, Unavailable
 from macadam.journal import places, record
 from macadam.journal.layout import CLOSED, OPEN, VERIFY
+from macadam.journal.places import Places
 from macadam.journal.record import Prediction
 from macadam.journal.sealing import folder_of
 from macadam.journal.segment import SegmentReader
@@ -22,7 +23,7 @@ from macadam.ledger import bundle
 from macadam.ledger import service as ledger
 from macadam.ledger.bundle import ChainLeaf, SegmentPath
 from macadam.ledger.service import Entry, Prover
-from macadam.ledger.tree import hashes_of, inclusion_proof, leaf_hash
+from macadam.ledger.tree import leaf_hash
 from macadam.lineage import chain
 from macadam.ports import Objects, Ports
 
@@ -32,12 +33,12 @@ _WAIT = "Segments are sealed within a minute while `macadam up` runs; `macadam j
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """A sealed record and its place."""
+    """A sealed record and its place. places: the index of its segment."""
 
     payload: bytes
     index: int
     segment: Segment
-    hashes: tuple[bytes, ...]
+    places: Places
 
     @property
     def prediction(self) -> Prediction:
@@ -52,16 +53,16 @@ def bare_id(text: str) -> str:
 def find(objects: Objects, candidates: Iterable[Segment], prediction: str) -> Found | None:
     """The record with this id, out of the segments in which it can lie. Raises IntegrityError."""
     for segment in candidates:
-        index = objects.get(segment.places)
-        place = places.find(index, prediction)
+        index = Places(objects.get(segment.places))
+        place = index.find(prediction)
         if place is None:
             continue
         payload = places.payload_at(objects.get(segment.archive), place.offset)
-        if leaf_hash(payload) != place.hash or record.decode(payload).id != prediction:
+        if leaf_hash(payload) != index.hash(place.index) or record.decode(payload).id != prediction:
             raise IntegrityError(
                 f"The index of segment {segment.id} leads to another record than {prediction}.", next_step=VERIFY
             )
-        return Found(payload=payload, index=place.index, segment=segment, hashes=tuple(places.hashes(index)))
+        return Found(payload=payload, index=place.index, segment=segment, places=index)
     return None
 
 
@@ -110,10 +111,9 @@ def prove(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tu
     for digest in sorted({str(entry.leaf.decision["policy_set"]) for entry in (sealed, deployed)} - {""}):
         entries.update({e.leaf.id: e for e in ledger.find(sql, subject=f"policy:{digest}")[-1:]})
     ordered = sorted(entries.values(), key=lambda entry: entry.index)
-    path = tuple(inclusion_proof(found.index, len(found.hashes), hashes_of(found.hashes)))
     made = bundle.build(
         record=found.payload,
-        segment=SegmentPath(index=found.index, count=len(found.hashes), path=path),
+        segment=SegmentPath(index=found.index, count=found.places.count, path=found.places.path(found.index)),
         leaves=[_chained(entry) for entry in ordered],
         checkpoint=checkpoint,
         path=Prover(ports, size).path,
