@@ -52,7 +52,7 @@ def open_platform(
     with tempfile.TemporaryDirectory(prefix="macadam-") as directory:
         place = home or Path(directory) / "home"
         with Platform(Settings.load(environment or {}, home=place), clock=clock) as platform:
-            platform._token = local_token(platform)  # whatever MACADAM_TOKEN of this process says
+            platform._token = local_token(platform)  # noqa: SLF001 - whatever MACADAM_TOKEN of this process says
             yield platform
 
 
