@@ -5,7 +5,6 @@ HTTP, the bundle is checked by the independent verifier. The home is left for `m
 """
 
 import argparse
-import os
 import random
 import runpy
 import shutil
@@ -341,12 +340,11 @@ def _inspect(demo: Demo) -> None:
 
 
 def _farewell(story: Story, directory: Path) -> None:
-    home = os.path.relpath(directory / "home")
+    place = directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
     story.say("")
-    story.say(f"[bold]Done in {story.seconds:.0f} s.[/bold] Everything is in {os.path.relpath(directory)}. Try next:")
-    story.say(f"  .venv/bin/macadam up --home {home}")
-    story.say(f"  .venv/bin/macadam ledger log --home {home}")
-    story.say(f"  .venv/bin/macadam inspect --home {home} --project {PROJECT}")
+    story.say(f"[bold]Done in {story.seconds:.0f} s.[/bold] Everything is in {place}. Try next:")
+    for command in ("up", "ledger log", f"inspect --project {PROJECT}"):
+        story.say(f"  {sys.argv[0]} {command} --home {place / 'home'}")
 
 
 VERB = Verb(configure=_configure, run=_run)
