@@ -17,6 +17,7 @@ from acceptance.roads import (
     MODEL,
     PATH,
     PROJECT,
+    SOAK,
     Road,
     Way,
     gateway,
@@ -233,7 +234,7 @@ def test_an_apply_on_a_full_disk_says_so_keeps_the_state_and_goes_on_when_there_
     with road.platform() as platform:
         before = rows_of(platform)
     failed = 0
-    for leaving in (0, 8 * BLOCK, 24 * BLOCK):
+    for leaving in range(0, 24 * BLOCK, (4 if SOAK else 12) * BLOCK):
         filler = fill(disk, leaving=leaving)
         with road.start("apply", "--json") as process:
             out, err = process.communicate(timeout=60)
