@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import msgspec
+
 from macadam import operations
 from macadam.errors import ChecksFailed, IntegrityError, InvalidInput
 from macadam.faces import printing
@@ -11,6 +13,12 @@ from macadam.governance.types import Inspect, Inspection
 from macadam.operations import Operation
 from macadam.serving.types import Proof, Prove
 
+_LINKS = {
+    "evaluation": "that the version was measured",
+    "thresholds": "that thresholds were set before it was measured",
+    "gate": "that a gate let the version pass",
+    "approval": "that somebody else approved the version",
+}
 _MARKS = {"pass": "pass", "fail": "FAIL", "not_applicable": "does not apply", "did_not_run": "did not run"}
 
 
@@ -47,9 +55,22 @@ def _prove(options: argparse.Namespace, session: Session) -> int:
                       "leaves": proof.leaves})  # fmt: skip
         return 0
     session.say(f"{out}: {proof.bytes} bytes, {proof.leaves} leaves from the answer to the policies in force.")
-    session.say(f"Next: python -m macadam_verify {out} --key {key}")
+    missing = unproved(proof.bundle)
+    for role in missing:
+        session.say(f"Not proved by it: {_LINKS[role]}. Whoever verifies it has to allow that.")
+    allow = "".join(f" --allow-missing {role}" for role in missing)
+    session.say(f"Next: python -m macadam_verify {out} --key {key}{allow}")
     session.say("Who checks it for somebody else compares the key with one that they got by another way.")
     return 0
+
+
+def unproved(bundle: str) -> tuple[str, ...]:
+    """The links that the verifier looks for and the bundle has no leaf of, such as the approval of a version that a
+    project's gates let answer without one.
+    """
+    leaves: list[dict[str, object]] = msgspec.json.decode(bundle)["leaves"]
+    there = {leaf["role"] for leaf in leaves}
+    return tuple(role for role in _LINKS if role not in there)
 
 
 def _write_key(path: Path, key: str) -> None:
