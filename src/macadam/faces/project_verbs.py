@@ -48,11 +48,15 @@ def _say_plan(made: Plan, session: Session) -> None:
     if made.nothing_to_do:
         session.say(f"{made.project}: the platform is as the files say. Nothing to do.")
         return
-    session.say(f"{made.project}: {len(made.steps)} steps.")
+    session.say(f"{made.project}: {_steps(len(made.steps))}.")
     width = max(len(step.title) for step in made.steps)
     for number, step in enumerate(made.steps, 1):
         session.say(f"  {number:3}  {step.title:{width}}  {step.why}")
     session.say("Next: `macadam apply`.")
+
+
+def _steps(number: int) -> str:
+    return "1 step" if number == 1 else f"{number} steps"
 
 
 def _apply(options: argparse.Namespace, session: Session) -> int:
@@ -103,7 +107,7 @@ def _say_applied(applied: Applied, session: Session) -> None:
         session.say(f"{applied.project}: the platform is as the files say. Nothing to do.")
         return
     done: list[StepDone] = list(applied.steps)
-    session.say(f"{applied.project}: {len(done)} steps in {applied.seconds:.1f} s.")
+    session.say(f"{applied.project}: {_steps(len(done))} in {applied.seconds:.1f} s.")
     for held in applied.held:
         verb = "waits for approval" if held.waiting else "was refused by its gate"
         session.say(f"{held.model} version {held.version} {verb}:")
