@@ -11,7 +11,7 @@ demo: .venv/demo.stamp  ## from raw flights to a prediction that is proved, in a
 	$(BIN)/macadam demo
 
 test: .venv/dev.stamp  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/dev.stamp  ## ruff, mypy strict, the floors, no heavy import
 	$(BIN)/ruff check src tests benchmarks examples
