@@ -62,6 +62,7 @@ def decided(**changes: object) -> Spoil:
 
 
 OPEN = '@id("all") permit (principal, action, resource);'
+ANYBODY_APPROVES = built_in().policies.replace('principal.kind == "person"', "true")
 PURPOSE = {"purpose": "Foresee delays"}
 BASIS = [{"property": "legalBasis", "value": "no personal data"}]
 
@@ -80,6 +81,7 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     ("06", decided(policy_set=ELSE), "not in the ledger"),
     ("07", lambda e: saying(e, "table:flights@1", digest=None), "no digest"),
     ("07", lambda e: altered(e, "table:flights@1", uses=["contract:flights@1.0.0"]), "where it came from"),
+    ("07", lambda e: altered(e, "table:flights@1", uses=["source:flights"]), "names no contract"),
     ("07", lambda e: with_(e, contracts={}), "cannot be read"),
     ("07", contract({"customProperties": BASIS}), "names no purpose"),
     ("07", contract({"description": PURPOSE}), "names no legal basis"),
@@ -111,6 +113,8 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     ("26", lambda e: altered(e, "evaluation:1", actor=ALICE), "who developed it"),
     ("26", lambda e: without(e, "evaluation:1"), "never evaluated"),
     ("26", lambda e: altered(e, "run:1", actor=BOB), "who developed it"),
+    ("26", lambda e: without(e, "model:delay@1"), "never registered"),
+    ("27", lambda e: without(e, "model:delay@1"), "never registered"),
     ("27", lambda e: without(e, "approval:1"), "before any approval"),
     ("27", lambda e: last(e, "approval:1"), "before any approval"),
     ("27", lambda e: saying(e, "approval:1", artifact=ELSE), "other bytes"),
@@ -118,6 +122,7 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     ("27", lambda e: altered(e, "approval:1", actor=ALICE), "who developed it"),
     ("27", lambda e: altered(e, "approval:1", actor="service:replay"), "who developed it"),
     ("27", policies(OPEN), "a service was allowed to approve"),
+    ("27", lambda e: policies(ANYBODY_APPROVES)(principal(e, "service:replay", None)), "a service was allowed to approve"),
     ("34", lambda e: saying(e, "segment:1", answers=6), "5 receipts, the gateway counted 6"),
     ("34", lambda e: saying(e, "segment:1", answers=None), "lacks"),
     ("35", lambda e: with_(e, predictions=Sample(population=5, drawn=(Traced(id="p", faults=("no run",)),))), "no run"),

@@ -40,6 +40,8 @@ def _undescribed(leaf: Leaf) -> list[str]:
         faults.append(f"{leaf.subject} has no digest")
     if not used(leaf, "source:"):
         faults.append(f"{leaf.subject} does not say where it came from")
+    if not used(leaf, "contract:"):
+        faults.append(f"{leaf.subject} names no contract, where purpose and legal basis would stand")
     return faults
 
 
