@@ -256,3 +256,21 @@ def test_a_temporary_error_at_closing_leaves_the_leaves_for_the_next_start(
     assert (sizes(ports), verify(ports).queued) == ([], 2)
     Sequencer(ports).close()
     assert sizes(ports) == [2]
+
+
+def test_a_checkpoint_that_is_about_to_be_published_is_no_problem_and_an_old_one_put_back_is(ports: Ports) -> None:
+    """A kill before publishing leaves the copy one behind; whoever goes on has two, until the copy is written."""
+    queue(ports, 1)
+    integrate_all(ports)
+    old = ports.objects.get_name(sequencer.CHECKPOINT_NAME)
+    for _ in range(2):
+        queue(ports, 1)
+        integrate_all(ports)
+    newest = ports.objects.get_name(sequencer.CHECKPOINT_NAME)
+    ports.objects.set_name(sequencer.CHECKPOINT_NAME, old)
+    publishing = threading.Timer(0.2, ports.objects.set_name, (sequencer.CHECKPOINT_NAME, newest))
+    publishing.start()
+    assert verify(ports).problems == ()
+    publishing.join()
+    ports.objects.set_name(sequencer.CHECKPOINT_NAME, old)
+    assert "an old one was put back" in verify(ports).problems[0]
