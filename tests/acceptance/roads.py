@@ -203,7 +203,8 @@ def sealed(platform: Platform) -> set[str]:
 
 def require_sound(platform: Platform) -> None:
     """Everything that the ledger says is as it says, down to the bytes of objects and tables."""
-    assert platform.call(VerifyLedger(deep=True)).problems == ()
+    problems = platform.call(VerifyLedger(deep=True)).problems
+    assert not problems, "\n".join(problems)
 
 
 def state(platform: Platform) -> dict[str, object]:

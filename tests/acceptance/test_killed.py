@@ -164,6 +164,14 @@ def kill_under_load(running: Gateway, way: Way, pause: float) -> list[str]:
     return load.answered
 
 
+def kill_starting(home: Path, pause: float) -> None:
+    """Kills a gateway that starts, and recovers what the one before it has left."""
+    command = [sys.executable, "-m", "macadam.serving.gateway", "--home", str(home), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        time.sleep(pause)
+        process.kill()
+
+
 def test_a_gateway_killed_under_load_has_journaled_all_that_it_answered(way: Way, tmp_path: Path) -> None:
     road, moments = way.road.copy(tmp_path), chance()
     answered: set[str] = set()
@@ -171,6 +179,7 @@ def test_a_gateway_killed_under_load_has_journaled_all_that_it_answered(way: Way
         for _ in range(KILLS):
             with gateway(road.home) as running:
                 new = kill_under_load(running, way, moments.uniform(0, 0.5))
+            kill_starting(road.home, moments.uniform(0.1, 1))
             assert len(set(new)) == len(new)
             answered.update(new)
             seal_all(platform)
@@ -277,6 +286,13 @@ class Writers:
                     return
 
 
+def kill_control_plane_starting(road: Road, ports: tuple[int, int], pause: float) -> None:
+    with road.start("up", "--port", str(ports[0]), "--gateway-port", str(ports[1])) as process:
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+
+
 @contextlib.contextmanager
 def control_plane(road: Road, port: int, gateway_port: int) -> Iterator["subprocess.Popen[str]"]:
     """`macadam up`, healthy. Nothing of it is left at the end."""
@@ -307,6 +323,7 @@ def test_a_killed_control_plane_keeps_what_it_acknowledged_and_the_gateway_answe
     known: dict[str, Any] = {}
     with caller:
         for number in range(KILLS):
+            kill_control_plane_starting(road, ports, moments.uniform(0.1, 2))
             with control_plane(road, *ports) as process:
                 until(lambda: is_ready(caller))
                 writers = Writers(url, token, number)
