@@ -196,20 +196,26 @@ class Connection(asyncio.Protocol):
         self._length += len(name) + len(value)
         if self._headers > MOST_HEADERS or self._length > MOST_HEADER_BYTES:
             self._stop_header()
+        if self._state != _HEADER:
+            return  # a trailer (RFC 9110, 6.5.1): it comes behind what a proxy has checked, so it says nothing here
         size = len(name)
         if size == 13:  # noqa: PLR2004 - the length spares most headers the comparison
             if name.lower() == b"authorization":
-                self._current.authorization = value
+                self._take_authorization(value)
         elif size == 4:  # noqa: PLR2004
             self._hosts += name.lower() == b"host"
-        elif size == 11:  # noqa: PLR2004
-            if name.lower() == b"traceparent":
-                self._current.trace = value
+        elif size == 11 and name.lower() == b"traceparent":  # noqa: PLR2004
+            self._current.trace = value
         elif size == 6:  # noqa: PLR2004
             if name.lower() == b"expect":
                 self._expects = value.lower()
-        elif size == 14 and name.lower() == b"content-length" and value.isdigit() and int(value) > self._desk.max_body:  # noqa: PLR2004
+        elif size == 14 and name.lower() == b"content-length" and _is_over(value, self._desk.max_body):  # noqa: PLR2004
             self._stop_body()
+
+    def _take_authorization(self, value: bytes) -> None:
+        if self._current.authorization:  # a proxy might have looked at the other one
+            self._stop(400, "malformed-request", "The request has several Authorization headers.", "")
+        self._current.authorization = value
 
     def on_headers_complete(self) -> None:
         self._state = _BODY
@@ -342,6 +348,12 @@ class Connection(asyncio.Protocol):
             self._closing = self._refused = True
             whole = answers.problem(status, code, detail, next_step=next_step)
             self._fixed(answers.closing(whole), last=True)
+
+
+def _is_over(length: bytes, limit: int) -> bool:
+    """Of any number of digits, zeros in front included; the parser refuses what is no number."""
+    digits = length.lstrip(b"0")
+    return digits.isdigit() and (len(digits) > len(str(limit)) or int(digits) > limit)
 
 
 class _Refused(Exception):

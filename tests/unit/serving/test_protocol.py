@@ -111,6 +111,19 @@ def test_a_chunked_body_is_put_together() -> None:
     assert client.requests[0].body == b"hello"
 
 
+def test_a_trailer_does_not_replace_what_the_header_said() -> None:
+    client = Client()
+    head = b"POST /x HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer mine\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head + b"2\r\nok\r\n0\r\nAuthorization: Bearer other\r\nTraceparent: t\r\nHost: b\r\n\r\n")
+    assert [(r.authorization, r.trace, r.body) for r in client.requests] == [(b"Bearer mine", b"", b"ok")]
+
+
+def test_a_length_may_have_any_number_of_zeros_in_front() -> None:
+    client = Client()
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"0" * 5000 + b"2\r\n\r\nok")
+    assert [r.body for r in client.requests] == [b"ok"]
+
+
 def test_expect_100_continue_is_answered_before_the_body_and_behind_earlier_answers() -> None:
     client = Client()
     client.send(GET % 1 + b"POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
@@ -127,6 +140,7 @@ def test_expect_100_continue_is_answered_before_the_body_and_behind_earlier_answ
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", 417),
