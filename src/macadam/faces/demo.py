@@ -75,6 +75,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace, session: Session) -> int:  # noqa: ARG001 - the demo prints a story, not an answer
     directory = _fresh(Path(options.directory))
     shutil.copytree(_example(), directory / "flights", ignore=shutil.ignore_patterns("raw", "__pycache__"))
+    _commit(directory / "flights")
     story = Story()
     story.say("[bold]Macadam: from raw flights to a prediction that can be proved[/bold]")
     story.say("Will this flight arrive more than 15 minutes late, asked at its scheduled departure?")
@@ -337,6 +338,25 @@ def _inspect(demo: Demo) -> None:
         ("point", "status"),
         [(f"{p.id}  {p.check}", p.status.replace("_", " ")) for p in inspection.points if p.status != "did_not_run"],
     )
+
+
+def _commit(project: Path) -> None:
+    """Puts the project under git, as a project is: its runs then name a commit that holds all of their code."""
+    git = shutil.which("git")
+    if git is None:  # the inspection says then that the run lacks a commit
+        return
+    identity = (
+        "-c",
+        "user.name=Demo",
+        "-c",
+        "user.email=demo@localhost",
+        "-c",
+        "commit.gpgsign=false",
+        "-c",
+        "core.hooksPath=",
+    )
+    for verb in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "The flights example")):
+        subprocess.run((git, "-C", str(project), *identity, *verb), check=True)  # noqa: S603 - fixed verbs
 
 
 def _farewell(story: Story, directory: Path) -> None:

@@ -38,7 +38,7 @@ _POWERCAP = Path("/sys/class/powercap")
 
 
 class Git(msgspec.Struct, frozen=True, kw_only=True):
-    """commit: '' outside of a repository. diff: digest of what is not committed, '' if nothing is."""
+    """commit: '' outside of a repository. diff: digest of what of the source is not committed, '' if nothing is."""
 
     commit: str = ""
     diff: str = ""
@@ -101,11 +101,19 @@ def unpack(data: bytes, to: Path) -> int:
 
 
 def git(directory: Path) -> Git:
-    """The commit and what differs from it, under `directory` only. Empty where there is no repository or no git."""
+    """The commit and what differs from it, under `directory` only. Empty where there is no repository or no git.
+
+    Source files that git does not know, ignored ones too, differ from it: `archive` takes them, and the run sees them.
+    """
     commit = _git(directory, "rev-parse", "HEAD")
     if not commit:
         return Git()
     diff = _git(directory, "diff", "--binary", "HEAD", "--", ".")
+    tracked = {os.fsdecode(name) for name in _git(directory, "ls-files", "-z", "--", ".").split(b"\0")}
+    for path in sorted(_sources(directory)):
+        name = path.relative_to(directory).as_posix()
+        if name not in tracked:
+            diff += os.fsencode(f"untracked {name} ") + sha256_of(path).encode() + b"\n"
     return Git(commit=commit.decode().strip(), diff=digest_of(diff) if diff else "")
 
 

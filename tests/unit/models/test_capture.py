@@ -59,6 +59,12 @@ def test_the_commit_and_what_differs_from_it_are_recorded(project):
     git("init", "-q")
     git("add", "train.py")
     git("commit", "-qm", "first")
+    beside = capture.git(project)
+    assert beside.diff.startswith("sha256:"), "the archive holds files that are in no commit"
+    (project / ".gitignore").write_text("lib/\n")
+    assert capture.git(project) == beside, "an ignored file is in no commit either"
+    git("add", "--force", "lib/rates.py", "gates.yaml")
+    git("commit", "-qm", "second")
     clean = capture.git(project)
     assert len(clean.commit) == 40
     assert not clean.diff
