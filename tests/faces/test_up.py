@@ -66,9 +66,13 @@ def running(home: Path) -> Iterator[Up]:
     try:
         yield up
     finally:
-        if up.process.poll() is None:
+        # Asked, not killed: a server that is killed leaves its gateway to serve on.
+        up.process.terminate()
+        try:
+            up.process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
             up.process.kill()
-        up.process.communicate()
+            up.process.communicate()
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:

@@ -198,7 +198,7 @@ class Clerk:
     def _refuse(self, request: Incoming, answer: bytes, status: int) -> Ask | None:
         """Nothing is left for the batch."""
         request.answer = answer
-        self._metrics.refused[status] = self._metrics.refused.get(status, 0) + 1
+        self._metrics.unrecorded[status] = self._metrics.unrecorded.get(status, 0) + 1
         return None
 
     def _route(self, request: Incoming) -> Route | bytes:

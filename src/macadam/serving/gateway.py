@@ -174,7 +174,7 @@ class Gateway:
     async def _follow(self) -> None:
         """Takes over each published state; loads models apart from it, so that access never waits for them."""
         loading: asyncio.Task[None] | None = None
-        while True:
+        while self.settings.home.exists():
             try:
                 await self._look()
             except (MacadamError, msgspec.MsgspecError, OSError) as error:
@@ -182,6 +182,7 @@ class Gateway:
             if self.runtime.due and (loading is None or loading.done()):
                 loading = asyncio.create_task(self._load())
             await asyncio.sleep(_POLL_SECONDS)
+        _log.error("the home %s is gone, and so is what could be answered: the gateway ends", self.settings.home)
 
     async def _look(self) -> None:
         try:

@@ -33,7 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
-        self.refused: dict[int, int] = {}
+        self.unrecorded: dict[int, int] = {}
         self.stages = {stage: Histogram() for stage in ("features", "predict", "journal", "total")}
         self.records = 0
         self.answered = 0
@@ -45,10 +45,10 @@ class Metrics:
         for (project, endpoint, status), count in sorted(self.requests.items()):
             label = f'project="{project}",endpoint="{endpoint}",status="{status}"'
             lines.append(f"macadam_gateway_requests_total{{{label}}} {count}")
-        lines.append("# TYPE macadam_gateway_refused_total counter")
+        lines.append("# TYPE macadam_gateway_unrecorded_answers_total counter")
         lines += [
-            f'macadam_gateway_refused_total{{status="{status}"}} {count}'
-            for status, count in sorted(self.refused.items())
+            f'macadam_gateway_unrecorded_answers_total{{status="{status}"}} {count}'
+            for status, count in sorted(self.unrecorded.items())
         ]
         for name, value in (("records", self.records), ("answers", self.answered), ("batches", self.batches)):
             lines += [f"# TYPE macadam_gateway_{name}_total counter", f"macadam_gateway_{name}_total {value}"]

@@ -225,3 +225,10 @@ def test_a_gateway_loads_no_sql_and_no_model_runtime_before_it_needs_one() -> No
     code = "import sys, macadam.serving.gateway; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert not {"sqlalchemy", "onnxruntime", "numpy", "pyarrow", "pyiceberg"} & set(done.stdout.split())
+
+
+def test_a_gateway_whose_home_is_gone_ends(home: Path, tmp_path: Path) -> None:
+    with homes.gateway(home) as gateway:
+        home.rename(tmp_path / "elsewhere")
+        assert gateway.process.wait(10) == 0
+        (tmp_path / "elsewhere").rename(home)
