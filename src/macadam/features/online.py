@@ -165,7 +165,10 @@ def _checked_input(name: str, kind: Kind) -> Callable[[Mapping[str, object]], Va
     def number(request: Mapping[str, object]) -> Value:
         value = request.get(name, ...)
         if value.__class__ is float or value.__class__ is int:
-            given = float(value)
+            try:
+                given = float(value)
+            except OverflowError:  # a whole number of more than 308 digits
+                raise _unfit_input(name, value, "a number of 64 bits") from None
             return given if math.isfinite(given) else None
         if value is None:
             return None

@@ -4,6 +4,7 @@ Every record is in the journal before any answer is made. What a request alone d
 platform fails at (features, model, journal) is said, and recorded where the journal still takes it.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -66,6 +67,10 @@ class _Tail(msgspec.Struct):
     features: dict[str, Any]
 
 
+_log = logging.getLogger(__name__)
+_FEATURES_FAILED = answers.problem(
+    503, "features-failed", "The features could not be computed.", next_step="Ask the operator to read the log."
+)
 _RANDOM_BLOCK = 512
 _encode = msgspec.json.Encoder().encode
 decode_body = msgspec.json.Decoder(Body).decode
@@ -139,6 +144,9 @@ class Batcher:
             ask.status, ask.answer = 422, answers.of_error(error, 422)
         except MacadamError as error:
             ask.outcome, ask.status, ask.problem = "error:features", 503, answers.of_error(error, 503)
+        except Exception as error:  # noqa: BLE001 - one request must not take the others of its turn with it
+            _log.error("features of %s failed", serving.deployment.endpoint, exc_info=error)
+            ask.outcome, ask.status, ask.problem = "error:features", 503, _FEATURES_FAILED
 
     def journal(self, asks: Sequence[Ask], now_ns: int, now: datetime, stages: Stages) -> list[Receipt]:
         """Journals what was answered or failed, then makes the answers."""

@@ -29,6 +29,8 @@ MOST_PENDING = 8192
 MOST_TOGETHER = 256
 """Requests answered in one turn: bounds how long the loop is busy."""
 _MOST_ROUTES = 20_000
+_LONGEST_ROUTE = 500
+"""Bytes of path and credential: with a query of 64 KB to each, the routes kept would fill the memory."""
 _PREDICT = re.compile(rb"^/v1/projects/([a-z][a-z0-9_-]{0,62})/endpoints/([a-z][a-z0-9_-]{0,62})/predict$")
 _TRACE = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 PREDICT, REPLAY = "predictions:create", "predictions:replay"
@@ -224,9 +226,10 @@ class Clerk:
         route = Route(
             slot=slot, actor=actor, project=project, endpoint=endpoint, expires=_expires(engine, request.authorization)
         )
-        if len(self._routes) >= _MOST_ROUTES:
-            self._routes.clear()
-        self._routes[request.target, request.authorization] = route
+        if len(request.target) + len(request.authorization) <= _LONGEST_ROUTE:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            self._routes[request.target, request.authorization] = route
         return route
 
     def _refused_replay(self, route: Route, at: datetime) -> bytes:

@@ -176,6 +176,7 @@ def test_parts_of_a_key_do_not_run_together():
     [
         ({"price": "3"}, "input 'price' is '3', expected a number"),
         ({"price": True}, "expected a number"),
+        ({"price": 10**400}, "expected a number of 64 bits"),
         ({"shop": 1.5}, "expected text"),
         ({"item": 1.5}, "a whole number"),
         ({"colour": "red"}, "no input 'colour'"),

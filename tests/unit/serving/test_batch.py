@@ -130,6 +130,19 @@ def test_features_that_cannot_be_read_are_said_and_recorded(journal: JournalWrit
     assert [r.outcome for r in written(journal)] == ["error:features"]
 
 
+def test_a_request_that_breaks_a_feature_service_takes_no_other_with_it(journal: JournalWriter) -> None:
+    class Broken(Features):
+        def read(self, *_: object) -> dict[str, object]:
+            raise ZeroDivisionError
+
+    to = serving()
+    to.service = Broken()  # type: ignore[assignment]
+    bad, good = ask(to), ask(serving())
+    batcher(journal).run([bad, good])
+    assert (bad.status, good.status) == (503, 200)
+    assert [r.outcome for r in written(journal)] == ["error:features", "ok"]
+
+
 def test_without_room_for_the_record_there_is_no_answer() -> None:
     def full(_project: str) -> JournalWriter:
         raise StorageFull("The disk is full.", next_step="Free space.")
