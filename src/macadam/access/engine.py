@@ -31,6 +31,8 @@ TOKEN_PREFIX = "mcd_"  # noqa: S105 - lets secret scanners recognise a leaked on
 _LONGEST_TOKEN = 200
 _CACHED_DECISIONS = 20_000
 """Decisions kept per engine: some 10 MB. The resource comes from callers, so the cache must not grow freely."""
+_LONGEST_CACHED = 500
+"""Characters of resource and project: both come from callers before they are validated, megabytes long if they like."""
 _RENEW = "Ask an administrator for a new token (`macadam tokens issue`) and set MACADAM_TOKEN."
 
 
@@ -183,10 +185,8 @@ class Engine:
         known = self._decided.get(key)
         if known is None:
             known = self._evaluate(actor, permission, resource, project)
-            with self._filling:
-                if len(self._decided) >= _CACHED_DECISIONS:
-                    self._decided.clear()
-                self._decided[key] = known
+            if len(resource) + len(project) <= _LONGEST_CACHED:
+                self._keep(key, known)
         # Each use of a cached decision is a decision of its own in the evidence.
         return Decision(
             id=uuid7(),
@@ -195,6 +195,12 @@ class Engine:
             policy_set=known.policy_set,
             reason=known.reason,
         )
+
+    def _keep(self, key: tuple[str, str, str, str, str], decision: Decision) -> None:
+        with self._filling:
+            if len(self._decided) >= _CACHED_DECISIONS:
+                self._decided.clear()
+            self._decided[key] = decision
 
     def _evaluate(self, actor: Actor, permission: str, resource: str, project: str) -> Decision:
         roles = self.roles(actor.id, project)

@@ -233,6 +233,13 @@ def test_each_use_of_a_cached_decision_has_an_id_of_its_own() -> None:
     assert len(ids) == 10
 
 
+def test_decisions_about_long_names_are_not_kept() -> None:
+    engine = Engine(snapshot(alice=person("viewer")))
+    for n in range(20):
+        assert not engine.decide(ALICE, "tokens:manage", "platform:home", f"{n}" + "x" * 1_000_000).allowed
+    assert sum(len(project) for *_, project in engine._decided) < 1_000_000
+
+
 NOUNS = st.sampled_from(["models", "runs", "tokens"])
 VERBS = st.sampled_from(["read", "train", "issue"])
 
