@@ -197,6 +197,26 @@ def test_requirements_make_an_environment_once_that_sees_the_platforms_packages(
     assert runner.run(python(tmp_path, code, requirements=requirements)).log == first.log
 
 
+def test_what_builds_a_requirement_sees_no_credential_of_the_platform(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MACADAM_TOKEN", "mcd_secret")
+    package = tmp_path / "nosy"
+    package.mkdir()
+    (package / "backend.py").write_text(
+        "import os\n"
+        "def get_requires_for_build_wheel(*_):\n"
+        "    raise SystemExit('found ' + os.environ.get('MACADAM_TOKEN', 'nothing'))\n"
+    )
+    (package / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    )
+    with pytest.raises(UserCodeFailed) as error:
+        runner.run(python(tmp_path, "pass", requirements=f"--no-index\n{package}\n"))
+    assert "found nothing" in str(error.value)
+    assert "mcd_secret" not in str(error.value)
+
+
 def test_requirements_that_cannot_be_met_are_the_projects_error_and_leave_no_environment(
     runner: Runner, tmp_path: Path
 ) -> None:

@@ -61,7 +61,7 @@ class SubprocessRunner:
         log = _Log(on_line, self._closed)
         python = self._python(job.requirements, on_line)
         command = (str(python), *job.command[1:]) if job.command[0] in {"python", "python3"} else job.command
-        variables = {k: v for k, v in os.environ.items() if not k.startswith("MACADAM_")}
+        variables = _variables()
         variables["PATH"] = f"{python.parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
         variables["PYTHONUNBUFFERED"] = "1"
         return _supervise(command, job.directory, variables | job.environment, job.timeout, log)
@@ -84,6 +84,11 @@ class SubprocessRunner:
         return python
 
 
+def _variables() -> dict[str, str]:
+    """What the project's code may see of this process's variables, that which builds its requirements included."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("MACADAM_")}
+
+
 def _make(place: Path, python: Path, requirements: str, log: "_Log") -> None:
     """Raises UserCodeFailed with the end of pip's output."""
     own_pip = importlib.util.find_spec("pip") is not None
@@ -97,7 +102,7 @@ def _make(place: Path, python: Path, requirements: str, log: "_Log") -> None:
     listed.write_text(requirements)
     pip = (sys.executable, "-m", "pip", "--python", str(python)) if own_pip else (str(python), "-m", "pip")
     command = (*pip, "install", "--disable-pip-version-check", "--no-input", "--quiet", "-r", str(listed))
-    result = _supervise(command, place, dict(os.environ), 0, log)
+    result = _supervise(command, place, _variables(), 0, log)
     if result.exit_code != 0:
         shutil.rmtree(place, ignore_errors=True)
         if "No space left" in result.log:
