@@ -37,6 +37,16 @@ def count(sql: Sql) -> int:
         return connection.execute(sa.select(sa.func.count()).select_from(notes)).scalar_one()
 
 
+def test_a_sqlite_file_is_its_owners_alone_whatever_its_folder_allows(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    opened = Sqlite(tmp_path / "own.sqlite", SqlSettings())
+    opened.write(notes.create)
+    opened.write(lambda connection: connection.execute(add(1)))
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.glob("own.sqlite*")}
+    opened.close()
+    assert set(modes.values()) == {"0o600"}, modes
+
+
 def test_a_write_returns_its_value_once_others_can_read_it(sql: Sql) -> None:
     assert sql.write(lambda c: c.execute(add(1)).rowcount) == 1
     assert count(sql) == 1

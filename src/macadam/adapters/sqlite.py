@@ -5,13 +5,14 @@ a savepoint, commits once and only then answers them: many callers share one fsy
 only its own piece. Several processes may open the same file; SQLite's lock orders their groups.
 """
 
+import os
 import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ _FATAL = _FULL | _HELD | _DAMAGED | _SHUT
 
 
 class Sqlite:
-    """One SQLite file. path: created with its parent's permissions; its directory must exist."""
+    """One SQLite file. path: created for its owner alone; its directory must exist."""
 
     def __init__(self, path: Path, settings: SqlSettings) -> None:
         self._path = path
@@ -102,6 +103,8 @@ class Sqlite:
 
 
 def _engine(path: Path, busy_timeout: float) -> sa.Engine:
+    with suppress(OSError):  # SQLite says better what is wrong with the path
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the files beside it take its mode over
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
         connect_args={"timeout": busy_timeout, "check_same_thread": False},
