@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 else:
     duckdb = lazy("duckdb")
 
+LONGEST = 10_000
+"""Characters of an expression."""
 _CLASSES = {
     "BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION",
     "OPERATOR", "TYPE",
@@ -111,6 +113,8 @@ def same(one: str, other: str) -> bool:
 
 
 def _parsed(expression: str) -> object:
+    if len(expression) > LONGEST:  # DuckDB's parser takes some kilobytes for each bracket
+        raise _refused(f"{expression[:80]}…", f"it is longer than {LONGEST} characters")
     if not expression.strip():
         raise _refused(expression, "it is empty")
     with _parser().cursor() as connection:

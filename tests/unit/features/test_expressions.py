@@ -36,6 +36,13 @@ def table(**derive):
     return Table(name="t", row_id=("id",), derive=derive)
 
 
+def test_an_expression_that_would_take_a_gigabyte_to_parse_is_refused_unparsed():
+    with pytest.raises(InvalidInput) as error:
+        expressions.columns("(" * 6000 + "x" + ")" * 6000)
+    assert "longer than 10000" in str(error.value)[-300:]
+    assert len(str(error.value)) < 1000
+
+
 def test_derived_columns_are_followed_to_the_stored_ones():
     chained = table(c="b + x", a="stored * 2", b="a + 1")
     assert list(expressions.derived_in_order(chained)) == ["a", "b", "c"]
