@@ -44,11 +44,12 @@ _POLL = 0.2  # s between looks at a resumed flow
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """What happens while a plan is applied. number: of the step, from 1; of: how many there are.
 
-    resumed: the flow of an earlier apply goes on; abandoned: it does not, since the files have changed. done: seconds
+    resumed: the flow of an earlier apply goes on; abandoned: it does not, since the files have changed. left: something
+    stays that the files no longer name; text says what. done: seconds
     and outcome are set. before: done by the earlier apply. progress: text, count and total of a long step.
     """
 
-    kind: Literal["resumed", "abandoned", "started", "progress", "done", "before", "skipped"]
+    kind: Literal["resumed", "abandoned", "left", "started", "progress", "done", "before", "skipped"]
     key: str = ""
     title: str = ""
     why: str = ""
@@ -132,6 +133,8 @@ def apply(platform: Platform, directory: Path, on_event: OnEvent = ignore) -> Ap
     home = platform.settings.home
     with _alone(home), _full_disk_said(), _engine(home) as engine:
         made = plan(platform, directory)
+        for note in made.left:
+            on_event(Event(kind="left", text=note))
         flow = _unfinished(engine, made, on_event)
         if not flow and made.nothing_to_do:
             return Applied(project=made.project, flow="", state="nothing")

@@ -23,7 +23,7 @@ from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.features import define, load
 from macadam.features.types import ListOnline, ListTrainingSets, ListViews
 from macadam.models import capture
-from macadam.models.types import ListEvaluations, ListRuns, Run, ShowModel, ShowThresholds, Thresholds
+from macadam.models.types import ListEvaluations, ListModels, ListRuns, Run, ShowModel, ShowThresholds, Thresholds
 from macadam.operations import Request
 from macadam.serving.types import ListEndpoints
 from macadam.values import digest_of
@@ -120,7 +120,10 @@ def actual(platform: Platform, project: Project) -> Actual:
         views=views[0].version if views else "",
         training_sets=tuple(sets),
         models={model: model_state(platform, name, model, declarations(project)) for model in project.document.models},
-        endpoints=_endpoints(platform, name) if project.document.endpoints else {},
+        other_models=tuple(
+            m.name for m in platform.call(ListModels(project=name)) if m.name not in project.document.models
+        ),
+        endpoints=_endpoints(platform, name),
         online=tuple(online),
     )
 

@@ -4,14 +4,17 @@ Pure: compares a `Desired` with an `Actual` and touches nothing. Reading both is
 `flows`'. A step that needs the outcome of an earlier one names it with a `From`.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
 
 import msgspec
 
 from macadam.data.types import Contract
-from macadam.delivery.project import ModelSection, Project
+from macadam.delivery.project import FILE, ModelSection, Project
 from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
+from macadam.models import gates
+from macadam.models.gate_service import CHAMPION
 from macadam.models.types import Evaluation, ModelVersion, Run, Thresholds
 from macadam.values import digest_of
 
@@ -40,7 +43,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What apply would do, in order. desired: digest of all that the project's files ask for; approvers: by model, whom
-    to ask.
+    to ask; left: what there is and the files no longer name, in sentences: apply removes nothing.
     """
 
     project: str
@@ -48,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     desired: str
     steps: tuple[Step, ...]
     approvers: dict[str, str] = {}
+    left: tuple[str, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:
@@ -109,7 +113,9 @@ class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Actual(msgspec.Struct, frozen=True, kw_only=True):
-    """What is registered. contracts: reference → digest; snapshots: table → reference of the published snapshot."""
+    """What is registered. contracts: reference → digest; snapshots: table → reference of the published snapshot;
+    models: those that the files name; other_models: names of the others.
+    """
 
     exists: bool = False
     contracts: dict[str, str] = {}
@@ -118,6 +124,7 @@ class Actual(msgspec.Struct, frozen=True, kw_only=True):
     views: str = ""
     training_sets: tuple[TrainingSet, ...] = ()
     models: dict[str, ModelState] = {}
+    other_models: tuple[str, ...] = ()
     endpoints: dict[str, EndpointState] = {}
     online: tuple[Materialisation, ...] = ()
 
@@ -142,7 +149,20 @@ def compare(desired: Desired, actual: Actual) -> Plan:
         desired=desired.digest,
         steps=tuple(steps),
         approvers={name: model.approver for name, model in desired.project.document.models.items() if model.approver},
+        left=tuple(_left(desired, actual)),
     )
+
+
+def _left(desired: Desired, actual: Actual) -> Iterator[str]:
+    document = desired.project.document
+    for name, source in sorted(actual.sources.items()):
+        if name not in document.sources:
+            yield f"Source {name} is not in {FILE}: it stays, and so does its table {source.table}."
+    for name in actual.other_models:
+        yield f"Model {name} is not in {FILE}: its versions and aliases stay."
+    for name, endpoint in sorted(actual.endpoints.items()):
+        if name not in document.endpoints:
+            yield f"Endpoint {name} is not in {FILE}: it goes on answering with {endpoint.version}."
 
 
 def _project(desired: Desired, actual: Actual, steps: list[Step]) -> None:
@@ -235,7 +255,13 @@ def _source(desired: Desired, actual: Actual, name: str, steps: list[Step]) -> N
 def _ingest(desired: Desired, actual: Actual, name: str, steps: list[Step]) -> bool:
     known = actual.sources[name].files if name in actual.sources else {}
     _require_files(desired, actual, name)
-    files = [file for file, digest in desired.files[name].items() if known.get(file) != digest]
+    bytes_taken = set(known.values())
+    files = []
+    for file, digest in desired.files[name].items():
+        # Bytes that were taken are not taken again under another name: ingesting would change nothing.
+        if known.get(file, digest) != digest or (file not in known and digest not in bytes_taken):
+            files.append(file)
+            bytes_taken.add(digest)
     steps.extend(
         Step(
             key=f"ingest:{name}:{file}",
@@ -406,7 +432,8 @@ class _Model:
         if isinstance(number, str) and isinstance(held_out, str) and thresholds:
             if find_evaluation(self.state, int(number), held_out, thresholds) is not None:
                 return
-            why = f"version {number} was not measured on {held_out} under these thresholds."
+            against = " against the present champion" if rival(self.state, int(number)) else ""
+            why = f"version {number} was not measured on {held_out} under these thresholds{against}."
         else:
             why = "what a version can do is measured on rows that it has not seen."
         self._add(
@@ -468,16 +495,32 @@ def find_version(state: ModelState, run: str) -> ModelVersion | None:
 
 
 def find_evaluation(state: ModelState, number: int, training_set: str, thresholds: str) -> Evaluation | None:
-    """The newest evaluation of a version on these rows under these thresholds."""
-    for found in state.evaluations:
-        if (found.version, found.training_set, found.thresholds) == (number, training_set, thresholds):
-            return found
-    return None
+    """The newest evaluation of a version on these rows under these thresholds, unless the gate would ask for another
+    since it compares with a champion of former days.
+    """
+    wanted, present = (number, training_set, thresholds), rival(state, number)
+    same = (e for e in state.evaluations if (e.version, e.training_set, e.thresholds) == wanted)
+    found = next(same, None)
+    if found is None or not present:
+        return found
+    return found if found.comparison is not None and found.comparison.champion == present else None
+
+
+def rival(state: ModelState, number: int) -> str:
+    """The champion that the thresholds in force compare a version with, by reference; '' if they don't."""
+    champion = state.aliases.get(CHAMPION, number)
+    if state.thresholds is None or champion == number or gates.parse(state.thresholds.text).champion is None:
+        return ""
+    return f"model:{state.thresholds.model}@{champion}"
 
 
 def _endpoints(desired: Desired, actual: Actual, served: dict[str, Reference], steps: list[Step]) -> None:
     for name, asked in desired.project.document.endpoints.items():
-        version, known = served[asked.model], actual.endpoints.get(name)
+        known, moved_here = (
+            actual.endpoints.get(name),
+            asked.alias == desired.project.document.models[asked.model].alias,
+        )
+        version = served[asked.model] if moved_here else _aliased(actual, asked.model, asked.alias)
         settled = known is not None and isinstance(version, str) and known.version == version
         if settled:
             continue
@@ -494,9 +537,15 @@ def _endpoints(desired: Desired, actual: Actual, served: dict[str, Reference], s
                 },
                 title=f"Deploy the {asked.alias} of {asked.model} at endpoint {name}",
                 why=why,
-                model=asked.model,
+                model=asked.model if moved_here else "",
             )
         )
+
+
+def _aliased(actual: Actual, model: str, alias: str) -> str:
+    """The version under an alias that no step moves, '' if there is none."""
+    number = actual.models.get(model, ModelState()).aliases.get(alias)
+    return f"model:{model}@{number}" if number else ""
 
 
 def _online(desired: Desired, actual: Actual, changing: set[str], steps: list[Step]) -> None:

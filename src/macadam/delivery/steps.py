@@ -93,7 +93,9 @@ def _existing(platform: Platform, wanted: Request[Any]) -> msgspec.Struct | None
     """What doing the step would only repeat: known once the steps before it are done, not when the plan was made."""
     if isinstance(wanted, Train):
         project = read(Path(wanted.source))
-        section = project.document.models[wanted.model]
+        section = msgspec.structs.replace(
+            project.document.models[wanted.model], train=wanted.entry, params=wanted.params, seed=wanted.seed
+        )
         state = observe.model_state(platform, wanted.project, wanted.model, observe.declarations(project))
         code, _ = capture.archive(project.directory)
         return find_run(state, section, wanted.training_sets, observe.code_digest(code, observe.declarations(project)))

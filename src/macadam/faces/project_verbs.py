@@ -45,6 +45,8 @@ def _plan(options: argparse.Namespace, session: Session) -> int:
 
 
 def _say_plan(made: Plan, session: Session) -> None:
+    for note in made.left:
+        session.say(note)
     if made.nothing_to_do:
         session.say(f"{made.project}: the platform is as the files say. Nothing to do.")
         return
@@ -85,6 +87,8 @@ class _Teller:
             self._session.say("An apply that was cut off goes on.")
         elif event.kind == "abandoned":
             self._session.say("An apply that was cut off is given up: the files have changed since.")
+        elif event.kind == "left":
+            self._session.say(event.text)
         elif event.kind == "done":
             self._session.say(f"  {where:>7}  {event.title}  {event.seconds:.1f} s{_outcome(event)}")
         elif event.kind == "before":

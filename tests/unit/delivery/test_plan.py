@@ -13,7 +13,7 @@ from macadam.delivery.project import Project, parse
 from macadam.delivery.steps import REQUESTS, resolved
 from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
-from macadam.models.types import Code, Evaluation, Hardware, ModelVersion, Run, Thresholds
+from macadam.models.types import Code, Comparison, Evaluation, Hardware, ModelVersion, Run, Thresholds
 from macadam.values import Money, digest_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,6 +27,8 @@ models:
 endpoints:
   e: {model: m}
 """
+GATES = "metrics: {roc_auc: {at_least: 0.5}}"
+COMPARING = GATES + "\ncompare_to_champion: {metric: roc_auc}"
 VIEWS = "0123456789ab"
 CODE = digest_of(b"code")
 
@@ -38,7 +40,7 @@ def desired(text: str = YAML, *, version: str = "1.0.0", files: tuple[str, ...] 
             directory=Path("/p"),
             document=document,
             contracts={"a": "text"},
-            gates=dict.fromkeys(document.models, "gates"),
+            gates=dict.fromkeys(document.models, GATES),
             files={"a": files},
         ),
         contracts={
@@ -125,7 +127,7 @@ THRESHOLDS = Thresholds(
     project="p",
     model="m",
     digest=digest_of(b"gates"),
-    text="gates",
+    text=GATES,
     author="principal:local",
     at=NOW,
 )
@@ -285,6 +287,46 @@ def test_a_new_file_is_ingested_and_what_is_built_on_its_table_is_built_anew() -
     assert plan.steps[1].why == "a has a newer snapshot than it was built from."
 
 
+def test_a_file_with_bytes_that_were_taken_under_another_name_is_not_ingested_time_and_again() -> None:
+    wanted = desired(files=("raw/a-1.csv", "raw/a-2.csv", "raw/a-3.csv"))
+    again, new = wanted.files["a"]["raw/a-1.csv"], digest_of(b"new")
+    files = {"a": {"raw/a-1.csv": again, "raw/a-1-copy.csv": again, "raw/a-2.csv": new, "raw/a-3.csv": new}}
+    plan = compare(msgspec.structs.replace(wanted, files=files), SETTLED)
+    assert [key for key in keys(plan.steps) if key.startswith("ingest")] == ["ingest:a:raw/a-2.csv"]
+    del files["a"]["raw/a-2.csv"], files["a"]["raw/a-3.csv"]
+    assert compare(msgspec.structs.replace(wanted, files=files), SETTLED).nothing_to_do
+
+
+def test_a_file_that_was_changed_is_planned_so_that_ingesting_says_why_not() -> None:
+    changed = {"a": {"raw/a-1.csv": digest_of(b"changed")}}
+    plan = compare(msgspec.structs.replace(desired(), files=changed), SETTLED)
+    assert plan.steps[0].why == "raw/a-1.csv has changed since it was ingested."
+
+
+def test_what_the_files_no_longer_name_is_said_to_stay() -> None:
+    more = but(
+        sources={**SETTLED.sources, "old": SETTLED.sources["a"]},
+        other_models=("former",),
+        endpoints={**SETTLED.endpoints, "gone": EndpointState(version="model:former@3")},
+    )
+    plan = compare(desired(), more)
+    assert plan.nothing_to_do
+    assert plan.left == (
+        "Source old is not in macadam.yaml: it stays, and so does its table a.",
+        "Model former is not in macadam.yaml: its versions and aliases stay.",
+        "Endpoint gone is not in macadam.yaml: it goes on answering with model:former@3.",
+    )
+    assert compare(desired(), SETTLED).left == ()
+
+
+def test_an_endpoint_of_another_alias_follows_that_alias_and_no_gate_holds_it_back() -> None:
+    wanted = desired(YAML.replace("e: {model: m}", "e: {model: m, alias: trial}"))
+    two = model(aliases={"champion": 1, "trial": 2})
+    assert compare(wanted, but(models=two, endpoints={"e": EndpointState(version="model:m@2")})).nothing_to_do
+    plan = compare(wanted, but(models=two))
+    assert [(step.key, step.model, step.arguments["version"]) for step in plan.steps] == [("endpoint:e", "", "trial")]
+
+
 def test_changed_features_are_registered_and_rebuild_what_uses_them() -> None:
     plan = compare(desired(), but(views="ffffffffffff"))
     assert keys(plan.steps) == ["views"]  # the sets of this version are there already
@@ -311,8 +353,30 @@ def test_a_model_is_trained_again_for_a_reason(change: dict[str, Any], why: str)
 
 
 def test_changed_thresholds_are_declared_and_the_version_is_measured_again() -> None:
-    plan = compare(desired(), but(models=model(thresholds=msgspec.structs.replace(THRESHOLDS, text="older"))))
+    plan = compare(
+        desired(),
+        but(models=model(thresholds=msgspec.structs.replace(THRESHOLDS, text="metrics: {roc_auc: {at_least: 0.4}}"))),
+    )
     assert keys(plan.steps) == ["thresholds:m", "evaluation:m"]
+
+
+def test_a_version_that_was_compared_with_a_former_champion_is_measured_again() -> None:
+    asking = msgspec.structs.replace(THRESHOLDS, text=COMPARING)
+    wanted = desired()
+    wanted = msgspec.structs.replace(wanted, project=msgspec.structs.replace(wanted.project, gates={"m": COMPARING}))
+
+    def steps(champion: int, *against: str) -> list[str]:
+        found = tuple(
+            msgspec.structs.replace(EVALUATION, comparison=Comparison(champion=ref, metrics={})) for ref in against
+        )
+        state = model(thresholds=asking, aliases={"champion": champion}, evaluations=found or (EVALUATION,))
+        return keys(compare(wanted, but(models=state, endpoints={})).steps)
+
+    assert steps(2) == ["evaluation:m", "gate:m", "alias:m", "endpoint:e"]
+    assert steps(2, "model:m@3") == ["evaluation:m", "gate:m", "alias:m", "endpoint:e"]
+    assert steps(2, "model:m@2") == ["gate:m", "alias:m", "endpoint:e"]
+    assert "evaluation:m" in steps(2, "model:m@3", "model:m@2")  # the gate goes by the newest
+    assert steps(1) == ["endpoint:e"]  # the champion is not compared with itself
 
 
 def test_a_version_that_waits_for_approval_is_asked_about_again() -> None:
