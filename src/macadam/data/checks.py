@@ -5,6 +5,7 @@ table rules follow on what passed. The engine can read neither files nor the net
 Writing tables and moving pointers belongs to `service`.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ else:
 REASONS = "_reasons"
 ROW = "_row"
 _BATCH = "_batch"
+COMPILE_SECONDS = 10.0  # a contract's rules are tried on one row
+RUN_SECONDS = 600.0  # of a batch, which is at most a file of half a gigabyte
+_AGAIN = 0.1
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -81,7 +85,7 @@ class CompiledTable:
         """
         _require_columns(self.table, rows.column_names)
         _require_existing(self.unique, existing)
-        with _engine() as connection:
+        with _engine(RUN_SECONDS) as connection:
             typed, masks = _mark(connection, self, rows, self.contract.null_tokens if text else ())
             marked = _Marked(self.checks, masks)
             good, late = _drop_repeats(connection, self, typed, marked.passing(), existing)
@@ -129,7 +133,7 @@ def compile_table(contract: Contract, name: str) -> CompiledTable:
     compiled = CompiledTable(
         contract=contract, table=table, checks=checks, unique=tuple(rules.unique_sets(table)), schema=schema
     )
-    with _engine() as connection:
+    with _engine(COMPILE_SECONDS) as connection:
         _try_on_nothing(connection, compiled)
     return compiled
 
@@ -138,14 +142,33 @@ def compile_table(contract: Contract, name: str) -> CompiledTable:
 
 
 @contextmanager
-def _engine() -> "Iterator[duckdb.DuckDBPyConnection]":
+def _engine(seconds: float) -> "Iterator[duckdb.DuckDBPyConnection]":
+    """Raises ContractInvalid if the rules take longer: the threads that run them are few and shared by all projects."""
     connection = duckdb.connect(":memory:", config=_CONFIG)
+    ended = threading.Event()
+    watch = threading.Thread(target=_interrupt, args=(connection, seconds, ended), daemon=True)
+    watch.start()
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET lock_configuration = true")
         yield connection
+    except duckdb.InterruptException as error:
+        raise ContractInvalid(
+            f"The contract's rules took longer than {seconds:g} s.",
+            next_step="Write rules that look at each row once.",
+        ) from error
     finally:
+        ended.set()
+        watch.join()
         connection.close()
+
+
+def _interrupt(connection: "duckdb.DuckDBPyConnection", seconds: float, ended: threading.Event) -> None:
+    """Once the time is up, ends what runs, and whatever is begun after it."""
+    wait = seconds
+    while not ended.wait(wait):
+        connection.interrupt()
+        wait = _AGAIN
 
 
 def _arrow_type(sql_type: str) -> "pa.DataType":
@@ -208,6 +231,8 @@ def _try(connection: "duckdb.DuckDBPyConnection", rule: str, query: str, columns
                 f"The rule {rule} is not one expression.", next_step="Write a single SQL expression or SELECT."
             )
         connection.sql(query).fetchall()
+    except duckdb.InterruptException:
+        raise
     except duckdb.Error as error:
         raise ContractInvalid(
             f"The rule {rule} is not understood: {str(error).splitlines()[0]}.",
@@ -415,6 +440,8 @@ def _age(column: "pa.ChunkedArray[Any]", at: datetime) -> float | None:
 def _value_of(connection: "duckdb.DuckDBPyConnection", rule: Rule) -> float | str | None:
     try:
         row = connection.execute(rule.sql).fetchone()
+    except duckdb.InterruptException:
+        raise
     except duckdb.Error as error:
         raise ContractInvalid(
             f"The rule {rule.name} failed on this data: {str(error).splitlines()[0]}.",

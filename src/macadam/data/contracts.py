@@ -39,6 +39,7 @@ else:
 MAX_BYTES = 1_048_576  # the standard's own full example has 10 kB
 MAX_NODES = 100_000  # aliases can unfold a small file into a very large one
 MAX_DEPTH = 50
+LONGEST_SQL = 10_000  # characters: DuckDB's parser takes kilobytes for each bracket
 SHOWN_PROBLEMS = 5
 SCHEMA_FILE = Path(__file__).with_name("odcs-v3.2.0.schema.json")  # bitol-io/open-data-contract-standard, Apache-2.0
 NEXT_STEP = "Correct the contract and check it again; the standard is at https://bitol-io.github.io."
@@ -357,6 +358,11 @@ def _tokens(metric: str, arguments: Mapping[str, Any]) -> tuple[str | None, ...]
 
 def _sql_rule(table_name: str, column: str, quality: Mapping[str, Any], common: Mapping[str, Any]) -> Rule:
     query = str(quality["query"]).strip().rstrip(";")
+    if len(query) > LONGEST_SQL:
+        raise ContractInvalid(
+            f"{table_name}.quality: a query has {len(query):,} characters, at most {LONGEST_SQL:,} are parsed.",
+            next_step="Write several rules.",
+        )
     for spelling, value in (("table", table_name), ("object", table_name), ("column", column), ("property", column)):
         quoted = '"' + value.replace('"', '""') + '"'
         query = query.replace("${" + spelling + "}", quoted).replace("{" + spelling + "}", quoted)

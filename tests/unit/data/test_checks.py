@@ -197,6 +197,20 @@ def test_a_contract_cannot_read_files_or_this_process(tmp_path):
         compiled("{name: a}", "[{type: sql, query: SELECT count(*) FROM rows, mustBe: 1}]")
 
 
+@pytest.mark.parametrize("query", ["SELECT {}", "CASE WHEN a IS NULL THEN (SELECT {}) > 0 END"])
+def test_a_rule_that_does_not_end_is_refused_in_time(query, monkeypatch):
+    monkeypatch.setattr(checks, "COMPILE_SECONDS", 0.3)
+    endless = query.format("sum(x.range * y.range) FROM range(100000000) x, range(100000000) y")
+    with pytest.raises(ContractInvalid, match=r"longer than 0\.3 s"):
+        compiled("{name: a}", f"[{{type: sql, query: '{endless}', mustBe: true}}]")
+
+
+def test_a_rule_that_would_take_gigabytes_to_parse_is_refused_unparsed():
+    query = "SELECT " + "(" * 6000 + "1" + ")" * 6000
+    with pytest.raises(ContractInvalid, match="12,008 characters"):
+        compiled("{name: a}", f"[{{type: sql, query: '{query}', mustBe: 1}}]")
+
+
 def test_rows_of_the_wrong_shape_are_refused_with_the_columns_named():
     with pytest.raises(SourceInvalid, match=r"missing: size, code, at; surplus: nr"):
         compiled(ORDERS).run(strings(id=["1"], nr=["2"]))
