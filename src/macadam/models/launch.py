@@ -20,7 +20,7 @@ import msgspec
 from macadam.errors import InvalidInput, StorageFull
 from macadam.lazy import lazy
 from macadam.ledger import leaf
-from macadam.models import capture, training_sets, worker
+from macadam.models import capture, registry, training_sets, worker
 from macadam.models.capture import Meter
 from macadam.models.training_sets import TrainingSet
 from macadam.models.types import Code, Run, Train
@@ -64,6 +64,8 @@ def train(context: Context, request: Train) -> Finished:
     """Runs the training to its end. Raises InvalidInput, NotFound, TooLarge, StorageFull."""
     _check(request)
     with context.read() as sql:
+        if request.source.startswith("sha256:"):
+            registry.require_code(sql, request.project, request.source)
         sets = {split: training_sets.find(sql, request.project, ref) for split, ref in request.training_sets.items()}
     run_id = uuid7()
     with _workplace(context.ports.settings.home / "work") as place:

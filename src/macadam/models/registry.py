@@ -60,6 +60,18 @@ def runs(sql: sa.Connection, project: str, model: str, limit: int) -> tuple[Run,
     return _all(sql, query.where(t.model == model) if model else query, Run)
 
 
+def require_code(sql: sa.Connection, project: str, archive: str) -> None:
+    """Raises NotFound unless a run of the project had this code: objects are shared, what they hold is not."""
+    t = schema.runs.c
+    named = sa.type_coerce(t.document, sa.Text).contains(archive, autoescape=True)  # also where it is a parameter
+    found = _all(sql, sa.select(t.document).where(t.project == project, named), Run)
+    if not any(one.code.archive == archive for one in found):
+        raise NotFound(
+            f"Project {project!r} has no run with the code {archive}.",
+            next_step="Train from the project's directory, or list the runs: macadam runs list.",
+        )
+
+
 def keep_environment(sql: sa.Connection, project: str, digest: str, at: datetime) -> bool:
     """Whether the environment is new to the project."""
     t = schema.environments.c

@@ -136,6 +136,16 @@ def test_an_archived_run_trains_again_to_the_same_bytes(world):
     assert len(world.leaves(subject=world.run.environment.ref)) == 1
 
 
+def test_the_code_of_another_projects_run_is_not_found(world):
+    world.platform.call(CreateProject(project="rivals"))
+    world.platform.call(GrantRole(project="rivals", principal="principal:ann", role="developer"))
+    theirs = worlds.plant(world.platform, "theirs", worlds.rows(50, seed=9), project="rivals")
+    with pytest.raises(NotFound, match="no run with the code"):
+        world.call(
+            Train(project="rivals", model="late", source=world.run.code.archive, training_sets={"train": theirs})
+        )
+
+
 def test_code_that_raises_is_a_recorded_failed_run_and_nothing_else(world):
     before = world.call(ListModels(project="flights"))
     world.source("raises", "def train(run):\n    run.log_metric('seen', 1)\n    1 / 0\n")
@@ -171,7 +181,7 @@ def test_training_beyond_its_timeout_is_a_failed_run_that_says_so(world):
         ({"training_sets": {"train": "training_set:none@1"}}, NotFound, "no training set 'training_set:none@1'"),
         ({"source": "relative/path"}, InvalidInput, "not an absolute path"),
         ({"source": "/nowhere/at/all"}, InvalidInput, "no project directory"),
-        ({"source": "sha256:" + "0" * 64}, NotFound, "no object"),
+        ({"source": "sha256:" + "0" * 64}, NotFound, "no run with the code"),
     ],
 )
 def test_a_request_that_cannot_be_run_leaves_no_run(world, changes, error, said):
