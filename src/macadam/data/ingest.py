@@ -1,7 +1,8 @@
 """The heavy half of ingesting: new files are read, checked and staged, with nothing visible yet.
 
 What comes out is a `Prepared`; `service.ingest` publishes it in one transaction with the files' offsets, so that each
-file is in exactly one published snapshot, or in none. Memory is bounded by `STAGE_BYTES` and the largest file.
+file is in exactly one published snapshot, or in none. Memory is bounded by `STAGE_BYTES`, the largest file, and the
+published values of the columns that the contract calls unique, which new rows are compared with.
 """
 
 import hashlib

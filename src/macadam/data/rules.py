@@ -4,6 +4,7 @@ Pure text: no data, no connection. `checks` runs it. The bits of a row say all i
 are spelled out for the failing rows only.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -52,6 +53,7 @@ _FORMAT_LETTERS = (
     ("Z", "%z"),
     ("'T'", "T"),
 )
+_ZONE = re.compile(r"([Zz]|[+-][0-9]{2}(:?[0-9]{2})?)$")  # at the end of a time of day
 
 # How a column arrives: as text to be parsed, already of its type (`float`: but NaN may be among it), as a wall
 # clock without a zone, or of another type that has to be cast.
@@ -266,8 +268,7 @@ def _column_conditions(column: Column) -> Iterator[tuple[str, str]]:
 def _bound(column: Column, bound: Bound) -> str:
     if column.logical_type in {"number", "integer"}:
         return literal(bound)
-    has_zone = isinstance(bound, str) and (bound.endswith("Z") or bound[19:20] in {"+", "-", "."})
-    if column.logical_type == "timestamp" and not has_zone:
+    if column.logical_type == "timestamp" and not _ZONE.search(str(bound)[len("2013-01-01") :]):
         return f"(TIMESTAMP {literal(bound)} AT TIME ZONE {literal(column.limits.default_timezone)})"
     return f"{SQL_TYPES[column.logical_type]} {literal(bound)}"
 

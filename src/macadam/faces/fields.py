@@ -9,7 +9,6 @@ import string
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -211,8 +210,3 @@ def _pair(field: Field, text: str) -> tuple[str, object]:
             details={"field": field.name},
         )
     return name, _scalar(f"{field.name}.{name}", field.item, value)
-
-
-def is_instant(field: Field) -> bool:
-    """Whether the field holds a time."""
-    return field.type is datetime or datetime in getattr(field.type, "__args__", ())

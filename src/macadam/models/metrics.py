@@ -5,6 +5,7 @@ metric is a few sums over the weighted, sorted rows, in memory that is allocated
 take well under 2 s.
 """
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -144,9 +145,15 @@ def _draws(n: int, resamples: int, seed: int) -> "Iterator[Vector]":
 
 
 def intervals(scored: Scored, *, resamples: int, seed: int) -> dict[str, Interval]:
-    """Every metric with its 95% interval: percentiles of the bootstrap (Efron 1979). The same seed, the same interval."""
+    """Every metric with its 95% interval: percentiles of the bootstrap (Efron 1979). The same seed, the same interval.
+
+    Rows are drawn one by one, as if they were independent. Rows that share a cause (the flights of one stormy day) are
+    not: an interval says how well these rows tell the metric, and over other days it moves by more than that.
+    """
     found = [scored.measure(w) for w in _draws(len(scored), resamples, seed)]
-    return {name: _interval(name, value, [f[name] for f in found]) for name, value in scored.measure().items()}
+    return {
+        name: _interval(name, value, [f[name] for f in found], least=0.0) for name, value in scored.measure().items()
+    }
 
 
 def differences(new: Scored, old: Scored, *, resamples: int, seed: int) -> dict[str, Interval]:
@@ -160,7 +167,8 @@ def differences(new: Scored, old: Scored, *, resamples: int, seed: int) -> dict[
     return {name: _interval(name, after[name] - before[name], values) for name, values in spread.items()}
 
 
-def _interval(name: str, value: float, resampled: list[float]) -> Interval:
+def _interval(name: str, value: float, resampled: list[float], *, least: float = -math.inf) -> Interval:
+    """least: below which the metric cannot be; a difference has no such bound."""
     # A resample of a small slice may hold one outcome only: it has no AUC and says nothing.
     kept = np.asarray(resampled)[np.isfinite(resampled)]
     if not len(kept):
@@ -168,8 +176,7 @@ def _interval(name: str, value: float, resampled: list[float]) -> Interval:
     if name == "calibration_error":
         # Drawing rows adds noise to every bin, and a sum of absolute gaps only grows by noise: the resamples lie
         # above the value by that much. Their spread is right, so it is put around the value.
-        moved = kept - kept.mean() + value
-        kept = np.maximum(moved, 0) if kept.min() >= 0 else moved  # a difference may be below zero, an error may not
+        kept = np.maximum(kept - kept.mean() + value, least)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(kept, [tail, 1 - tail])
     return Interval(value=float(value), low=float(low), high=float(high))

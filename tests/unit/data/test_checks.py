@@ -157,6 +157,16 @@ def test_wall_clock_times_are_read_in_the_contracts_zone_also_across_the_summer_
     assert hours == [17, 16, 12]
 
 
+@pytest.mark.parametrize(
+    "bound", ["2013-01-01T12:00:00.000", "2013-01-01 12:00", "2013-01-01T17:00:00.000Z", "2013-01-01T19:00+02"]
+)
+def test_a_bound_without_a_zone_is_in_the_contracts_zone_and_one_with_a_zone_in_its_own(bound):
+    options = f"{{defaultTimezone: America/New_York, minimum: '{bound}'}}"
+    check = compiled(f"{{name: at, logicalType: timestamp, logicalTypeOptions: {options}}}")
+    outcome = check.run(strings(at=["2013-01-01T16:59:59Z", "2013-01-01T17:00:00Z"]))
+    assert reasons(outcome) == {0: ["at.minimum"]}
+
+
 def test_the_standards_date_formats_are_understood():
     check = compiled("{name: d, logicalType: date, logicalTypeOptions: {format: dd.MM.yyyy, minimum: '2013-01-02'}}")
     outcome = check.run(strings(d=["02.01.2013", "2013-01-03", "01.01.2013"]))

@@ -100,6 +100,12 @@ def test_what_two_models_share_cancels_out_of_their_difference():
     assert apart.high - apart.low < (alone.high - alone.low) / 5
 
 
+def test_a_difference_of_calibration_that_may_be_none_is_not_cut_off_at_zero():
+    drawn = metrics._interval("calibration_error", 0.001, [0.02, 0.03, 0.04, 0.05])
+    assert drawn.low < 0, "all resamples are above zero, and the difference may still be below"
+    assert metrics._interval("calibration_error", 0.001, [0.02, 0.03, 0.04, 0.05], least=0.0).low == 0
+
+
 @pytest.mark.parametrize(
     ("outcomes", "probabilities"),
     [([], []), ([0, 1], [0.5]), ([0, 2], [0.1, 0.2]), ([0, 1], [0.1, 1.2]), ([0, 1], [0.1, np.nan])],
