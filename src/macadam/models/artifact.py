@@ -4,6 +4,7 @@ Only ONNX from the standard operator sets is taken: it is data, and loading it r
 disguises (joblib, torch's .pt, skops' zip) is refused.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from macadam.errors import InvalidInput
@@ -86,8 +87,18 @@ def _refuse_foreign(proto: Any) -> None:
     foreign = sorted({o.domain for o in proto.opset_import} - _DOMAINS)
     if foreign:
         raise _unfit(f"uses operators from {', '.join(foreign)}, which need code of their own")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+    # ONNX Runtime opens such files wherever the tensor stands, also in a constant or in a branch of an If.
+    if any(isinstance(p, onnx.TensorProto) and p.data_location == onnx.TensorProto.EXTERNAL for p in _parts(proto)):
         raise _unfit("keeps weights in files beside it")
+
+
+def _parts(message: Any) -> Iterator[Any]:
+    """A protobuf message and all that are in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in (value,) if hasattr(value, "ListFields") else value:
+                yield from _parts(part)
 
 
 def _compare(graph: Any, signature: Signature) -> None:
