@@ -160,6 +160,16 @@ def test_an_unexpected_error_is_told_by_id_and_never_by_trace(
     assert "the secret inside" in logs.JsonLines().format(caplog.records[0])
 
 
+def test_health_says_that_the_ledger_cannot_sign(
+    http: Http, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert http.request("GET", "/health").json()["ledger"] == "ok"
+    monkeypatch.setattr(platform._sequencer, "failure", "the disk is full")
+    answer = http.request("GET", "/health")
+    assert (answer.status, answer.json()["ledger"]) == (200, "waiting")
+    assert "disk" not in answer.body.decode()
+
+
 def test_health_and_version_answer_anyone(http: Http) -> None:
     assert http.request("GET", "/health").json()["status"] == "ok"
     assert http.request("GET", "/version").json()["name"] == "macadam"

@@ -87,6 +87,11 @@ class Platform:
             progress=progress,
         )
 
+    @property
+    def ledger_failure(self) -> str:
+        """Why queued leaves are not under a checkpoint yet, '' if nothing is wrong. They are safe in SQL meanwhile."""
+        return self._sequencer.failure
+
     def close(self) -> None:
         """Integrates what is queued for the ledger and closes every adapter, also after one that failed.
 

@@ -170,14 +170,16 @@ class ControlPlane:
         return body
 
     async def _health(self) -> Answer:
-        """Healthy means that the database answers."""
+        """Healthy means that the database answers. A ledger that cannot sign is said, and answering goes on."""
 
         def ask() -> None:
             with self._platform.ports.sql.read() as sql:
                 sql.exec_driver_sql("SELECT 1").scalar_one()
 
         await self._quick.run(ask)
-        return _json({"status": "ok", "version": __version__})
+        # The reason may name paths: it is in the log, and not for everyone.
+        ledger = "waiting" if self._platform.ledger_failure else "ok"
+        return _json({"status": "ok", "version": __version__, "ledger": ledger})
 
     async def _version(self) -> Answer:
         return _json({"name": "macadam", "version": __version__})
