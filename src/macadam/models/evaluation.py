@@ -4,7 +4,7 @@ Metrics and their intervals are computed in `metrics`; what is good enough is fo
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -12,7 +12,7 @@ from macadam.errors import InvalidInput
 from macadam.lazy import lazy
 from macadam.models import artifact, metrics, signature
 from macadam.models.metrics import Scored
-from macadam.models.rows import Rows
+from macadam.models.rows import AT, Rows
 from macadam.models.signature import Signature
 from macadam.models.types import Comparison, Interval, Slice
 
@@ -28,6 +28,10 @@ MIN_OUTCOMES = 10
 """A slice needs this many of each outcome: below, an AUC is an anecdote."""
 MAX_SLICES = 200
 """Of one column, the largest ones: more is an identifier."""
+FEWEST_DAYS = 10
+"""Rows of at least so many days (UTC) are drawn day by day: what happens on one day, such as a storm, happens to many
+rows. Of fewer days, a resample of days would say little, and rows are drawn one by one.
+"""
 
 
 class Resampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +43,43 @@ class Resampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found. rows and positives: counts."""
+    """What was found. rows and positives: counts; drawn_by: what the bootstrap drew."""
 
     rows: int
     positives: int
     metrics: dict[str, Interval]
     slices: tuple[Slice, ...]
+    drawn_by: Literal["row", "day"]
+
+
+class _Answers(NamedTuple):
+    """What was answered and what came true, per row. days: the number of the row's day, None if rows have no time."""
+
+    outcomes: "npt.NDArray[np.int8]"
+    probabilities: "npt.NDArray[np.float64]"
+    days: "npt.NDArray[np.int64] | None"
+
+    def among(self, chosen: "npt.NDArray[np.bool_]") -> "_Answers":
+        days = None if self.days is None else self.days[chosen]
+        return _Answers(self.outcomes[chosen], self.probabilities[chosen], days)
+
+    def groups(self) -> "npt.NDArray[np.int64] | None":
+        """The days, numbered from 0 on, if there are enough of them to draw from."""
+        if self.days is None:
+            return None
+        found, numbers = np.unique(self.days, return_inverse=True)
+        return numbers.astype(np.int64) if len(found) >= FEWEST_DAYS else None
+
+    def measured(self, how: Resampling) -> dict[str, Interval]:
+        scored = Scored(self.outcomes, self.probabilities, threshold=how.threshold)
+        return metrics.intervals(scored, resamples=how.resamples, seed=how.seed, groups=self.groups())
+
+
+def _answers(rows: Rows, probabilities: "npt.NDArray[np.float64]") -> _Answers:
+    days = None
+    if AT in rows.table.column_names:
+        days = rows.table.column(AT).to_numpy().astype("datetime64[D]").astype(np.int64)
+    return _Answers(rows.binary_labels(), probabilities, days)
 
 
 def score(model: bytes, signed: Signature, rows: Rows) -> "npt.NDArray[np.float64]":
@@ -61,32 +96,24 @@ def measure(
     rows: Rows, probabilities: "npt.NDArray[np.float64]", how: Resampling, *, slices: Mapping[str, int]
 ) -> Measured:
     """slices: column → smallest number of rows that is measured."""
-    outcomes = rows.binary_labels()
-    scored = Scored(outcomes, probabilities, threshold=how.threshold)
-    if not 0 < int(outcomes.sum()) < len(outcomes):
+    answers = _answers(rows, probabilities)
+    positives = int(answers.outcomes.sum())
+    if not 0 < positives < len(answers.outcomes):
         raise InvalidInput(
             "All rows have the same outcome, so nothing can be told apart.",
             next_step="Evaluate on a training set with both outcomes.",
         )
-    found = [
-        one for column, least in slices.items() for one in _slices_of(rows, column, least, outcomes, probabilities, how)
-    ]
+    found = [one for column, least in slices.items() for one in _slices_of(rows, column, least, answers, how)]
     return Measured(
-        rows=len(outcomes),
-        positives=int(outcomes.sum()),
-        metrics=metrics.intervals(scored, resamples=how.resamples, seed=how.seed),
+        rows=len(answers.outcomes),
+        positives=positives,
+        metrics=answers.measured(how),
         slices=tuple(found),
+        drawn_by="row" if answers.groups() is None else "day",
     )
 
 
-def _slices_of(
-    rows: Rows,
-    column: str,
-    least: int,
-    outcomes: "npt.NDArray[np.int8]",
-    probabilities: "npt.NDArray[np.float64]",
-    how: Resampling,
-) -> list[Slice]:
+def _slices_of(rows: Rows, column: str, least: int, answers: _Answers, how: Resampling) -> list[Slice]:
     """One slice per value of the column, the largest first. Rows without a value are in none."""
     if column not in rows.table.column_names:
         raise InvalidInput(
@@ -102,22 +129,12 @@ def _slices_of(
     positions = {value: n for n, value in enumerate(pc.unique(text).to_pylist())}
     which = np.asarray(codes.to_numpy())
     return [
-        _slice(column, value, which == positions[value], least, outcomes, probabilities, how)
-        for _, value in counts[:MAX_SLICES]
+        _slice(column, value, least, answers.among(which == positions[value]), how) for _, value in counts[:MAX_SLICES]
     ]
 
 
-def _slice(
-    column: str,
-    value: str,
-    chosen: "npt.NDArray[np.bool_]",
-    least: int,
-    outcomes: "npt.NDArray[np.int8]",
-    probabilities: "npt.NDArray[np.float64]",
-    how: Resampling,
-) -> Slice:
-    y = outcomes[chosen]
-    n, positives = len(y), int(y.sum())
+def _slice(column: str, value: str, least: int, answers: _Answers, how: Resampling) -> Slice:
+    n, positives = len(answers.outcomes), int(answers.outcomes.sum())
     found: dict[str, Interval] = {}
     note = ""
     if n < least:
@@ -125,8 +142,7 @@ def _slice(
     elif min(positives, n - positives) < MIN_OUTCOMES:
         note = f"too few of one outcome: {min(positives, n - positives)} of {MIN_OUTCOMES}"
     else:
-        scored = Scored(y, probabilities[chosen], threshold=how.threshold)
-        found = metrics.intervals(scored, resamples=how.resamples, seed=how.seed)
+        found = answers.measured(how)
     return Slice(column=column, value=value, rows=n, positives=positives, metrics=found, note=note)
 
 
@@ -138,8 +154,8 @@ def compare(
     how: Resampling,
 ) -> Comparison:
     """New minus champion on the same rows. champion: its reference."""
-    outcomes = rows.binary_labels()
-    first = Scored(outcomes, new, threshold=how.threshold)
-    second = Scored(outcomes, old, threshold=how.threshold)
-    found = metrics.differences(first, second, resamples=how.resamples, seed=how.seed)
+    answers = _answers(rows, new)
+    first = Scored(answers.outcomes, new, threshold=how.threshold)
+    second = Scored(answers.outcomes, old, threshold=how.threshold)
+    found = metrics.differences(first, second, resamples=how.resamples, seed=how.seed, groups=answers.groups())
     return Comparison(champion=champion, metrics=found)

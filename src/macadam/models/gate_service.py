@@ -230,6 +230,7 @@ def evaluate(tx: Transaction, request: Evaluate, finding: _Finding) -> Evaluatio
         champion=new.comparison.champion if new.comparison else None,
         resamples=new.resamples,
         seed=new.seed,
+        drawn_by=new.drawn_by,
     )
     return new
 
@@ -255,6 +256,7 @@ def _evaluation(tx: Transaction, request: Evaluate, finding: _Finding) -> Evalua
         resamples=request.resamples,
         seed=request.seed,
         seconds=finding.seconds,
+        drawn_by=measured.drawn_by,
         author=tx.actor.id,
         at=tx.now,
     )

@@ -276,7 +276,8 @@ class Evaluation(Value, frozen=True, kw_only=True):
     """Measured quality of one version on one set of rows.
 
     overlap: rows of the set that the version's run has seen in training; seed and resamples: of the bootstrap;
-    threshold: the probability from which on `accuracy` counts a row as positive.
+    drawn_by: what it drew, whole days (UTC) or, of rows of fewer than 10 days, single rows; threshold: the probability
+    from which on `accuracy` counts a row as positive.
     """
 
     ref: str
@@ -299,6 +300,7 @@ class Evaluation(Value, frozen=True, kw_only=True):
     seconds: float
     author: str
     at: datetime
+    drawn_by: Literal["row", "day"] = "row"
 
 
 class Evaluate(Request[Evaluation], frozen=True, kw_only=True):

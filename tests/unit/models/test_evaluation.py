@@ -69,3 +69,24 @@ def test_a_comparison_is_new_minus_old(measured):
     assert found.champion == "model:late@1"
     assert found.metrics["roc_auc"].value == pytest.approx(roc_auc_score(y, p) - roc_auc_score(y, noise))
     assert found.metrics["roc_auc"].low > 0
+
+
+def test_intervals_of_rows_that_share_their_days_luck_are_as_wide_as_the_days_differ():
+    """A day's luck moves all of its rows: drawn one by one they would look as if there were many of them."""
+    generator = np.random.default_rng(0)
+    days, each = 20, 100
+    day = np.repeat(np.arange(days), each)
+    y = (generator.random(days * each) < np.repeat(generator.uniform(0.05, 0.6, days), each)).astype(np.int8)
+    p = np.full(days * each, 0.3)
+    about = About(features=(Feature(name="carrier", kind="category"),))
+    at = pa.array(np.datetime64("2013-06-01", "us") + day * np.timedelta64(1, "D"), pa.timestamp("us", tz="UTC"))
+    table = pa.table({"carrier": ["AA"] * len(y), "label": y, "_at": at})
+    by_day = evaluation.measure(Rows(table=table, about=about), p, HOW, slices={"carrier": 100})
+    by_row = evaluation.measure(Rows(table=table.drop(["_at"]), about=about), p, HOW, slices={})
+    assert (by_day.drawn_by, by_row.drawn_by) == ("day", "row")
+    wide, narrow = by_day.metrics["log_loss"], by_row.metrics["log_loss"]
+    assert wide.value == narrow.value
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    assert by_day.slices[0].metrics["log_loss"] == wide
+    few = Rows(table=table.slice(0, (evaluation.FEWEST_DAYS - 1) * each), about=about)
+    assert evaluation.measure(few, p[: len(few.table)], HOW, slices={}).drawn_by == "row"
