@@ -9,6 +9,7 @@ nothing but the bundle and the key file. It walks one chain, link by link, and s
     -> run -> snapshots -> contracts, then evaluation, thresholds set before, gate, approval by another person, policies
 
 FILE holds the ledger's verifier key (a line name+id+base64), got from the operator by another way than the bundle.
+Further lines are keys of witnesses: their signatures are checked as well, but only the first key's ledger counts.
 Exit code: 0 proved, 1 a link is broken or missing (it is named), 2 the input cannot be read.
 """
 
@@ -249,7 +250,7 @@ def checkpoint(note: str, keys: Keys, report: Report) -> tuple[int, bytes]:
             raise Broken(link, f"the signature of {match[1]} does not fit the checkpoint") from None
         signers.append(match[1])
     origin, size, root = lines[0], int(lines[1]), read_base64(lines[2], "the root")
-    if origin not in signers:
+    if origin not in signers or origin != next(iter(keys))[0]:
         raise Broken(link, f"the ledger {origin!r} has not signed it with a key that was given")
     report.links.append((link, f"{' and '.join(signers)} signed a ledger of {size} leaves"))
     return size, root

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.verify import chains
 from unit.verify.chains import SIGNER, WITNESS, Ledger, fields, uuid
 
 from macadam.ledger import bundle, note
@@ -188,6 +189,14 @@ def test_a_checkpoint_of_another_ledger_or_key_is_refused() -> None:
     only_witness = verifier.verify(Ledger(signers=(WITNESS,)).bundle(), str(WITNESS.verifier), [])
     assert only_witness.broken is not None
     assert "has not signed it" in only_witness.broken.why
+
+
+def test_a_witness_cannot_stand_in_for_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains, "ORIGIN", WITNESS.name)  # a whole ledger of the witness's own making
+    forged = Ledger(signers=(WITNESS,)).bundle()
+    report = verifier.verify(forged, f"{SIGNER.verifier}\n{WITNESS.verifier}\n", [])
+    assert report.broken is not None
+    assert report.broken.link == "checkpoint signature"
 
 
 def test_a_cosignature_of_an_unknown_key_is_carried_and_reported() -> None:
