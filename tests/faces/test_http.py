@@ -1,5 +1,6 @@
 """What the HTTP face adds to operations: parsing, limits, problem details, pages about itself."""
 
+import json
 import logging
 import threading
 
@@ -227,6 +228,14 @@ def test_the_log_line_of_a_request_is_json_with_its_trace(
     facts = caplog.records[-1].facts  # type: ignore[attr-defined]
     assert (facts["operation"], facts["status"]) == ("access.list_projects", 200)
     assert admin not in logs.JsonLines().format(caplog.records[-1])
+
+
+def test_a_token_in_a_path_is_not_logged(http: Http, admin: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger=logs.LOGGER):
+        assert http.request("POST", f"/api/v1/tokens/{admin}/revoke", token=admin, json={}).status == 404
+    (line,) = [logs.JsonLines().format(r) for r in caplog.records if "/revoke" in logs.JsonLines().format(r)]
+    assert admin not in line
+    assert "/api/v1/tokens/mcd_***/revoke" in json.loads(line)["path"]
 
 
 def test_calls_from_several_threads_all_get_their_own_answer(platform: Platform, http: Http, admin: str) -> None:

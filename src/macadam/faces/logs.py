@@ -28,6 +28,9 @@ def trace_of(traceparent: str) -> str:
     return secrets.token_hex(16)
 
 
+_SECRET = re.compile(r"(mcd_)[A-Za-z0-9_-]{16,}")
+
+
 class JsonLines(logging.Formatter):
     """Writes a record as one line. Facts are passed as `extra={"facts": {...}}`."""
 
@@ -44,7 +47,8 @@ class JsonLines(logging.Formatter):
             said.update(facts)
         if record.exc_info:
             said["error"] = self.formatException(record.exc_info)
-        return json.dumps(said, default=str)
+        # Somebody who revokes a token may name it by its secret, which then stands in the path.
+        return _SECRET.sub(r"\1***", json.dumps(said, default=str))
 
 
 def write_to(path: Path) -> logging.Handler:
