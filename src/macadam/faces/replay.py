@@ -122,7 +122,7 @@ def _await_ready(process: "subprocess.Popen[bytes]", host: str, port: int) -> No
 def seal(platform: Platform, project: str) -> Sealed:
     """Seals what the gateway closed, and sums up all segments of the project."""
     platform.call(SealClosed(project=project))
-    segments = platform.call(ListSegments(project=project))
+    segments = platform.call(ListSegments(project=project, limit=1000))
     return Sealed(records=sum(s.count for s in segments), answers=sum(s.answers for s in segments))
 
 
