@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ MAX_FILES = 2000
 
 _SKIPPED = {"__pycache__", "node_modules", "venv", "demo-home"}
 _GIT_TIMEOUT = 20.0
+_PLAIN_DIFF = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
 _POWERCAP = Path("/sys/class/powercap")
 
 
@@ -108,7 +109,7 @@ def git(directory: Path) -> Git:
     commit = _git(directory, "rev-parse", "HEAD")
     if not commit:
         return Git()
-    diff = _git(directory, "diff", "--binary", "HEAD", "--", ".")
+    diff = _git(directory, "diff", *_PLAIN_DIFF, "--binary", "HEAD", "--", ".", settings=_without_filters(directory))
     tracked = {os.fsdecode(name) for name in _git(directory, "ls-files", "-z", "--", ".").split(b"\0")}
     for path in sorted(_sources(directory)):
         name = path.relative_to(directory).as_posix()
@@ -117,11 +118,25 @@ def git(directory: Path) -> Git:
     return Git(commit=commit.decode().strip(), diff=digest_of(diff) if diff else "")
 
 
-def _git(directory: Path, *arguments: str) -> bytes:
-    # Optional locks off: looking must not write into the user's repository.
-    command = ("git", "--no-optional-locks", "-C", str(directory), *arguments)
+def _without_filters(directory: Path) -> Sequence[str]:
+    """The repository's own content filters: commands that it would have run on its files. The user's own are kept."""
+    said = _git(directory, "config", "--null", "--show-scope", "--name-only", "--get-regexp", r"^filter\.")
+    words = [word.decode(errors="surrogateescape") for word in said.split(b"\0")]
+    return [name for scope, name in zip(words[::2], words[1::2], strict=False) if scope in ("local", "worktree")]
+
+
+def _git(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> bytes:
+    """settings: names of those that count as empty."""
+    # Optional locks off: looking must not write into the user's repository, and nothing it names may be run.
+    command = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(directory), *arguments)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("MACADAM_", "GIT_"))}
+    variables["GIT_CONFIG_COUNT"] = str(len(settings))
+    for number, name in enumerate(settings):
+        variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": ""}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_GIT_TIMEOUT, check=False)  # noqa: S603 - no shell, fixed verbs
+        done = subprocess.run(  # noqa: S603 - no shell, fixed verbs
+            command, env=variables, capture_output=True, timeout=_GIT_TIMEOUT, check=False
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return b""
     return done.stdout if done.returncode == 0 else b""

@@ -120,3 +120,30 @@ def test_the_machine_has_a_name_cores_and_memory():
 def test_cpu_time_costs_what_a_core_hour_costs():
     assert launch.cost(3600, 48_000).micros == 48_000
     assert launch.cost(1.5, 48_000).micros == 20
+
+
+def test_looking_at_a_repository_runs_nothing_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACADAM_TOKEN", "mcd_secret")
+    spy = tmp_path / "spy.sh"
+    spy.write_text(f'#!/bin/sh\nenv > "{tmp_path}/ran-$1"\n')
+    spy.chmod(0o755)
+    project = tmp_path / "project"
+    project.mkdir()
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(("git", "-C", str(project), *identity, *arguments), check=True, capture_output=True)
+
+    git("init", "-q")
+    (project / "train.py").write_text("x = 1\n")
+    git("add", "train.py")
+    git("commit", "-qm", "first")
+    (project / ".gitattributes").write_text("*.py diff=spy filter=spy\n")
+    for name in ("core.fsmonitor", "diff.external", "diff.spy.command", "diff.spy.textconv"):
+        git("config", name, f"{spy} {name}")
+    for name in ("filter.spy.clean", "filter.spy.process"):
+        git("config", name, f"{spy} {name}")
+    git("config", "filter.spy.required", "true")
+    (project / "train.py").write_text("x = 2\n")
+    assert capture.git(project).diff
+    assert [path.name for path in tmp_path.glob("ran-*")] == []
