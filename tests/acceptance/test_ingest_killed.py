@@ -41,7 +41,7 @@ def test_a_process_killed_there_leaves_each_file_taken_whole_or_not_at_all(home,
 def test_killed_at_random_moments_no_row_is_lost_or_doubled(home, tmp_path):
     rounds, files = (50, 300) if SOAK else (6, 60)
     seed = int(os.environ.get("MACADAM_SEED", "7"))
-    moments = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    moments = random.Random(seed)
     write_files(tmp_path / "drop", files)
     interrupted = 0
     for _ in range(rounds):

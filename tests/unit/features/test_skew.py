@@ -28,7 +28,7 @@ def frame():
 @pytest.fixture(scope="module")
 def events(frame):
     """Random events of the frame with their requests, by event time."""
-    chosen = sorted(random.Random(7).sample(range(frame.num_rows), EVENTS))  # noqa: S311
+    chosen = sorted(random.Random(7).sample(range(frame.num_rows), EVENTS))
     rows = frame.take(pa.array(chosen)).to_pylist()
     by_text = {identity(r): r for r in flights.tables()["flights"].to_pylist()}
     return [(row, {name: by_text[row["_key_row"]][name] for name in SERVICE.inputs}) for row in rows]
@@ -82,7 +82,7 @@ def test_rows_pushed_as_they_become_known_read_as_the_training_set_says(tmp_path
     """Departures are pushed without arrivals, landings when they happen, weather when its hour is over. Some batches
     come twice, and rows within one come in any order."""
     tables = flights.tables()
-    chance = random.Random(1)  # noqa: S311
+    chance = random.Random(1)
     table = tables["flights"]
     departed, arrived = instants_of(table)
     order = sorted(

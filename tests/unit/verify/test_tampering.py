@@ -27,7 +27,7 @@ def test_the_untouched_bundle_is_proved() -> None:
 
 
 def test_flipping_one_bit_of_every_byte_is_refused() -> None:
-    flips = Random(1)  # noqa: S311
+    flips = Random(1)
     for position in range(len(WHOLE)):
         changed = bytearray(WHOLE)
         changed[position] ^= 1 << flips.randrange(8)
@@ -36,7 +36,7 @@ def test_flipping_one_bit_of_every_byte_is_refused() -> None:
 
 def test_a_byte_changed_to_a_likely_neighbour_is_refused() -> None:
     swaps = {ord("0"): ord("1"), ord("a"): ord("b"), ord('"'): ord("'"), ord(","): ord(" "), ord("/"): ord("+")}
-    for position in Random(2).sample(range(len(WHOLE)), 3000):  # noqa: S311
+    for position in Random(2).sample(range(len(WHOLE)), 3000):
         changed = bytearray(WHOLE)
         changed[position] = swaps.get(WHOLE[position], ord("0"))
         assert changed == WHOLE or refused(bytes(changed)), position
