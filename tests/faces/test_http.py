@@ -230,6 +230,11 @@ def test_the_log_line_of_a_request_is_json_with_its_trace(
     assert admin not in logs.JsonLines().format(caplog.records[-1])
 
 
+def test_two_authorization_headers_are_none(http: Http, admin: str) -> None:
+    two = {"authorization": "Bearer mcd_other", "Authorization": f"Bearer {admin}"}
+    assert http.request("GET", PROJECTS, headers=two).status == 401
+
+
 def test_a_token_in_a_path_is_not_logged(http: Http, admin: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger=logs.LOGGER):
         assert http.request("POST", f"/api/v1/tokens/{admin}/revoke", token=admin, json={}).status == 404

@@ -243,11 +243,14 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 
 def _inquiry(scope: MutableMapping[str, Any], receive: Receive) -> Inquiry:
     raw_path = scope.get("raw_path")
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    if sum(name.lower() == b"authorization" for name, _ in scope["headers"]) > 1:
+        headers["authorization"] = ""  # a proxy might have looked at another one than this server would
     return Inquiry(
         method=scope["method"],
         path=raw_path.decode("ascii", "replace") if raw_path else scope["path"],
         query=scope.get("query_string", b"").decode("ascii", "replace"),
-        headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]},
+        headers=headers,
         receive=receive,
     )
 
