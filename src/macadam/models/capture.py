@@ -110,7 +110,9 @@ def git(directory: Path) -> Git:
     if not commit:
         return Git()
     diff = _git(directory, "diff", *_PLAIN_DIFF, "--binary", "HEAD", "--", ".", settings=_without_filters(directory))
-    tracked = {os.fsdecode(name) for name in _git(directory, "ls-files", "-z", "--", ".").split(b"\0")}
+    if diff is None:
+        diff = b"git could not say what differs\n"  # what is not known to be committed counts as uncommitted
+    tracked = {os.fsdecode(name) for name in (_git(directory, "ls-files", "-z", "--", ".") or b"").split(b"\0")}
     for path in sorted(_sources(directory)):
         name = path.relative_to(directory).as_posix()
         if name not in tracked:
@@ -121,12 +123,12 @@ def git(directory: Path) -> Git:
 def _without_filters(directory: Path) -> Sequence[str]:
     """The repository's own content filters: commands that it would have run on its files. The user's own are kept."""
     said = _git(directory, "config", "--null", "--show-scope", "--name-only", "--get-regexp", r"^filter\.")
-    words = [word.decode(errors="surrogateescape") for word in said.split(b"\0")]
+    words = [word.decode(errors="surrogateescape") for word in (said or b"").split(b"\0")]
     return [name for scope, name in zip(words[::2], words[1::2], strict=False) if scope in ("local", "worktree")]
 
 
-def _git(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> bytes:
-    """settings: names of those that count as empty."""
+def _git(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> bytes | None:
+    """What git says, None if it could not. settings: names of those that count as empty."""
     # Optional locks off: looking must not write into the user's repository, and nothing it names may be run.
     command = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(directory), *arguments)
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("MACADAM_", "GIT_"))}
@@ -138,8 +140,8 @@ def _git(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> byte
             command, env=variables, capture_output=True, timeout=_GIT_TIMEOUT, check=False
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return b""
-    return done.stdout if done.returncode == 0 else b""
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 # --- environment and machine

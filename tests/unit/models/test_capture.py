@@ -74,6 +74,15 @@ def test_the_commit_and_what_differs_from_it_are_recorded(project):
     assert dirty.diff.startswith("sha256:")
 
 
+def test_a_difference_that_git_cannot_tell_counts_as_uncommitted(project, monkeypatch):
+    def silent(_directory, *arguments, **_settings):
+        said = {"rev-parse": b"c0ffee\n", "ls-files": b"train.py\0lib/rates.py\0gates.yaml\0"}
+        return said.get(arguments[0])
+
+    monkeypatch.setattr(capture, "_git", silent)
+    assert capture.git(project).diff.startswith("sha256:")
+
+
 def test_a_lock_names_each_package_once_and_reads_back():
     lock = capture.lock()
     names = [line.partition("==")[0] for line in lock.splitlines()[2:]]
