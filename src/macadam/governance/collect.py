@@ -10,6 +10,7 @@ from macadam.access import service as access
 from macadam.errors import IntegrityError, NotFound
 from macadam.governance.evidence import CONTRACT_TEXT, Evidence, LedgerState
 from macadam.governance.sampling import draw
+from macadam.journal.sealing import unsealed
 from macadam.lazy import lazy
 from macadam.ledger import service as ledger
 from macadam.ledger import verification
@@ -38,6 +39,7 @@ def gather(context: Context, sql: sa.Connection, project: str, now: datetime) ->
         contracts=_contracts(context, leaves),
         runs={run.ref: run for run in registry.runs(sql, project, "", MOST_RUNS)},
         predictions=draw(context, sql, project),
+        unsealed=unsealed(context.ports.settings.home, project),
         ledger=_ledger(context, sql),
     )
 

@@ -45,7 +45,8 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """leaves: of this project, refused calls included; policy_leaves: those that put a policy set in force, of the
-    whole home. contracts: digest of a contract's text → the document; runs: by reference.
+    whole home. contracts: digest of a contract's text → the document; runs: by reference; unsealed: references of
+    the journal segments that wait for their seal.
     """
 
     now: datetime
@@ -56,6 +57,7 @@ class Evidence:
     contracts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     runs: Mapping[str, Run] = field(default_factory=dict)
     predictions: Sample = field(default_factory=Sample)
+    unsealed: frozenset[str] = frozenset()
     ledger: LedgerState = field(default_factory=LedgerState)
 
     @cached_property

@@ -23,6 +23,8 @@ FOOTER_FLAG = 0x8000_0000
 MAX_PAYLOAD = 16 * 1024 * 1024
 """Bytes. A longer record is refused when written, so a greater length is damage when read."""
 OPEN, CLOSED, ANSWERS = ".open", ".closed", ".answers"
+NEWEST = "newest"
+"""The file in a project's folder that names the segment begun last."""
 COUNTER = struct.Struct("<Q")
 VERIFY = "Keep the file as it is and compare with the ledger: macadam ledger verify."
 
@@ -42,6 +44,8 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
     """UUIDv7, also the file's name."""
     project: str
     created: str
+    follows: str = ""
+    """The segment that was begun before it in the same folder, '' for the first: a segment that vanishes is missed."""
 
 
 class SegmentFooter(msgspec.Struct, frozen=True, kw_only=True):

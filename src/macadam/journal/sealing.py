@@ -55,6 +55,12 @@ def waiting(home: Path) -> list[str]:
     return sorted(folder.name for folder in folders)
 
 
+def unsealed(home: Path, project: str) -> frozenset[str]:
+    """References of the project's segments that are still files: being written, or closed."""
+    folder = folder_of(home, project)
+    return frozenset(f"segment:{path.stem}" for suffix in (OPEN, CLOSED) for path in folder.glob(f"*{suffix}"))
+
+
 def recover_dead(folder: Path) -> list[str]:
     """Finishes the open segments of a folder whose writers are gone. Returns what is damaged, in sentences."""
     damaged = []

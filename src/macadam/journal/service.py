@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from macadam import catalog
 from macadam.errors import Busy, IntegrityError, NotFound
 from macadam.journal import sealing
-from macadam.journal.layout import ANSWERS, CLOSED, VERIFY
+from macadam.journal.layout import ANSWERS, CLOSED, OPEN, VERIFY
 from macadam.journal.schema import segments
 from macadam.journal.sealing import Closed
 from macadam.journal.types import TABLE, ListSegments, SealClosed, Sealed, Segment
@@ -94,6 +94,8 @@ def seal_segments(tx: Transaction, request: SealClosed, ready: _Ready) -> Sealed
     if ready.staged is not None:
         catalog.publish(tx.sql, request.project, TABLE, ready.staged)
     done = tuple(_publish(tx, request.project, one, ready.staged) for one in ready.closed)
+    if vanished := _vanished(tx, request.project, ready.closed):
+        tx.after_commit(partial(_raise_vanished, vanished))
     tx.after_commit(partial(_remove, (*ready.known, *(one.path for one in ready.closed))))
     if ready.damaged:
         tx.after_commit(partial(_raise_damaged, ready.damaged))
@@ -122,6 +124,7 @@ def _publish(tx: Transaction, project: str, one: Closed, staged: StagedSnapshot 
         first_at=facts.first_at,
         last_at=facts.last_at,
         torn=facts.torn,
+        follows=f"segment:{facts.header.follows}" if facts.header.follows else None,
         metadata_location=holds.metadata_location if holds else None,
         snapshot_id=holds.snapshot_id if holds else None,
         digest=holds.digest if holds else None,
@@ -153,6 +156,24 @@ def _remove(paths: tuple[Path, ...]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
         path.with_suffix(ANSWERS).unlink(missing_ok=True)
+
+
+def _vanished(tx: Transaction, project: str, closed: tuple[Closed, ...]) -> tuple[str, ...]:
+    """Segments that those sealed now say they follow, and that are neither sealed nor in the folder."""
+    folder = sealing.folder_of(tx.ports.settings.home, project)
+    named = sorted({one.facts.header.follows for one in closed} - {""})
+    # The folder first: a segment may be sealed by another process between the two looks, but not come back.
+    absent = [one for one in named if not any((folder / f"{one}{suffix}").exists() for suffix in (OPEN, CLOSED))]
+    sealed = _sealed_ids(tx.sql, absent)
+    return tuple(one for one in absent if one not in sealed)
+
+
+def _raise_vanished(vanished: tuple[str, ...]) -> None:
+    raise IntegrityError(
+        f"The journal segments {', '.join(vanished)} were written and are gone, unsealed: their answers have no record.",
+        next_step="Restore them from a backup into the journal's folder and seal again; inspection point 34 stays failed.",
+        details={"vanished": list(vanished)},
+    )
 
 
 def _raise_damaged(damaged: tuple[str, ...]) -> None:

@@ -13,17 +13,20 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import msgspec
 
 from macadam.errors import Conflict, MacadamError, StorageFull, TooLarge, Unavailable
 from macadam.journal.layout import (
     ANSWERS,
+    CLOSED,
     COUNTER,
     MAX_PAYLOAD,
+    NEWEST,
     OPEN,
     SegmentFooter,
     SegmentHeader,
@@ -75,12 +78,29 @@ class AnswerCounter:
         self._map.flush()
 
 
+@contextmanager
+def _newest(folder: Path) -> Iterator[BinaryIO]:
+    """The file that names the folder's newest segment, for one writer at a time. An id always has the same length."""
+    try:
+        with os.fdopen(os.open(folder / NEWEST, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+    except OSError as error:
+        raise storage_error(error, folder / NEWEST) from error
+
+
+def _last_there(folder: Path) -> str:
+    """For a folder whose first writer was killed before it had named its segment. Ids sort by time."""
+    return max((path.stem for suffix in (OPEN, CLOSED) for path in folder.glob(f"*{suffix}")), default="")
+
+
 class _Segment:
     """The segment that is being written. Its caller sees to it that one thread appends at a time."""
 
     def __init__(self, folder: Path, header: SegmentHeader) -> None:
         self.path = folder / f"{header.segment}{OPEN}"
         self.id = header.segment
+        self._follows = header.follows
         self.born = time.monotonic()
         self.count = 0
         data = opening(header)
@@ -111,6 +131,11 @@ class _Segment:
             raise
         return fd
 
+    def discard(self) -> None:
+        """Takes back a segment that holds no record."""
+        os.close(self.fd)
+        self._remove()
+
     def _remove(self) -> None:
         for suffix in (".new", OPEN, ANSWERS):
             self.path.with_suffix(suffix).unlink(missing_ok=True)
@@ -133,16 +158,25 @@ class _Segment:
                 self.synced = size
 
     def finish(self) -> None:
-        """Adds the footer and renames. A segment without records or answers is removed: it says nothing."""
+        """Adds the footer and renames. A segment that says nothing is removed, unless another follows it already."""
         with self._disk:
             try:
-                if self.count or self.answers.count:
+                if self.count or self.answers.count or not self._withdrawn():
                     self._close_off()
-                else:
-                    self._remove()
             finally:
                 self.synced = self.size
                 os.close(self.fd)
+
+    def _withdrawn(self) -> bool:
+        """Takes the segment out of the order again, then away, if it is still the newest."""
+        with _newest(self.path.parent) as newest:
+            if newest.read().decode() != self.id:
+                return False
+            newest.seek(0)
+            newest.truncate()
+            newest.write(self._follows.encode())
+        self._remove()
+        return True
 
     def _close_off(self) -> None:
         try:
@@ -282,10 +316,25 @@ class JournalWriter:
 
     def _begin(self) -> _Segment:
         gateway, worker, project = self._names
-        header = SegmentHeader(
-            gateway=gateway, worker=worker, segment=uuid7(), project=project, created=instant(utc_now())
-        )
-        return _Segment(self._folder, header)
+        with _newest(self._folder) as newest:
+            header = SegmentHeader(
+                gateway=gateway,
+                worker=worker,
+                segment=uuid7(),
+                project=project,
+                created=instant(utc_now()),
+                follows=newest.read().decode() or _last_there(self._folder),
+            )
+            segment = _Segment(self._folder, header)
+            # After the segment is there: a kill in between gives it a sibling, never a successor without it.
+            try:
+                newest.seek(0)
+                newest.write(header.segment.encode())
+                newest.flush()
+            except OSError:
+                segment.discard()
+                raise
+        return segment
 
     def _run(self) -> None:
         try:

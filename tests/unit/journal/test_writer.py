@@ -15,7 +15,7 @@ import pytest
 from macadam.errors import Busy, Conflict, IntegrityError, StorageFull, TooLarge, Unavailable
 from macadam.journal import layout
 from macadam.journal import writer as writer_module
-from macadam.journal.layout import MAX_PAYLOAD, read_answers
+from macadam.journal.layout import MAX_PAYLOAD, NEWEST, SegmentHeader, read_answers
 from macadam.journal.segment import SegmentReader, recover
 from macadam.journal.writer import JournalWriter
 
@@ -92,9 +92,29 @@ def test_an_old_segment_is_followed_by_a_new_one_without_further_records(tmp_pat
         until(lambda: len(list(tmp_path.glob("*.closed"))) == 1)
 
 
-def test_a_segment_that_says_nothing_leaves_no_files(tmp_path: Path) -> None:
+def header(writer: JournalWriter) -> SegmentHeader:
+    """What the writer's segment says about itself, wherever it is by now."""
+    path = writer.path if writer.path.exists() else writer.path.with_suffix(".closed")
+    with SegmentReader(path) as reader:
+        return reader.header
+
+
+def test_a_segment_that_says_nothing_leaves_no_files_and_no_gap(tmp_path: Path) -> None:
+    with start(tmp_path) as first:
+        first.append(b"[1]")
     start(tmp_path).close()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.suffix for path in sorted(tmp_path.iterdir()) if path.name != NEWEST] == [".answers", ".closed"]
+    with start(tmp_path) as third:
+        assert header(third).follows == header(first).segment
+
+
+def test_a_segment_that_says_nothing_stays_if_another_follows_it(tmp_path: Path) -> None:
+    empty = start(tmp_path)
+    with start(tmp_path) as second:
+        second.append(b"[1]")
+        empty.close()
+        assert header(second).follows == header(empty).segment
+    assert len(list(tmp_path.glob("*.closed"))) == 2
 
 
 def test_threads_that_append_while_segments_change_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -214,7 +234,7 @@ def test_a_disk_that_is_full_at_the_start_is_a_clear_error_and_leaves_no_segment
     (small_disk / "other").write_bytes(bytes(64 * 1024))
     with pytest.raises(StorageFull):
         start(small_disk)
-    assert [path.name for path in small_disk.iterdir()] == ["other"]
+    assert sorted(path.name for path in small_disk.iterdir()) == [NEWEST, "other"]
 
 
 _CHILD = """

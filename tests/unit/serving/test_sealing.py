@@ -15,6 +15,7 @@ from unit.serving.homes import ENDPOINT, MODEL, PROJECT
 import macadam_verify
 from macadam.app.platform import Platform
 from macadam.errors import Busy, Conflict, GateRefused, IntegrityError, NotFound, Unavailable
+from macadam.governance.types import Inspect
 from macadam.journal import service as journal
 from macadam.journal.record import Prediction, encode
 from macadam.journal.types import ListSegments, SealClosed
@@ -153,6 +154,29 @@ def test_a_damaged_segment_stays_and_is_said_and_the_others_are_sealed(deployed:
         seal(deployed)
     assert (good.exists(), bad.exists()) == (False, True)
     assert len(homes.sealed_ids(deployed)) == 5
+
+
+def test_a_closed_segment_that_is_taken_away_whole_is_missed_by_the_one_after_it(
+    deployed: Platform, endpoint: Endpoint
+) -> None:
+    write(deployed, records(endpoint, 3))
+    gone = write(deployed, records(endpoint, 3))
+    write(deployed, records(endpoint, 3))
+    for path in (gone, gone.with_suffix(".answers")):
+        path.unlink()
+    with pytest.raises(IntegrityError, match=gone.stem):
+        seal(deployed)
+    points = {point.id: point for point in deployed.call(Inspect(project=PROJECT)).points}
+    assert points["34"].status == "fail"
+    assert gone.stem in points["34"].detail
+    assert len(deployed.call(ListSegments(project=PROJECT))) == 2
+
+
+def test_segments_that_are_all_there_follow_each_other(deployed: Platform, endpoint: Endpoint) -> None:
+    for _ in range(3):
+        write(deployed, records(endpoint, 2))
+        seal(deployed)
+    assert {point.id: point.status for point in deployed.call(Inspect(project=PROJECT)).points}["34"] == "pass"
 
 
 def verify(bundle: str, key: str, folder: Path) -> "subprocess.CompletedProcess[str]":

@@ -1,6 +1,7 @@
 """Points on what runs and on the record itself: 34, 35 and 42."""
 
 import contextlib
+from collections.abc import Sequence
 
 from macadam.governance.checks.verdict import judge
 from macadam.governance.evidence import Evidence
@@ -18,9 +19,23 @@ def receipts_equal_answers(evidence: Evidence) -> Finding:
             faults.append(f"{leaf.subject} lacks its receipts' or its answers' count")
         elif receipts != answers:
             faults.append(f"{leaf.subject} has {receipts} receipts, the gateway counted {answers} answers")
+    faults += _missing_segments(evidence, segments)
     total = sum(receipts or 0 for _, receipts, _ in counted)
     holds = f"{total} receipts in {len(segments)} sealed segments equal the answers that the gateway counted"
     return judge("sealed segments", len(segments), faults, holds=holds, evidence=segments)
+
+
+def _missing_segments(evidence: Evidence, segments: Sequence[Leaf]) -> list[str]:
+    """A segment names the one begun before it: what is named must be sealed, or wait for its seal."""
+    there = {leaf.subject for leaf in segments} | evidence.unsealed
+    named = [(leaf.subject, str(leaf.body.get("follows", ""))) for leaf in segments]
+    faults = [
+        f"{subject} follows {before}, which is gone" for subject, before in named if before and before not in there
+    ]
+    firsts = [subject for subject, before in named if not before]
+    if len(firsts) > 1:
+        faults.append(f"{len(firsts)} segments say that none was before them: {', '.join(firsts)}")
+    return faults
 
 
 def _count(leaf: Leaf, name: str) -> int | None:
