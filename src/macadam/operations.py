@@ -266,9 +266,12 @@ def of_request(request: type) -> Operation:
 
 
 def in_group(group: str) -> list[Operation]:
-    """The operations of one CLI group; loads only its rooms."""
+    """The operations of one CLI group, in the order of declaration; loads only its rooms."""
     load(group)
-    return [o for o in _table.values() if o.cli.split()[0] == group]
+    modules = GROUPS[group][0]
+    found = [o for o in _table.values() if o.cli.split()[0] == group]
+    # The table fills in the order in which rooms happen to be imported; help and reference pages must not depend on it.
+    return sorted(found, key=lambda o: modules.index(o.handler.__module__))
 
 
 def plain(value: object) -> object:

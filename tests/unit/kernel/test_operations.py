@@ -1,4 +1,6 @@
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +34,19 @@ def test_two_operations_cannot_share_a_path_or_a_command() -> None:
             @operation(Thing, permission="things:read", http=http, cli=cli)
             def twin(_tx: Transaction, _request: Thing) -> dict[str, int]:
                 return {}
+
+
+def test_a_groups_order_does_not_depend_on_which_room_was_imported_first() -> None:
+    program = (
+        "import sys, importlib; importlib.import_module(sys.argv[1]);"
+        "from macadam import operations; operations.load();"
+        "print([o.name for group in operations.GROUPS for o in operations.in_group(group)])"
+    )
+    orders = {
+        subprocess.run([sys.executable, "-c", program, first], capture_output=True, text=True, check=True).stdout
+        for first in ("macadam.models.gate_service", "macadam.models.service", "macadam.serving.prediction_service")
+    }
+    assert len(orders) == 1
 
 
 def test_every_group_is_declared_where_the_table_of_groups_says() -> None:
