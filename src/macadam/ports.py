@@ -194,7 +194,15 @@ class Secrets(Protocol):
         ...
 
     def put(self, name: str, value: bytes) -> None:
-        """Stores a new secret. Raises Conflict if the name is taken."""
+        """Stores a new secret durably. Raises Conflict if the name is taken, StorageFull."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forgets a secret, durably; one that is not there is no error. What it protected is gone with it."""
+        ...
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names that begin with `prefix`, in order."""
         ...
 
 

@@ -28,7 +28,7 @@ def test_a_missing_secret_is_not_found(secrets: Secrets) -> None:
         secrets.get("ledger-key")
 
 
-@pytest.mark.parametrize("name", ["", "../x", "A", ".x", "a/b", "x" * 102])
+@pytest.mark.parametrize("name", ["", "../x", "A", ".x", "a/b", "x" * 102, "a\n"])
 def test_a_name_that_could_leave_its_place_is_refused(secrets: Secrets, name: str) -> None:
     with pytest.raises(InvalidInput, match="not a secret's name"):
         secrets.put(name, b"x")
@@ -46,6 +46,30 @@ def test_of_many_that_put_one_name_one_wins_and_all_read_its_value(secrets: Secr
     with ThreadPoolExecutor(8) as pool:
         winners = [value for value in pool.map(put, range(40)) if value is not None]
     assert [secrets.get("key")] == winners
+
+
+def test_a_removed_secret_is_gone_its_name_is_free_and_the_others_stay(secrets: Secrets) -> None:
+    secrets.put("project-key.a", b"one")
+    secrets.put("project-key.b", b"two")
+    secrets.remove("project-key.a")
+    with pytest.raises(NotFound):
+        secrets.get("project-key.a")
+    secrets.put("project-key.a", b"three")
+    assert (secrets.get("project-key.a"), secrets.get("project-key.b")) == (b"three", b"two")
+
+
+def test_removing_a_secret_that_is_not_there_is_no_error(secrets: Secrets) -> None:
+    secrets.remove("project-key.a")
+    with pytest.raises(InvalidInput, match="not a secret's name"):
+        secrets.remove("../x")
+
+
+def test_names_are_listed_in_order_by_how_they_begin(secrets: Secrets) -> None:
+    for name in ("project-key.b", "ledger-key", "project-key.a"):
+        secrets.put(name, b"x")
+    assert secrets.names("project-key.") == ["project-key.a", "project-key.b"]
+    assert secrets.names() == ["ledger-key", "project-key.a", "project-key.b"]
+    assert secrets.names("x") == []
 
 
 def test_local_only_the_owner_can_read_and_no_draft_stays(secrets: Secrets, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from macadam.errors import Conflict, InvalidInput, NotFound, StorageFull
 from macadam.values import uuid7
 
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,100}$")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}\Z")
 
 
 class LocalSecrets:
@@ -26,13 +27,32 @@ class LocalSecrets:
             ) from error
 
     def put(self, name: str, value: bytes) -> None:
+        try:
+            self._store(name, value, os.link)  # fails if the name is taken, also by another process
+        except FileExistsError as error:
+            raise Conflict(f"The secret {name!r} exists.", next_step="Use it, or choose another name.") from error
+
+    def replace(self, name: str, value: bytes) -> None:
+        """Takes the place of what is under the name, if anything is: a reader finds the old value or the new one.
+
+        Not part of the port: only who encrypts or encrypts anew what is there may put something in a secret's place.
+        """
+        self._store(name, value, os.replace)
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+        self._settle()
+
+    def names(self, prefix: str = "") -> list[str]:
+        found = (path.name for path in self._directory.iterdir())  # a draft's name begins with a dot
+        return sorted(name for name in found if name.startswith(prefix) and _NAME.match(name))
+
+    def _store(self, name: str, value: bytes, place: Callable[[Path, Path], None]) -> None:
         path = self._path(name)
         draft = path.with_name(f".{name}.{uuid7()}.draft")
         try:
             _write(draft, value)
-            os.link(draft, path)  # fails if the name is taken, also by another process: never replaces a key
-        except FileExistsError as error:
-            raise Conflict(f"The secret {name!r} exists.", next_step="Use it, or choose another name.") from error
+            place(draft, path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -42,6 +62,10 @@ class LocalSecrets:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Makes what was put under a name, or removed, outlive a power cut."""
         directory = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(directory)
