@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "projects": (("macadam.access.service",), "Spaces that own assets, budgets and policies"),
     "principals": (("macadam.access.service",), "People and services"),
     "roles": (("macadam.access.service",), "Who may do what in which project"),
-    "tokens": (("macadam.access.service",), "Credentials: issue, list, revoke"),
+    "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
     "journal": (("macadam.journal.service",), "Segments of prediction records"),
     "ledger": (("macadam.ledger.service",), "The record that cannot be rewritten"),
     "contracts": (("macadam.data.service",), "What data must look like (ODCS)"),

@@ -9,7 +9,8 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from macadam.access.engine import TOKEN_PREFIX, compiled, token_digest
+from macadam.access.authentication import TOKEN_PREFIX, token_digest
+from macadam.access.engine import compiled
 from macadam.access.policies import PolicyText, built_in
 from macadam.access.schema import grants, policy_sets, principals, state, tokens
 from macadam.errors import Conflict, NotFound

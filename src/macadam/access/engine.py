@@ -1,12 +1,10 @@
-"""Decides, in memory and without SQL, who a token belongs to and what they may do.
+"""Decides, in memory and without SQL, what a caller may do; who they are is for `authentication`.
 
 The control plane builds an Engine per change of the access tables; a gateway builds one from a published
 `AccessSnapshot`. Everything here fails closed: an unknown action, a policy that errors, a request that does not
 fit the schema are all denials. Reading and changing the tables is for `service`.
 """
 
-import hashlib
-import hmac
 import json
 import re
 import threading
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from macadam.access.authentication import Credentials, KnownToken, Reach, covers
 from macadam.access.policies import PolicyText
-from macadam.errors import IntegrityError, InvalidInput, NotAuthenticated
+from macadam.errors import IntegrityError, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Actor, Decision
 from macadam.values import uuid7
@@ -27,22 +26,10 @@ if TYPE_CHECKING:
 else:
     cedarpy = lazy("cedarpy")
 
-TOKEN_PREFIX = "mcd_"  # noqa: S105 - lets secret scanners recognise a leaked one
-_LONGEST_TOKEN = 200
 _CACHED_DECISIONS = 20_000
 """Decisions kept per engine: some 10 MB. The resource comes from callers, so the cache must not grow freely."""
 _LONGEST_CACHED = 500
 """Characters of resource and project: both come from callers before they are validated, megabytes long if they like."""
-_RENEW = "Ask an administrator for a new token (`macadam tokens issue`) and set MACADAM_TOKEN."
-
-
-class KnownToken(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine needs to know of a credential that is not revoked."""
-
-    id: str
-    principal: str
-    scopes: tuple[str, ...] = ()
-    expires: datetime | None = None
 
 
 class KnownPrincipal(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,17 +100,6 @@ def compiled(text: PolicyText) -> CompiledPolicies:
     return CompiledPolicies(text)
 
 
-def token_digest(token: str) -> str:
-    """What is stored of a token. Plain SHA-256: the secret has 256 random bits, so there is nothing to guess."""
-    return "sha256:" + hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def covers(scopes: tuple[str, ...], permission: str) -> bool:
-    """Whether a token's scopes reach a permission. No scopes: whatever its principal may."""
-    noun = permission.partition(":")[0]
-    return not scopes or any(scope in ("*", permission, f"{noun}:*") for scope in scopes)
-
-
 class Engine:
     """Answers for one snapshot. Safe to share between threads."""
 
@@ -136,7 +112,7 @@ class Engine:
             )
         self.snapshot = snapshot
         self._policies = compiled(snapshot.policies)
-        self._by_id = {token.id: token for token in snapshot.tokens.values()}
+        self.credentials = Credentials(snapshot.tokens, snapshot.principals)
         self._projects = frozenset(snapshot.projects)
         self._callers: dict[tuple[str, tuple[str, ...]], cedarpy.Entities] = {}
         self._decided: dict[tuple[str, str, str, str, str], Decision] = {}
@@ -151,26 +127,12 @@ class Engine:
         return name in self._projects
 
     def authenticate(self, token: str, now: datetime) -> Actor:
-        """Who holds `token`. Raises NotAuthenticated, with the same words for unknown, revoked and expired ones."""
-        if not token:
-            raise NotAuthenticated(
-                "No token was sent.", next_step="Send `Authorization: Bearer TOKEN`, or set MACADAM_TOKEN."
-            )
-        digest = token_digest(token[:_LONGEST_TOKEN])
-        known = self.snapshot.tokens.get(digest)
-        # The look-up is by a hash that a caller cannot steer; the comparison only guards the dictionary's answer.
-        genuine = known is not None and hmac.compare_digest(token_digest(token), digest)
-        if known is None or not genuine or (known.expires is not None and known.expires <= now):
-            raise NotAuthenticated("The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW)
-        holder = self.snapshot.principals.get(known.principal)
-        if holder is None or not holder.active:
-            raise NotAuthenticated("The token is not valid: it is unknown, expired or revoked.", next_step=_RENEW)
-        return Actor(id=known.principal, kind=holder.kind, token=known.id)
+        """Who holds `token`. Raises NotAuthenticated, in the same words and time whatever is wrong with it."""
+        return self.credentials.authenticate(token, now)
 
     def expiry(self, token: str) -> datetime | None:
         """When a token that this engine knows ends, if it does."""
-        known = self.snapshot.tokens.get(token_digest(token[:_LONGEST_TOKEN]))
-        return known.expires if known is not None else None
+        return self.credentials.expiry(token)
 
     def roles(self, principal: str, project: str) -> tuple[str, ...]:
         """The roles that a principal holds in a project, those held everywhere included; sorted."""
@@ -204,8 +166,8 @@ class Engine:
 
     def _evaluate(self, actor: Actor, permission: str, resource: str, project: str) -> Decision:
         roles = self.roles(actor.id, project)
-        scopes = self._scopes(actor)
-        in_scope = scopes is not None and covers(scopes, permission)
+        reach = self.credentials.reach(actor)
+        in_scope = reach is not None and covers(reach, permission, resource, project)
         asset = resource.partition(":")[0]
         circumstances = msgspec.json.encode({"in_scope": in_scope, "project": project, "asset": asset})
         answer = cedarpy.is_authorized(
@@ -219,14 +181,7 @@ class Engine:
             self._entities(actor, roles),
             self._policies.schema,
         )
-        return self._read(answer, permission, roles, scopes)
-
-    def _scopes(self, actor: Actor) -> tuple[str, ...] | None:
-        """None: the actor names a token that this snapshot lacks, which reaches nothing."""
-        if not actor.token:
-            return ()
-        token = self._by_id.get(actor.token)
-        return token.scopes if token is not None and token.principal == actor.id else None
+        return self._read(answer, permission, roles, reach)
 
     def _entities(self, actor: Actor, roles: tuple[str, ...]) -> "cedarpy.Entities":
         """The caller with its roles, parsed once: the same for every asset of a project."""
@@ -243,7 +198,7 @@ class Engine:
                 self._callers[actor.id, roles] = handle
         return handle
 
-    def _read(self, answer: Any, permission: str, roles: tuple[str, ...], scopes: tuple[str, ...] | None) -> Decision:
+    def _read(self, answer: Any, permission: str, roles: tuple[str, ...], reach: Reach | None) -> Decision:
         """Cedar skips a policy that errors, so a forbid that errors would allow: any error at all is a denial."""
         names = tuple(self._policies.names[position] for position in answer.diagnostics.reasons)
         errors = [self._named(error) for error in answer.diagnostics.errors]
@@ -257,7 +212,7 @@ class Engine:
         elif names:
             reason = "the policy " + ", ".join(f"'{name}'" for name in names) + " forbids it"
             if "token-scope-limits" in names:
-                reason += f" (the token's scopes: {', '.join(scopes or ()) or 'none'})"
+                reason += f" (the token's {reach or 'reach: none'})"
         else:
             reason = f"no policy allows it (roles: {', '.join(roles) or 'none'})"
         return Decision(id="", allowed=allowed, policies=names, policy_set=self.snapshot.policy_set, reason=reason)

@@ -1,16 +1,16 @@
-"""Who calls, what they may do, and the operations on projects, principals, roles and tokens.
+"""Who calls, what they may do, and the operations on projects, principals and roles; tokens are for `token_service`.
 
-The rules that no policy text can express are here: nobody issues a credential that reaches further than their own,
-only administrators touch another's, and the platform keeps one active administrator.
+A rule that no policy text can express is here: the platform keeps one active administrator.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from macadam.access import state as access
-from macadam.access.bootstrap import bootstrap, new_secret
-from macadam.access.engine import AccessSnapshot, covers, token_digest
+from macadam.access.authentication import KnownToken, Reach
+from macadam.access.bootstrap import bootstrap
+from macadam.access.engine import AccessSnapshot
 from macadam.access.schema import grants, principals, projects, tokens
 from macadam.access.types import (
     CreatePrincipal,
@@ -19,23 +19,17 @@ from macadam.access.types import (
     Grant,
     GrantRole,
     Identity,
-    IssuedToken,
-    IssueToken,
     ListPrincipals,
     ListProjects,
     ListRoles,
-    ListTokens,
     Principal,
     Project,
     RevokeRole,
-    RevokeToken,
     ShowProject,
-    Token,
     WhoAmI,
 )
-from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound
+from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.operations import Actor, Decision, Transaction, operation
-from macadam.values import uuid7
 
 __all__ = ["authenticate", "bootstrap", "decide", "project", "require_project", "snapshot"]
 
@@ -101,7 +95,7 @@ def _project(row: sa.Row[tuple[object, ...]]) -> Project:
            resource=PLATFORM)  # fmt: skip
 def create_project(tx: Transaction, request: CreateProject) -> Project:
     """Raises Conflict if the name is taken, NotFound if the owner is unknown."""
-    owner = _principal(tx.sql, request.owner).id if request.owner else tx.actor.id
+    owner = find_principal(tx.sql, request.owner).id if request.owner else tx.actor.id
     made = Project(
         name=request.project,
         owner=owner,
@@ -145,7 +139,7 @@ def show_project(tx: Transaction, request: ShowProject) -> Project:
 # --- Principals -----------------------------------------------------------------------------------------------
 
 
-def _principal(sql: sa.Connection, text: str) -> Principal:
+def find_principal(sql: sa.Connection, text: str) -> Principal:
     """Finds 'principal:alice', 'service:replay', or a bare name (people before services). Raises NotFound."""
     wanted = [text] if ":" in text else [f"principal:{text}", f"service:{text}"]
     rows = sql.execute(sa.select(principals).where(principals.c.id.in_(wanted)).order_by(principals.c.id)).all()
@@ -168,7 +162,7 @@ def _identity(text: str, kind: str) -> tuple[str, str]:
 
 @operation(CreatePrincipal, permission="principals:create", http="POST /api/v1/principals", cli="principals create",
            resource=PLATFORM)  # fmt: skip
-def create_principal(tx: Transaction, request: CreatePrincipal) -> Principal:
+def createfind_principal(tx: Transaction, request: CreatePrincipal) -> Principal:
     """Raises Conflict if it exists: an identity is never handed to somebody else, also not after it was disabled."""
     identity, kind = _identity(request.principal, request.kind)
     made = Principal(id=identity, kind=kind, created=tx.now, created_by=tx.actor.id)
@@ -182,9 +176,9 @@ def create_principal(tx: Transaction, request: CreatePrincipal) -> Principal:
 
 @operation(DisablePrincipal, permission="principals:disable", http="POST /api/v1/principals/{principal}/disable",
            cli="principals disable", resource=PLATFORM)  # fmt: skip
-def disable_principal(tx: Transaction, request: DisablePrincipal) -> Principal:
+def disablefind_principal(tx: Transaction, request: DisablePrincipal) -> Principal:
     """Raises Conflict for the last active administrator. Its grants stay on record, without effect."""
-    found = _principal(tx.sql, request.principal)
+    found = find_principal(tx.sql, request.principal)
     _keep_an_administrator(tx.sql, without=found.id)
     if found.disabled is None:
         tx.sql.execute(sa.update(principals).where(principals.c.id == found.id).values(disabled=tx.now))
@@ -193,7 +187,7 @@ def disable_principal(tx: Transaction, request: DisablePrincipal) -> Principal:
     tx.sql.execute(sa.update(tokens).where(live).values(revoked=tx.now))
     access.touch(tx.sql)
     tx.record(found.id, disabled=True, revoked_tokens=revoked)
-    return _principal(tx.sql, found.id)
+    return find_principal(tx.sql, found.id)
 
 
 @operation(ListPrincipals, permission="principals:read", http="GET /api/v1/principals", cli="principals list",
@@ -206,14 +200,17 @@ def list_principals(tx: Transaction, _request: ListPrincipals) -> tuple[Principa
 @operation(WhoAmI, permission="principals:self", http="GET /api/v1/principals/self", cli="principals whoami",
            resource=PLATFORM)  # fmt: skip
 def who_am_i(tx: Transaction, _request: WhoAmI) -> Identity:
-    held = access.engine(tx.sql).snapshot.principals[tx.actor.id].roles
-    own = _own_token(tx)
+    engine = access.engine(tx.sql)
+    held = engine.snapshot.principals[tx.actor.id].roles
+    own = engine.credentials.reach(tx.actor) or Reach()
     return Identity(
         id=tx.actor.id,
         kind=tx.actor.kind,
         token=tx.actor.token,
-        scopes=own.scopes if own else (),
-        expires=own.expires if own else None,
+        scopes=own.scopes,
+        projects=own.projects,
+        assets=own.assets,
+        expires=own.expires if isinstance(own, KnownToken) else None,
         roles=tuple(f"{place}: {role}" for place, roles in sorted(held.items()) for role in roles),
     )
 
@@ -227,7 +224,7 @@ def grant_role(tx: Transaction, request: GrantRole) -> Grant:
 
     A role everywhere ('*') asks for roles:grant everywhere: an administrator of one project cannot give it.
     """
-    holder = _principal(tx.sql, request.principal)
+    holder = find_principal(tx.sql, request.principal)
     if holder.disabled is not None:
         raise Conflict(f"{holder.id} is disabled.", next_step="Create another principal and grant the role to it.")
     known = _grant(tx.sql, request.project, holder.id, request.role)
@@ -249,7 +246,7 @@ def grant_role(tx: Transaction, request: GrantRole) -> Grant:
            cli="roles revoke")  # fmt: skip
 def revoke_role(tx: Transaction, request: RevokeRole) -> Grant:
     """Raises NotFound if it is not granted, Conflict if it would leave the platform without an administrator."""
-    holder = _principal(tx.sql, request.principal)
+    holder = find_principal(tx.sql, request.principal)
     known = _grant(tx.sql, request.project, holder.id, request.role)
     if known is None:
         raise NotFound(
@@ -290,99 +287,6 @@ def _keep_an_administrator(sql: sa.Connection, *, without: str) -> None:
             f"{without} is the platform's last active administrator.",
             next_step="Grant somebody else the role admin in '*' first.",
         )
-
-
-# --- Tokens ---------------------------------------------------------------------------------------------------
-
-
-@operation(IssueToken, permission="tokens:issue", http="POST /api/v1/tokens", cli="tokens issue",
-           resource=PLATFORM, secret_answer=True)  # fmt: skip
-def issue_token(tx: Transaction, request: IssueToken) -> IssuedToken:
-    """Raises NotAuthorised if it would reach further, last longer or belong to somebody else without tokens:manage."""
-    holder = _principal(tx.sql, request.principal)
-    if holder.disabled is not None:
-        raise Conflict(f"{holder.id} is disabled.", next_step="Issue the token to an active principal.")
-    expires = tx.now + timedelta(days=request.days)
-    _check_reach(tx, holder.id, request.scopes, expires)
-    secret, token_id = new_secret(), uuid7()
-    tx.sql.execute(
-        sa.insert(tokens).values(
-            id=token_id,
-            digest=token_digest(secret),
-            principal=holder.id,
-            scopes=list(request.scopes),
-            issued=tx.now,
-            issued_by=tx.actor.id,
-            expires=expires,
-        )
-    )
-    access.touch(tx.sql)
-    tx.record(f"token:{token_id}", uses=[holder.id], scopes=request.scopes, expires=expires)
-    return IssuedToken(id=token_id, principal=holder.id, token=secret, scopes=request.scopes, expires=expires)
-
-
-def _check_reach(tx: Transaction, holder: str, scopes: tuple[str, ...], expires: datetime) -> None:
-    """A token is no way to get more than one has: not by scope, not by time, not by taking another's name."""
-    own = _own_token(tx)
-    if own is not None and own.scopes and not _within(scopes, own.scopes):
-        raise NotAuthorised(
-            f"A token limited to {', '.join(own.scopes)} cannot issue one for {', '.join(scopes) or 'everything'}.",
-            next_step="Ask for scopes that the present token has.",
-        )
-    if _manages_tokens(tx):
-        return
-    if holder != tx.actor.id:
-        tx.authorise("tokens:manage", PLATFORM)
-    if own is not None and own.expires is not None and expires > own.expires:
-        raise NotAuthorised(
-            f"A token that expires at {own.expires:%Y-%m-%d %H:%M} UTC cannot issue one that lasts longer.",
-            next_step="Ask for fewer days, or ask an administrator for a new token.",
-        )
-
-
-def _within(scopes: tuple[str, ...], limit: tuple[str, ...]) -> bool:
-    """Whether each scope, patterns included, is covered by the limit."""
-    return bool(scopes) and all("*" in limit or scope in limit or covers(limit, scope) for scope in scopes)
-
-
-def _manages_tokens(tx: Transaction) -> bool:
-    return access.engine(tx.sql).decide(tx.actor, "tokens:manage", PLATFORM, "").allowed
-
-
-def _own_token(tx: Transaction) -> Token | None:
-    """The credential of this call."""
-    row = tx.sql.execute(sa.select(tokens).where(tokens.c.id == tx.actor.token)).first()
-    return None if row is None else _token(row)
-
-
-@operation(RevokeToken, permission="tokens:revoke", http="POST /api/v1/tokens/{token_id}/revoke", cli="tokens revoke",
-           resource=PLATFORM)  # fmt: skip
-def revoke_token(tx: Transaction, request: RevokeToken) -> Token:
-    """Raises NotFound, also for another's token without tokens:manage: ids are not confirmed to strangers."""
-    row = tx.sql.execute(sa.select(tokens).where(tokens.c.id == request.token_id)).first()
-    if row is None or (row.principal != tx.actor.id and not _manages_tokens(tx)):
-        raise NotFound(f"There is no token {request.token_id!r}.", next_step="List the tokens to see their ids.")
-    if row.revoked is None:
-        tx.sql.execute(sa.update(tokens).where(tokens.c.id == row.id).values(revoked=tx.now))
-        access.touch(tx.sql)
-    tx.record(f"token:{row.id}", uses=[row.principal], revoked=True)
-    return _token(tx.sql.execute(sa.select(tokens).where(tokens.c.id == row.id)).one())
-
-
-@operation(ListTokens, permission="tokens:read", http="GET /api/v1/tokens", cli="tokens list", resource=PLATFORM)
-def list_tokens(tx: Transaction, _request: ListTokens) -> tuple[Token, ...]:
-    query = sa.select(tokens).order_by(tokens.c.id)
-    # Who may list principals may see everybody's credentials (never their secrets); the others see their own.
-    if not access.engine(tx.sql).decide(tx.actor, "principals:read", PLATFORM, "").allowed:
-        query = query.where(tokens.c.principal == tx.actor.id)
-    return tuple(_token(row) for row in tx.sql.execute(query))
-
-
-def _token(row: sa.Row[tuple[object, ...]]) -> Token:
-    known = row._asdict()
-    del known["digest"]
-    known["scopes"] = tuple(known["scopes"])
-    return Token(**known)
 
 
 def _columns(value: Project | Principal | Grant) -> dict[str, object]:

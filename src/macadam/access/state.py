@@ -8,7 +8,8 @@ import weakref
 
 import sqlalchemy as sa
 
-from macadam.access.engine import AccessSnapshot, Engine, KnownPrincipal, KnownToken
+from macadam.access.authentication import KnownToken
+from macadam.access.engine import AccessSnapshot, Engine, KnownPrincipal
 from macadam.access.policies import PolicyText
 from macadam.access.schema import grants, policy_sets, principals, projects, state, tokens
 from macadam.errors import IntegrityError

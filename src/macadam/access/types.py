@@ -103,6 +103,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     token: str
     scopes: tuple[str, ...]
+    projects: tuple[str, ...]
+    assets: tuple[str, ...]
     expires: datetime | None
     roles: tuple[str, ...]
 

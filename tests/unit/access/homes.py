@@ -12,7 +12,7 @@ from macadam.adapters.local_secrets import LocalSecrets
 from macadam.adapters.sqlite import Sqlite
 from macadam.app.dispatcher import Dispatcher
 from macadam.ledger.leaf import Leaf, decode
-from macadam.operations import Request, of_request
+from macadam.operations import Request, load, of_request
 from macadam.ports import Ports
 from macadam.settings import Settings
 from macadam.values import utc_now
@@ -36,6 +36,7 @@ def ports_of(home: Path) -> Ports:
 
 class Door:
     def __init__(self, ports: Ports) -> None:
+        load("tokens")
         self.ports = ports
         self.now = utc_now() + timedelta(seconds=1)
         self.dispatcher = Dispatcher(ports, clock=lambda: self.now, sequence=lambda: None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from unit.access.homes import ports_of
 
 from macadam.access import service as access
-from macadam.access.engine import token_digest
+from macadam.access.authentication import token_digest
 from macadam.access.policies import built_in
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import decode
