@@ -21,6 +21,7 @@ from typing import BinaryIO, Self
 import msgspec
 
 from macadam.errors import Conflict, MacadamError, StorageFull, TooLarge, Unavailable
+from macadam.journal.beside import BESIDE, Beside
 from macadam.journal.layout import (
     ANSWERS,
     CLOSED,
@@ -107,6 +108,7 @@ class _Segment:
         self.size = len(data)
         self._digest = hashlib.sha256(data)
         self._disk = threading.Lock()  # nobody syncs a file that another thread is closing
+        self._beside = Beside(self.path.with_suffix(BESIDE))
         try:
             self.answers = AnswerCounter(self.path.with_suffix(ANSWERS))
             self.fd = self._create(data)
@@ -140,8 +142,10 @@ class _Segment:
         for suffix in (".new", OPEN, ANSWERS):
             self.path.with_suffix(suffix).unlink(missing_ok=True)
 
-    def append(self, payloads: Sequence[bytes]) -> int:
-        """All of them, or none. Returns the offset of the first."""
+    def append(self, payloads: Sequence[bytes], beside: bytes = b"") -> int:
+        """All of them, or none; what lies beside them first. Returns the offset of the first."""
+        if beside:
+            self._beside.append(beside)
         data = frame(payloads[0]) if len(payloads) == 1 else b"".join([frame(payload) for payload in payloads])
         append_whole(self.fd, data, self.size, self.path)
         offset = self.size
@@ -154,6 +158,7 @@ class _Segment:
         with self._disk:
             size = self.size
             if size > self.synced:
+                self._beside.sync()
                 sync_data(self.fd)
                 self.synced = size
 
@@ -166,6 +171,7 @@ class _Segment:
             finally:
                 self.synced = self.size
                 os.close(self.fd)
+                self._beside.close()
 
     def _withdrawn(self) -> bool:
         """Takes the segment out of the order again, then away, if it is still the newest."""
@@ -180,6 +186,7 @@ class _Segment:
 
     def _close_off(self) -> None:
         try:
+            self._beside.sync()
             sync_data(self.fd)  # first: the records must be safe even where the footer finds no room
             self.answers.flush()
         except OSError as error:
@@ -267,8 +274,11 @@ class JournalWriter:
         """
         return self.append_many((payload,))
 
-    def append_many(self, payloads: Sequence[bytes]) -> Receipt:
-        """Like `append` for at least one record, with one write: all are there afterwards, or none."""
+    def append_many(self, payloads: Sequence[bytes], *, beside: bytes = b"") -> Receipt:
+        """Like `append` for at least one record, with one write: all are there afterwards, or none.
+
+        beside: goes into the file beside the same segment, first, and is durable before the records are.
+        """
         for payload in payloads:
             if len(payload) > MAX_PAYLOAD:
                 raise TooLarge(
@@ -281,7 +291,7 @@ class JournalWriter:
             if self._closed:
                 raise Conflict("The journal is closed.", next_step="Start the gateway again.")
             segment = self._segment
-            receipt = Receipt(segment.id, segment.count, segment.append(payloads), segment.answers)
+            receipt = Receipt(segment.id, segment.count, segment.append(payloads, beside), segment.answers)
         if not self._fsync_every:
             self.sync()
         return receipt
