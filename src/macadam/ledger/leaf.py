@@ -96,6 +96,10 @@ def canonical(value: Mapping[str, object]) -> bytes:
     Raises InvalidInput naming the field that holds anything else.
     """
     _check(value, "$", 0)
+    return _written(value)
+
+
+def _written(value: "Mapping[str, object] | Leaf") -> bytes:
     try:
         return _encoder.encode(value)
     except UnicodeEncodeError as error:  # text with half a surrogate pair has no UTF-8 form
@@ -114,12 +118,11 @@ def _check(value: object, path: str, depth: int) -> None:
     # needs no look: a leaf is made on every change.
     kind = type(value)
     if isinstance(value, dict):
-        _check_keys(value, path)
-        for key in [key for key, item in value.items() if type(item) is not str]:
-            _check(value[key], f"{path}.{key}", depth + 1)
+        _check_items(value, path, depth)
     elif kind in (list, tuple):
-        for position, item in [(n, x) for n, x in enumerate(value) if type(x) is not str]:  # type: ignore[arg-type, var-annotated]
-            _check(item, f"{path}[{position}]", depth + 1)
+        for position, item in enumerate(value):  # type: ignore[arg-type, var-annotated]
+            if type(item) is not str:
+                _check(item, f"{path}[{position}]", depth + 1)
     elif kind is int:
         if not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:  # type: ignore[operator]
             raise _unfit(path, f"is {value}", "Beyond ±(2^53 - 1), record a number as text.")
@@ -127,10 +130,12 @@ def _check(value: object, path: str, depth: int) -> None:
         raise _unfit(path, f"is {value!r} ({kind.__name__})", "Record fractions with leaf.number, and leave out null.")
 
 
-def _check_keys(value: dict[object, object], path: str) -> None:
-    for key in value:
+def _check_items(value: dict[object, object], path: str, depth: int) -> None:
+    for key, item in value.items():
         if type(key) is not str or not key.isascii():
             raise _unfit(path, f"has the key {key!r}", "Use ASCII text as keys.")
+        if type(item) is not str:
+            _check(item, f"{path}.{key}", depth + 1)
 
 
 def _unfit(path: str, what: str, next_step: str) -> InvalidInput:
@@ -143,7 +148,12 @@ def _unfit(path: str, what: str, next_step: str) -> InvalidInput:
 
 def encode(leaf: Leaf) -> bytes:
     """The leaf's canonical bytes: what is hashed. Raises InvalidInput if the body cannot be written or is too long."""
-    data = canonical(msgspec.structs.asdict(leaf))
+    # The same bytes as those of `canonical` over its fields, in half the time: `order` sorts a struct's fields too.
+    for field in Leaf.__struct_fields__:
+        value = getattr(leaf, field)
+        if type(value) is not str:
+            _check(value, f"$.{field}", 1)
+    data = _written(leaf)
     if len(data) > MAX_BYTES:
         raise InvalidInput(
             f"The leaf of {leaf.kind} has {len(data)} bytes, at most {MAX_BYTES} fit.",

@@ -74,6 +74,26 @@ def test_reading_a_leaf_gives_what_was_written(body: dict[str, Any]) -> None:
     assert leaf.decode(leaf.encode(written)) == written
 
 
+@given(BODIES, st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_leaf_is_written_as_the_canonical_object_of_its_fields(body: dict[str, Any], project: str) -> None:
+    written = made(body=body, project=project)
+    assert leaf.encode(written) == leaf.canonical(msgspec.structs.asdict(written))
+
+
+class Shouting(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "LOUD"
+
+
+def test_text_of_another_class_is_no_text_of_a_leaf() -> None:
+    with pytest.raises(InvalidInput, match="Shouting"):
+        leaf.encode(made(project=Shouting("flights")))
+    with pytest.raises(InvalidInput, match="bool"):
+        leaf.encode(made(v=True))
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [
