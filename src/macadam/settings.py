@@ -66,6 +66,9 @@ class Server(Section):
     max_body: int = setting(
         32 * 1024 * 1024, env="MACADAM_MAX_BODY", unit="bytes", why="a request is held in memory, a dataset is not"
     )
+    open_tiles: bool = setting(
+        True, env="MACADAM_OPEN_TILES", unit="0 or 1", why="a ledger's checkpoints and hashes are there to be compared"
+    )
     health_timeout: float = setting(
         15.0, env="MACADAM_HEALTH_TIMEOUT", unit="s", why="a cold disk may take several seconds to import"
     )

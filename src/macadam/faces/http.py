@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -21,6 +22,8 @@ from macadam.app.platform import Platform
 from macadam.errors import Busy, InvalidInput, MacadamError, TooLarge
 from macadam.faces import fields, logs, metrics, openapi, problem
 from macadam.faces.routes import Routes
+from macadam.faces.tiled_log import PREFIX as LEDGER
+from macadam.faces.tiled_log import TiledLog
 from macadam.operations import Operation
 from macadam.values import uuid7
 
@@ -72,6 +75,7 @@ class ControlPlane:
         self._mounts = tuple(mounts)
         self._table = operations.table()
         self._routes = Routes(self._table.values())
+        self._tiled_log = TiledLog(platform)
         self._openapi = b""
         self.metrics = metrics.Metrics()
         self._quick = _Threads("quick", _QUICK_THREADS)
@@ -108,6 +112,8 @@ class ControlPlane:
         """Whatever goes wrong becomes a problem here, and only here."""
         try:
             page = self._pages.get(inquiry.path)
+            if page is None and inquiry.path.startswith(LEDGER):
+                page = partial(self._ledger, inquiry)
             return await (self._operate(inquiry) if page is None else _read_only(inquiry, page))
         except MacadamError as error:
             return _refusal(error)
@@ -188,6 +194,13 @@ class ControlPlane:
         if not self._openapi:
             self._openapi = msgspec.json.encode(openapi.document(self._table.values()))
         return Answer(status=200, body=self._openapi)
+
+    async def _ledger(self, inquiry: Inquiry) -> Answer:
+        """The ledger as static resources, for clients that know nothing of operations."""
+        inquiry.operation = "ledger.tiles"
+        path, token = inquiry.path.removeprefix(LEDGER), _bearer(inquiry.headers)
+        found = await self._quick.run(lambda: self._tiled_log.fetch(path, inquiry.headers, token))
+        return Answer(status=200, body=found.body, media_type=found.media_type, headers=found.headers)
 
     async def _metrics(self) -> Answer:
         return Answer(status=200, body=self.metrics.text().encode(), media_type=metrics.MEDIA_TYPE)
@@ -328,7 +341,7 @@ def _json(value: object) -> Answer:
 
 
 def _refusal(error: MacadamError) -> Answer:
-    headers: list[tuple[bytes, bytes]] = []
+    headers = [(b"cache-control", b"no-store")]  # what is not there, or not for this caller, may be tomorrow
     if error.status == 401:  # noqa: PLR2004 - RFC 9110, 11.6.1: a 401 names the scheme
         headers.append((b"www-authenticate", b'Bearer realm="macadam"'))
     if problem.is_temporary(error):

@@ -88,7 +88,7 @@ def _insertion(dialect: sa.Dialect, table: sa.Table, columns: tuple[str, ...]) -
 
     Otherwise it takes them by name.
     """
-    named = {column: sa.bindparam(column) for column in columns}
+    named: dict[str, Any] = {column: sa.bindparam(column) for column in columns}
     compiled = sa.insert(table).values(named).inline().compile(dialect=dialect)  # no RETURNING: nobody reads it
     order = tuple(getattr(compiled, "positiontup", None) or ())
     if order and order != columns:
