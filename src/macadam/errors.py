@@ -21,6 +21,7 @@ them into a CLI line, problem details (RFC 9457) or a foreign protocol's own sha
     └── Temporary               503  the same call may work later
         ├── Busy                503  a lock, queue or port is taken
         ├── Unavailable         503  a process or server does not answer
+        ├── RateLimited         429  one caller asks faster than it may
         └── StorageFull         507  the disk is full; nothing was changed
 """
 
@@ -114,6 +115,10 @@ class Busy(Temporary):
 
 class Unavailable(Temporary):
     code = "unavailable"
+
+
+class RateLimited(Temporary):
+    code, status = "rate-limited", 429
 
 
 class StorageFull(Temporary):

@@ -30,8 +30,11 @@ P = TypeVar("P")
 # `macadam models …` imports one room. Name → (modules, what the group is about).
 GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "projects": (("macadam.access.service",), "Spaces that own assets, budgets and policies"),
-    "principals": (("macadam.access.service",), "People and services"),
-    "roles": (("macadam.access.service",), "Who may do what in which project"),
+    "principals": (
+        ("macadam.access.service", "macadam.access.sign_in", "macadam.access.limit_service"),
+        "People and services",
+    ),
+    "roles": (("macadam.access.service", "macadam.access.sign_in"), "Who may do what in which project"),
     "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
     "journal": (("macadam.journal.service",), "Segments of prediction records"),
     "ledger": (("macadam.ledger.service",), "The record that cannot be rewritten"),

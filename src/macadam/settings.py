@@ -102,6 +102,75 @@ class Journal(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Access(Section):
+    """How long credentials last, and how much one caller may ask."""
+
+    service_hours: int = setting(
+        24, env="MACADAM_SERVICE_TOKEN_HOURS", unit="h", why="a leaked one is worth a day; services rotate theirs"
+    )
+    service_most_hours: int = setting(
+        720, env="MACADAM_SERVICE_TOKEN_MOST", unit="h", why="30 days: what nobody rotates by then, nobody watches"
+    )
+    session_hours: int = setting(
+        8, env="MACADAM_SESSION_HOURS", unit="h", why="a working day; groups are looked at anew at each sign-in"
+    )
+    rate: float = setting(
+        200.0,
+        env="MACADAM_RATE",
+        unit="calls/s",
+        why="per principal at the control plane: no person types faster; 0: none",
+    )
+    rate_burst: int = setting(
+        400, env="MACADAM_RATE_BURST", unit="calls", why="a script may begin with two seconds' worth at once"
+    )
+    gateway_rate: float = setting(
+        20_000.0,
+        env="MACADAM_GATEWAY_RATE",
+        unit="requests/s",
+        why="per principal and gateway: above one core's work; 0: none",
+    )
+    gateway_burst: int = setting(
+        40_000, env="MACADAM_GATEWAY_BURST", unit="requests", why="two seconds' worth, as at the control plane"
+    )
+    anonymous_rate: float = setting(
+        10.0, env="MACADAM_ANONYMOUS_RATE", unit="calls/s", why="per address, calls without a valid token; 0: no limit"
+    )
+    anonymous_burst: int = setting(
+        50, env="MACADAM_ANONYMOUS_BURST", unit="calls", why="a service with an expired token may notice and renew it"
+    )
+    revocation_age: float = setting(
+        0.0,
+        env="MACADAM_REVOCATION_AGE",
+        unit="s",
+        why="0: a gateway without news serves on and shows the age; else it stops then",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oidc(Section):
+    """Sign-in through an OpenID Connect provider. Without an issuer there is none, and local tokens are all."""
+
+    issuer: str = setting("", env="MACADAM_OIDC_ISSUER", unit="URL", why="no provider is trusted unless named")
+    client_id: str = setting("", env="MACADAM_OIDC_CLIENT_ID", unit="text", why="the provider gives it out")
+    client_secret_file: str = setting(
+        "", env="MACADAM_OIDC_CLIENT_SECRET_FILE", unit="path", why="a public client has none, PKCE stands in for it"
+    )
+    claim: str = setting(
+        "sub", env="MACADAM_OIDC_CLAIM", unit="claim", why="the one that providers never give to somebody else"
+    )
+    groups: str = setting("groups", env="MACADAM_OIDC_GROUPS", unit="claim", why="what most providers call it")
+    scope: str = setting(
+        "openid profile email", env="MACADAM_OIDC_SCOPE", unit="scopes", why="some providers want one more for groups"
+    )
+    create: bool = setting(
+        False, env="MACADAM_OIDC_CREATE", unit="0 or 1", why="whom the provider knows is not yet whom the platform knows"
+    )
+    redirect: str = setting(
+        "", env="MACADAM_OIDC_REDIRECT", unit="URL", why="empty: /login/callback where the control plane listens"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prices(Section):
     """What compute costs when no bill says better."""
 
@@ -119,6 +188,8 @@ class Settings:
     server: Server = dataclasses.field(default_factory=Server)
     sql: Sql = dataclasses.field(default_factory=Sql)
     journal: Journal = dataclasses.field(default_factory=Journal)
+    access: Access = dataclasses.field(default_factory=Access)
+    oidc: Oidc = dataclasses.field(default_factory=Oidc)
     prices: Prices = dataclasses.field(default_factory=Prices)
 
     @classmethod
@@ -135,5 +206,7 @@ class Settings:
             server=Server.read(env),
             sql=Sql.read(env),
             journal=Journal.read(env),
+            access=Access.read(env),
+            oidc=Oidc.read(env),
             prices=Prices.read(env),
         )

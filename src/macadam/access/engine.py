@@ -16,6 +16,7 @@ import msgspec
 
 from macadam.access.authentication import Credentials, KnownToken, Reach, covers
 from macadam.access.policies import PolicyText
+from macadam.access.rates import Limit
 from macadam.errors import IntegrityError, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Actor, Decision
@@ -43,7 +44,8 @@ class KnownPrincipal(msgspec.Struct, frozen=True, kw_only=True):
 class AccessSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The whole state of access at one moment: enough to decide without SQL. Holds no secret.
 
-    tokens: by the SHA-256 of their secret, as sha256:<hex>. policy_set: the digest of `policies`.
+    tokens: by the SHA-256 of their secret, as sha256:<hex>. policy_set: the digest of `policies`. rates: of principals
+    whose limit differs from the settings'.
     """
 
     generation: str
@@ -52,6 +54,7 @@ class AccessSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tokens: dict[str, KnownToken]
     principals: dict[str, KnownPrincipal]
     projects: tuple[str, ...]
+    rates: dict[str, Limit] = {}
 
 
 class CompiledPolicies:

@@ -44,6 +44,49 @@ tokens = sa.Table(
     sa.Column("issued_by", sa.String(100), nullable=False),
     sa.Column("expires", Instant),
     sa.Column("revoked", Instant),
+    sa.Column("projects", Json, nullable=False, server_default="[]"),
+    sa.Column("assets", Json, nullable=False, server_default="[]"),
+    sa.Column("replaced_by", sa.String(36)),
+)
+# Who an identity of a provider is here. identity: the value of the configured claim, unique with its issuer only. id:
+# what leaves name it by, since they hold neither personal data nor its hash.
+links = sa.Table(
+    "access_links",
+    metadata,
+    sa.Column("issuer", sa.String(300), primary_key=True),
+    sa.Column("identity", sa.String(300), primary_key=True),
+    sa.Column("id", sa.String(36), nullable=False),
+    sa.Column("principal", sa.String(100), nullable=False),
+    sa.Column("linked", Instant, nullable=False),
+    sa.Column("linked_by", sa.String(100), nullable=False),
+)
+# Which roles the provider's groups give at each sign-in.
+groups = sa.Table(
+    "access_groups",
+    metadata,
+    sa.Column("group", sa.String(200), primary_key=True),
+    sa.Column("project", sa.String(63), primary_key=True),
+    sa.Column("role", sa.String(20), primary_key=True),
+    sa.Column("mapped", Instant, nullable=False),
+    sa.Column("mapped_by", sa.String(100), nullable=False),
+)
+# Limits that differ from the settings'.
+rates = sa.Table(
+    "access_rates",
+    metadata,
+    sa.Column("principal", sa.String(100), primary_key=True),
+    sa.Column("per_second", sa.Float, nullable=False),
+    sa.Column("burst", sa.Integer, nullable=False),
+    sa.Column("since", Instant, nullable=False),
+    sa.Column("set_by", sa.String(100), nullable=False),
+)
+# Reports of denials that are in the ledger, so that none is counted twice.
+denials = sa.Table(
+    "access_denials",
+    metadata,
+    sa.Column("report", sa.String(200), primary_key=True),
+    sa.Column("digest", sa.String(80), nullable=False),
+    sa.Column("at", Instant, nullable=False),
 )
 policy_sets = sa.Table(
     "access_policy_sets",

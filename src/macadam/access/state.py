@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from macadam.access.authentication import KnownToken
 from macadam.access.engine import AccessSnapshot, Engine, KnownPrincipal
 from macadam.access.policies import PolicyText
-from macadam.access.schema import grants, policy_sets, principals, projects, state, tokens
+from macadam.access.rates import Limit
+from macadam.access.schema import grants, policy_sets, principals, projects, rates, state, tokens
 from macadam.errors import IntegrityError
 from macadam.values import uuid7
 
@@ -60,13 +61,24 @@ def snapshot(sql: sa.Connection) -> AccessSnapshot:
         tokens=_tokens(sql),
         principals=_principals(sql),
         projects=tuple(sql.execute(sa.select(projects.c.name).order_by(projects.c.name)).scalars()),
+        rates={
+            row.principal: Limit(per_second=row.per_second, burst=row.burst)
+            for row in sql.execute(sa.select(rates).order_by(rates.c.principal))
+        },
     )
 
 
 def _tokens(sql: sa.Connection) -> dict[str, KnownToken]:
     rows = sql.execute(sa.select(tokens).where(tokens.c.revoked.is_(None)))
     return {
-        row.digest: KnownToken(id=row.id, principal=row.principal, scopes=tuple(row.scopes), expires=row.expires)
+        row.digest: KnownToken(
+            id=row.id,
+            principal=row.principal,
+            expires=row.expires,
+            scopes=tuple(row.scopes),
+            projects=tuple(row.projects),
+            assets=tuple(row.assets),
+        )
         for row in rows
     }
 

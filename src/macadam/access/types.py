@@ -38,6 +38,18 @@ Scope = Annotated[
     ),
 ]
 
+ProjectPattern = Annotated[
+    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="a project's name, or * for all")
+]
+AssetPattern = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(\*|[a-z_]+:(\*|[A-Za-z0-9][A-Za-z0-9._/@-]{0,199}))$",
+        description="an asset such as endpoint:delay, KIND:* for all of a kind, or * for all",
+    ),
+]
+Entries = msgspec.Meta(max_length=100)
+
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
     """A space that owns assets. risk: its class under the EU AI Act; location: where its files live."""
@@ -72,9 +84,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a credential: everything but its secret. scopes: empty = all that its principal may.
+    """What is known of a credential: everything but its secret.
 
-    expires: None only for the home's own administrator, whose secret lies beside the database it opens.
+    scopes, projects, assets: what it is limited to; empty = all that its principal may. expires: None only for the
+    home's own administrator, whose secret lies beside the database it opens. replaced_by: the token it was rotated to.
     """
 
     id: str
@@ -84,6 +97,9 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     issued_by: str
     expires: datetime | None
     revoked: datetime | None = None
+    projects: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
+    replaced_by: str | None = None
 
 
 class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +110,8 @@ class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     scopes: tuple[str, ...]
     expires: datetime
+    projects: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,11 +191,25 @@ class ListRoles(Request[tuple[Grant, ...]], frozen=True, kw_only=True):
 
 
 class IssueToken(Request[IssuedToken], frozen=True, kw_only=True):
-    """Issue a credential, for oneself or (as an administrator) for another principal. days: until it expires."""
+    """Issue a credential, for oneself or (as an administrator) for another principal.
+
+    days or hours: until it expires; neither: 30 days for a person, MACADAM_SERVICE_TOKEN_HOURS for a service. scopes,
+    projects, assets: what it is limited to; without one of them there is no limit of that kind.
+    """
 
     principal: PrincipalName
-    days: Annotated[int, msgspec.Meta(ge=1, le=365)] = 30
-    scopes: tuple[Scope, ...] = ()
+    days: Annotated[int, msgspec.Meta(ge=1, le=365)] | None = None
+    hours: Annotated[int, msgspec.Meta(ge=1, le=8760)] | None = None
+    scopes: Annotated[tuple[Scope, ...], Entries] = ()
+    projects: Annotated[tuple[ProjectPattern, ...], Entries] = ()
+    assets: Annotated[tuple[AssetPattern, ...], Entries] = ()
+
+
+class RotateToken(Request[IssuedToken], frozen=True, kw_only=True):
+    """Replace a credential's secret: the new one reaches as far, the old one ends after the grace. grace: seconds."""
+
+    token_id: str
+    grace: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 300
 
 
 class RevokeToken(Request[Token], frozen=True, kw_only=True):
@@ -188,3 +220,121 @@ class RevokeToken(Request[Token], frozen=True, kw_only=True):
 
 class ListTokens(Request[tuple[Token, ...]], frozen=True, kw_only=True):
     """List credentials without their secrets: one's own, or (for administrators and auditors) all."""
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """Who an identity of a sign-in provider is here. identity: the value of the claim that MACADAM_OIDC_CLAIM names."""
+
+    id: str
+    issuer: str
+    identity: str
+    principal: str
+    linked: datetime
+    linked_by: str
+
+
+class GroupRole(msgspec.Struct, frozen=True, kw_only=True):
+    """A role that members of a provider's group hold, from their next sign-in on."""
+
+    group: str
+    project: str
+    role: str
+    mapped: datetime
+    mapped_by: str
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a principal may ask, where that differs from the settings. per_second: 0 = no limit."""
+
+    principal: str
+    per_second: float
+    burst: int
+    since: datetime
+    set_by: str
+
+
+class DenialCount(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway refused within a minute. actor: '' for nobody known; count: how often."""
+
+    actor: str
+    project: str
+    asset: str
+    reason: str
+    status: int
+    count: int
+
+
+class DenialReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was recorded. known: whether the same report was in the ledger already."""
+
+    report: str
+    denials: int
+    known: bool
+
+
+IdentityText = Annotated[str, msgspec.Meta(min_length=1, max_length=300, description="as the provider's claim has it")]
+IssuerUrl = Annotated[
+    str, msgspec.Meta(pattern=r"^(https?://[!-~]{1,290})?$", description="empty: the one that is set up")
+]
+GroupName = Annotated[str, msgspec.Meta(min_length=1, max_length=200, description="as the provider's claim has it")]
+
+
+class LinkIdentity(Request[Link], frozen=True, kw_only=True):
+    """Let a person sign in: say which principal an identity of the sign-in provider is."""
+
+    principal: PrincipalName
+    identity: IdentityText
+    issuer: IssuerUrl = ""
+
+
+class UnlinkIdentity(Request[Link], frozen=True, kw_only=True):
+    """Take a link back: the identity no longer signs in. Tokens that it got remain until they end or are revoked."""
+
+    identity: IdentityText
+    issuer: IssuerUrl = ""
+
+
+class ListLinks(Request[tuple[Link, ...]], frozen=True, kw_only=True):
+    """List which identities of sign-in providers are which principals."""
+
+
+class MapGroup(Request[GroupRole], frozen=True, kw_only=True):
+    """Let members of a provider's group hold a role; it is given, and taken back, at each sign-in."""
+
+    project: Somewhere
+    group: GroupName
+    role: Role
+
+
+class UnmapGroup(Request[GroupRole], frozen=True, kw_only=True):
+    """Take a group's role back. Who holds it by the group loses it at once."""
+
+    project: Somewhere
+    group: GroupName
+    role: Role
+
+
+class ListGroups(Request[tuple[GroupRole, ...]], frozen=True, kw_only=True):
+    """List which groups of the sign-in provider hold which roles in a project, and in all."""
+
+    project: Somewhere
+
+
+class LimitRate(Request[Rate], frozen=True, kw_only=True):
+    """Set how much one principal may ask, at the control plane and at each gateway. per_second: 0 = no limit."""
+
+    principal: PrincipalName
+    per_second: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+    burst: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+
+
+class ListRates(Request[tuple[Rate, ...]], frozen=True, kw_only=True):
+    """List the principals whose limits differ from the settings."""
+
+
+class RecordDenials(Request[DenialReport], frozen=True, kw_only=True):
+    """Record in the ledger what a gateway refused within a minute. The same report twice is recorded once."""
+
+    report: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,200}$")]
+    denials: Annotated[tuple[DenialCount, ...], msgspec.Meta(max_length=300)]
+    others: Annotated[int, msgspec.Meta(ge=0)] = 0

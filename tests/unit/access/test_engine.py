@@ -29,7 +29,7 @@ READS = {
     "quarantine:read", "features:read", "training_sets:read", "online:read", "runs:read", "models:read",
     "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read",
 }  # fmt: skip
-OWN = {"principals:self", "projects:list", "tokens:issue", "tokens:read", "tokens:revoke"}
+OWN = {"principals:self", "projects:list", "tokens:issue", "tokens:read", "tokens:revoke", "tokens:rotate"}
 MAY = {
     "viewer": READS,
     "developer": READS
@@ -41,7 +41,7 @@ MAY = {
     | {"tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
        "journal:seal", "predictions:create", "predictions:replay", "predictions:prove", "feedback:record",
        "inspection:run"},
-    "auditor": READS | {"principals:read", "predictions:prove"},
+    "auditor": READS | {"principals:read", "rates:read", "predictions:prove"},
     "caller": {"predictions:create", "predictions:replay", "feedback:record", "online:write"},
     "admin": set(PERMISSIONS),
 }  # fmt: skip
