@@ -22,6 +22,7 @@ them into a CLI line, problem details (RFC 9457) or a foreign protocol's own sha
         ├── Busy                503  a lock, queue or port is taken
         ├── Unavailable         503  a process or server does not answer
         ├── RateLimited         429  one caller asks faster than it may
+        ├── OutcomeUnknown      503  the answer to a commit was cut off: the change may be there or not
         └── StorageFull         507  the disk is full; nothing was changed
 """
 
@@ -119,6 +120,10 @@ class Unavailable(Temporary):
 
 class RateLimited(Temporary):
     code, status = "rate-limited", 429
+
+
+class OutcomeUnknown(Temporary):
+    code = "outcome-unknown"
 
 
 class StorageFull(Temporary):

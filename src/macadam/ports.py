@@ -221,6 +221,7 @@ class Ports:
 
 _ADAPTERS = {
     "sqlite": "macadam.adapters.sqlite:Sqlite",
+    "postgres": "macadam.adapters.postgres:Postgres",
     "local_objects": "macadam.adapters.local_objects:LocalObjects",
     "iceberg": "macadam.adapters.iceberg:IcebergTables",
     "lmdb": "macadam.adapters.lmdb:LmdbStore",

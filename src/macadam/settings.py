@@ -76,13 +76,16 @@ class Server(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Sql(Section):
-    """The embedded database."""
+    """The database: SQLite under the home, or Postgres."""
 
     busy_timeout: float = setting(
         20.0, env="MACADAM_SQL_BUSY", unit="s", why="a CLI call may wait for a server's group commit, not for long"
     )
     group_limit: int = setting(
         256, env="MACADAM_SQL_GROUP", unit="transactions", why="bounds the wait of the first caller of a group"
+    )
+    connections: int = setting(
+        20, env="MACADAM_SQL_CONNECTIONS", unit="connections", why="a Postgres server's usual 100 serve four processes"
     )
 
 

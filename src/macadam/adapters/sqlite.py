@@ -6,9 +6,7 @@ only its own piece. Several processes may open the same file; SQLite's lock orde
 """
 
 import os
-import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,12 +16,12 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from macadam.errors import Busy, IntegrityError, StorageFull, Temporary, Unavailable
+from macadam.adapters.group_writer import GroupWriter, Work
+from macadam.errors import Busy, IntegrityError, StorageFull, Temporary
 from macadam.migrations import upgrade
 from macadam.settings import Sql as SqlSettings
 
 T = TypeVar("T")
-_Work = tuple[Callable[[sa.Connection], Any], "Future[Any]"]
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _HELD = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -36,14 +34,8 @@ class Sqlite:
     """One SQLite file. path: created for its owner alone; its directory must exist."""
 
     def __init__(self, path: Path, settings: SqlSettings) -> None:
-        self._path = path
-        self._limit = settings.group_limit
         self._engine = _engine(path, settings.busy_timeout)
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._door = threading.Lock()  # held while work is handed in, so that none arrives after the last
-        self._closed = False
-        self._writer = threading.Thread(target=self._write_groups, name="sqlite-writer", daemon=True)
-        self._writer.start()
+        self._writer = GroupWriter("sqlite-writer", settings.group_limit, self._commit, _translated)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -55,51 +47,19 @@ class Sqlite:
                 connection.exec_driver_sql("ROLLBACK")
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        if threading.current_thread() is self._writer:
-            raise RuntimeError("write() was called from inside a write: use the transaction's connection")
-        answer: Future[T] = Future()
-        with self._door:
-            if self._closed:
-                raise Unavailable("The database was closed.", next_step="Open the home again.")
-            self._queue.put((work, answer))
-        return answer.result()
+        return self._writer.write(work)
 
     def migrate(self) -> None:
         self.write(upgrade)
 
     def close(self) -> None:
         """Waits for the work handed in so far. Closing twice does nothing."""
-        with self._door:
-            if self._closed:
-                return
-            self._closed = True
-            self._queue.put(None)
-        self._writer.join()
-        self._engine.dispose()
+        if self._writer.close():
+            self._engine.dispose()
 
-    def _write_groups(self) -> None:
-        last = False
-        while not last and (first := self._queue.get()) is not None:
-            group, last = self._gather(first)
-            try:
-                with (
-                    self._engine.connect() as connection
-                ):  # from the pool: opening failed or not, each group tries anew
-                    _commit(connection, group)
-            except BaseException as error:  # noqa: BLE001 - the writer outlives any error; its callers are told
-                _refuse(group, error)
-
-    def _gather(self, first: _Work) -> tuple[list[_Work], bool]:
-        group = [first]
-        while len(group) < self._limit:
-            try:
-                piece = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if piece is None:
-                return group, True
-            group.append(piece)
-        return group, False
+    def _commit(self, group: list[Work]) -> None:
+        with self._engine.connect() as connection:  # from the pool: opening failed or not, each group tries anew
+            _commit(connection, group)
 
 
 def _engine(path: Path, busy_timeout: float) -> sa.Engine:
@@ -138,7 +98,7 @@ def _use_wal(connection: sqlite3.Connection, busy_timeout: float) -> None:
             return
 
 
-def _commit(connection: sa.Connection, group: list[_Work]) -> None:
+def _commit(connection: sa.Connection, group: list[Work]) -> None:
     """Runs a group in one transaction. Answers are given only after the commit has returned.
 
     Raises what made the whole group fail, with nothing of it in the database.
@@ -159,12 +119,6 @@ def _commit(connection: sa.Connection, group: list[_Work]) -> None:
         connection.rollback()
     for answer, value in done:
         answer.set_result(value)
-
-
-def _refuse(group: list[_Work], error: BaseException) -> None:
-    for _, answer in group:
-        if not answer.done():
-            answer.set_exception(_translated(error))
 
 
 def _run_one(connection: sa.Connection, work: Callable[[sa.Connection], T], answer: "Future[T]") -> T | None:

@@ -79,7 +79,8 @@ def _add(sql: sa.Connection, table: sa.Table, columns: tuple[str, ...], rows: Se
     """
     statement, order = _insertion(sql.dialect, table, columns)
     given: Any = rows if order else [dict(zip(columns, row, strict=True)) for row in rows]
-    sql.exec_driver_sql(statement, given)
+    # One row as one statement: a driver may need several journeys to its server for a list.
+    sql.exec_driver_sql(statement, given if len(given) > 1 else given[0])
 
 
 @lru_cache(maxsize=16)
