@@ -166,7 +166,10 @@ class Oidc(Section):
         "openid profile email", env="MACADAM_OIDC_SCOPE", unit="scopes", why="some providers want one more for groups"
     )
     create: bool = setting(
-        False, env="MACADAM_OIDC_CREATE", unit="0 or 1", why="whom the provider knows is not yet whom the platform knows"
+        False,
+        env="MACADAM_OIDC_CREATE",
+        unit="0 or 1",
+        why="whom the provider knows is not yet whom the platform knows",
     )
     redirect: str = setting(
         "", env="MACADAM_OIDC_REDIRECT", unit="URL", why="empty: /login/callback where the control plane listens"
