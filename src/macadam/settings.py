@@ -102,6 +102,9 @@ class Journal(Section):
     segment_age: float = setting(
         30.0, env="MACADAM_JOURNAL_SEGMENT_AGE", unit="s", why="receipts are final within this time"
     )
+    most_unsynced: int = setting(
+        64 * 1024 * 1024, env="MACADAM_JOURNAL_UNSYNCED", unit="bytes", why="a disk that lags is not written ahead of"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

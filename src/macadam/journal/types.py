@@ -1,7 +1,7 @@
 """Requests and values of the journal: sealed segments."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,6 +10,19 @@ from macadam.values import Name
 
 TABLE = "predictions"
 """The table of each project that holds its sealed records."""
+
+
+Durability = Literal["group", "answer-after-fsync"]
+OnFailure = Literal["stop", "answer-unrecorded"]
+
+
+class JournalPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project asks of its journal. durability: whether an answer waits until its record is on the disk, or for the
+    group fsync at most; on_journal_failure: what happens to answers that the journal cannot take.
+    """
+
+    durability: Durability = "group"
+    on_journal_failure: OnFailure = "stop"
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """Appends prediction records to segments: before the answer is sent, so that no answer is without its record.
 
 One writer per gateway worker and project. `append` is one write to the file (it survives `kill -9` from then on); a
-thread makes what was written durable every few milliseconds and changes to a new segment when one is full or old.
+thread makes what was written durable every few milliseconds, at once where somebody waits for it, and changes to a new
+segment when one is full or old.
 Each segment has a counter of answers of its own beside it, which the gateway raises after it has handed an answer to
 the transport: two counts, made in two places, show an omission.
 """
@@ -13,15 +14,17 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import msgspec
 
-from macadam.errors import Conflict, MacadamError, StorageFull, TooLarge, Unavailable
+from macadam.errors import Busy, Conflict, MacadamError, StorageFull, TooLarge, Unavailable
+from macadam.journal import gaps
 from macadam.journal.beside import BESIDE, Beside
+from macadam.journal.gaps import GapCounter
 from macadam.journal.layout import (
     ANSWERS,
     CLOSED,
@@ -46,6 +49,11 @@ _RETRY = 1.0
 """Seconds until a failed change of segments is tried again."""
 _PAUSE = 0.020
 """Seconds between looks at size and age where no group fsync sets the pace."""
+_STALLED = 5.0
+"""Seconds of one fsync after which nothing more is taken: a disk that hangs must not be promised to."""
+
+Told = Callable[[MacadamError | None], None]
+"""Called once it is known whether records are durable; with the error if they may not be."""
 
 
 class AnswerCounter:
@@ -102,6 +110,7 @@ class _Segment:
         self.path = folder / f"{header.segment}{OPEN}"
         self.id = header.segment
         self._follows = header.follows
+        self._gaps = bool(header.gaps)
         self.born = time.monotonic()
         self.count = 0
         data = opening(header)
@@ -154,6 +163,10 @@ class _Segment:
         self._digest.update(data)
         return offset
 
+    @property
+    def says_something(self) -> bool:
+        return bool(self.count or self.answers.count or self._gaps)
+
     def sync(self) -> None:
         with self._disk:
             size = self.size
@@ -166,10 +179,9 @@ class _Segment:
         """Adds the footer and renames. A segment that says nothing is removed, unless another follows it already."""
         with self._disk:
             try:
-                if self.count or self.answers.count or not self._withdrawn():
+                if self.says_something or not self._withdrawn():
                     self._close_off()
             finally:
-                self.synced = self.size
                 os.close(self.fd)
                 self._beside.close()
 
@@ -186,8 +198,10 @@ class _Segment:
 
     def _close_off(self) -> None:
         try:
-            self._beside.sync()
-            sync_data(self.fd)  # first: the records must be safe even where the footer finds no room
+            if self.size > self.synced:
+                self._beside.sync()
+                sync_data(self.fd)  # first: the records must be safe even where the footer finds no room
+                self.synced = self.size
             self.answers.flush()
         except OSError as error:
             raise storage_error(error, self.path) from error
@@ -208,11 +222,21 @@ class Receipt(msgspec.Struct, frozen=True):
         self.answers.add(answers)
 
 
+class _Waiter(NamedTuple):
+    """Wants to be told when a segment is durable up to `size`."""
+
+    segment: _Segment
+    size: int
+    told: Told
+
+
 class JournalWriter:
     """Writes one worker's records of one project; a context manager.
 
     fsync_every: seconds between group fsyncs; 0 makes every append durable before it returns. segment_bytes and
-    segment_age (seconds): when a new segment is begun; the first is soft, since the thread does it.
+    segment_age (seconds): when a new segment is begun; the first is soft, since the thread does it. most_unsynced:
+    bytes that may wait for their fsync; beyond, nothing is taken. gap: counts answers without a record, which the next
+    segment's header then tells, and so do those of writers that are gone.
 
     Raises StorageFull or Unavailable if the first segment cannot be made.
     """
@@ -227,8 +251,12 @@ class JournalWriter:
         fsync_every: float = 0.020,
         segment_bytes: int = 64 * 1024 * 1024,
         segment_age: float = 30.0,
+        most_unsynced: int = 64 * 1024 * 1024,
+        gap: GapCounter | None = None,
     ) -> None:
         self._folder = folder
+        self._gap = gap
+        self._most_unsynced = most_unsynced
         self._names = (gateway, worker, project)
         self._fsync_every = fsync_every
         self._limits = (segment_bytes, segment_age)
@@ -237,6 +265,11 @@ class JournalWriter:
         self._failure: MacadamError | None = None
         self._closed = False
         self._not_before = 0.0
+        self._said = ""
+        self._waiters: list[_Waiter] = []
+        self._leaving: _Segment | None = None
+        self._sync_began = 0.0
+        self.last_fsync = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -264,13 +297,21 @@ class JournalWriter:
     @property
     def unsynced(self) -> int:
         """Bytes that were written and are not yet known to be durable."""
-        return self._segment.size - self._segment.synced
+        old, now = self._leaving, self._segment
+        return now.size - now.synced + (old.size - old.synced if old is not None else 0)
+
+    @property
+    def stalled(self) -> float:
+        """Seconds that the fsync under way has taken so far; 0 without one."""
+        began = self._sync_began
+        return time.monotonic() - began if began else 0.0
 
     def append(self, payload: bytes) -> Receipt:
         """Writes one record; when it returns, the record survives the end of this process.
 
         Raises StorageFull or Unavailable (nothing was written; later calls may succeed), Unavailable for good after
-        an fsync failed (what the disk then holds is not known), TooLarge, and Conflict once closed.
+        an fsync failed (what the disk then holds is not known), Busy while too much waits for its fsync, TooLarge, and
+        Conflict once closed.
         """
         return self.append_many((payload,))
 
@@ -290,29 +331,75 @@ class JournalWriter:
                 raise self._failure
             if self._closed:
                 raise Conflict("The journal is closed.", next_step="Start the gateway again.")
+            self._require_keeping_up()
             segment = self._segment
             receipt = Receipt(segment.id, segment.count, segment.append(payloads, beside), segment.answers)
         if not self._fsync_every:
             self.sync()
         return receipt
 
+    def _require_keeping_up(self) -> None:
+        """Raises Busy."""
+        waiting = self.unsynced
+        if waiting > self._most_unsynced:
+            raise Busy(
+                f"{waiting} bytes of the journal wait for the disk, more than {self._most_unsynced}.",
+                next_step="The gateway goes on by itself once the disk has caught up.",
+            )
+        if self._sync_began and self.stalled > _STALLED:
+            raise Busy(
+                f"The disk has not confirmed the journal for {self.stalled:.0f} s.",
+                next_step="Look at the disk; the gateway goes on by itself once it answers.",
+            )
+
+    def when_durable(self, told: Told) -> None:
+        """Has `told` called once everything appended so far is durable, or with the error that leaves that open.
+
+        Never blocks. Callers that wait share one fsync, which begins at once or when the one under way has ended. `told`
+        is called by the journal's thread, or by this one if the journal has failed or is closed.
+        """
+        failure = self._failure
+        with self._lock:
+            if failure is None and not self._closed:
+                self._waiters.append(_Waiter(self._segment, self._segment.size, told))
+        if failure is None and self._closed:
+            failure = Conflict("The journal is closed.", next_step="Start the gateway again.")
+        if failure is not None:
+            told(failure)
+        else:
+            self._wake.set()
+
     def sync(self) -> None:
         """Makes durable what has been appended. Raises Unavailable or StorageFull, then and at every later append."""
         with self._lock:
             segment = self._segment
+        self._sync(segment)
+
+    def _sync(self, segment: _Segment) -> None:
+        if segment.size == segment.synced:
+            return
+        self._sync_began = time.monotonic()
         try:
             segment.sync()
         except OSError as error:
             # After a failed fsync the kernel may have dropped the pages: no later fsync can vouch for them.
             self._failure = storage_error(error, segment.path)
             raise self._failure from error
+        finally:
+            self._sync_began = 0.0
+        self.last_fsync = instant(utc_now())
 
     def rotate(self) -> None:
         """Begins a new segment and finishes the present one. Raises StorageFull or Unavailable; records go on then."""
         fresh = self._begin()
         with self._lock:
             old, self._segment = self._segment, fresh
-        old.finish()
+            self._leaving = old
+        try:
+            self._sync(old)
+            old.finish()
+        finally:
+            self._leaving = None
 
     def close(self) -> None:
         """Ends the thread and finishes the segment. Raises StorageFull or Unavailable: recovery finishes it then."""
@@ -322,11 +409,17 @@ class JournalWriter:
             self._closed = True
         self._wake.set()
         self._thread.join()
-        self._segment.finish()
+        try:
+            self._sync(self._segment)
+        finally:
+            self._tell_waiting(last=True)
+            self._segment.finish()
 
     def _begin(self) -> _Segment:
         gateway, worker, project = self._names
         with _newest(self._folder) as newest:
+            left = list(gaps.orphans(self._folder))
+            own = self._gap.pending() if self._gap is not None else None
             header = SegmentHeader(
                 gateway=gateway,
                 worker=worker,
@@ -334,6 +427,7 @@ class JournalWriter:
                 project=project,
                 created=instant(utc_now()),
                 follows=newest.read().decode() or _last_there(self._folder),
+                gaps=tuple(gap for gap in (*(gap for _, gap in left), own) if gap is not None),
             )
             segment = _Segment(self._folder, header)
             # After the segment is there: a kill in between gives it a sibling, never a successor without it.
@@ -344,30 +438,61 @@ class JournalWriter:
             except OSError:
                 segment.discard()
                 raise
+            # The header is durable and names them: a kill in between tells a gap twice, under one id, never not at all.
+            if self._gap is not None and own is not None:
+                self._gap.told(own)
+            for path, _ in left:
+                path.unlink(missing_ok=True)
         return segment
 
     def _run(self) -> None:
         try:
-            while not self._wake.wait(self._fsync_every or _PAUSE):
+            while not self._closed:
+                self._wake.wait(self._fsync_every or _PAUSE)
+                self._wake.clear()
                 self._tick()
+        except MacadamError as error:
+            _log.error("The journal ends: %s", error)  # noqa: TRY400 - a disk's failure, not a fault of the program
         finally:
             if not self._closed and not self._failure:
                 self._failure = Unavailable("The journal's thread has stopped.", next_step="Start the gateway again.")
+            if self._failure:
+                self._tell_waiting(last=True)
 
     def _tick(self) -> None:
-        if self._fsync_every:
-            self.sync()
+        self.sync()
+        self._tell_waiting()
         if not self._is_due():
             return
         try:
             self.rotate()
+            self._said = ""
         except (StorageFull, Unavailable) as error:
+            if self._failure:
+                raise
             self._not_before = time.monotonic() + _RETRY
-            _log.warning("The journal did not change segments cleanly, and goes on: %s", error)
+            if str(error) != self._said:  # each second the same would fill the log, on a disk that is full
+                self._said = str(error)
+                _log.warning("The journal did not change segments cleanly, and goes on: %s", error)
+
+    def _tell_waiting(self, *, last: bool = False) -> None:
+        """Calls those whose records are durable. last: the others too, with what went wrong."""
+        with self._lock:
+            waiting, self._waiters = self._waiters, []
+        for one in waiting:
+            if one.segment.synced >= one.size:
+                one.told(None)
+            elif last:
+                one.told(self._failure or Unavailable("The journal ended.", next_step="Start the gateway again."))
+            else:
+                with self._lock:
+                    self._waiters.append(one)
 
     def _is_due(self) -> bool:
         segment, now = self._segment, time.monotonic()
         size, age = self._limits
-        if not segment.count or now < self._not_before:
+        if now < self._not_before:
             return False
-        return segment.size >= size or now - segment.born >= age
+        if self._gap is not None and self._gap.answers:
+            return True
+        return segment.says_something and (segment.size >= size or now - segment.born >= age)

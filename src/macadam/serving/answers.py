@@ -57,16 +57,20 @@ def of_error(error: MacadamError, status: int = 0) -> bytes:
     )
 
 
+def with_header(whole: bytes, line: bytes) -> bytes:
+    """The same answer with one more header line, given without its CRLF."""
+    head, _, rest = whole.partition(b"\r\n")
+    return b"%b\r\n%b\r\n%b" % (head, line, rest)
+
+
 def closing(whole: bytes) -> bytes:
     """The same answer, saying that the connection ends with it."""
-    head, _, rest = whole.partition(b"\r\n")
-    return head + b"\r\nconnection: close\r\n" + rest
+    return with_header(whole, b"connection: close")
 
 
 def kept(whole: bytes) -> bytes:
     """The same answer for an HTTP/1.0 client that asked to keep the connection."""
-    head, _, rest = whole.partition(b"\r\n")
-    return head + b"\r\nconnection: keep-alive\r\n" + rest
+    return with_header(whole, b"connection: keep-alive")
 
 
 def without_body(whole: bytes) -> bytes:

@@ -13,15 +13,17 @@ from typing import Any
 
 import msgspec
 
-from macadam.errors import InvalidInput, MacadamError
-from macadam.journal.writer import JournalWriter, Receipt
+from macadam.errors import InvalidInput, MacadamError, TooLarge
+from macadam.journal.layout import MAX_PAYLOAD
+from macadam.journal.writer import Receipt
 from macadam.ports import OnlineStore
 from macadam.serving import answers
+from macadam.serving.journals import ProjectJournal, refusal
 from macadam.serving.runtime import Serving
 from macadam.values import instant
 
-JournalOf = Callable[[str], JournalWriter]
-"""Project -> its journal. Raises StorageFull, Unavailable."""
+JournalOf = Callable[[str], ProjectJournal]
+"""Project -> its journal."""
 
 Scalar = str | int | float | bool | None
 
@@ -34,7 +36,9 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Ask(msgspec.Struct):
-    """One authorised request, on its way. answer: empty until there is one."""
+    """One authorised request, on its way. answer: empty until there is one; journal: that must confirm the record before
+    the answer leaves, if any.
+    """
 
     serving: Serving
     actor: str
@@ -50,6 +54,7 @@ class Ask(msgspec.Struct):
     answer: bytes = b""
     status: int = 0
     receipt: Receipt | None = None
+    journal: ProjectJournal | None = None
 
 
 class Stages(msgspec.Struct):
@@ -163,16 +168,16 @@ class Batcher:
             written, payloads = self._records(some, now_ns, at, end)
             if not payloads:
                 continue
+            journal = self._journal_of(project)
             try:
-                receipt = self._journal_of(project).append_many(payloads)
+                receipt = journal.append_many(payloads)
             except MacadamError as error:
-                refused = answers.of_error(error, 503)
-                for ask, _ in written:
-                    ask.status, ask.answer = 503, refused
+                _answer_without(journal, error, [ask for ask, _ in written], timing)
                 continue
             receipts.append(receipt)
+            waits = journal if journal.waits else None
             for ask, id_ in written:
-                ask.receipt = receipt
+                ask.receipt, ask.journal = receipt, waits
                 _answer(ask, id_, timing)
         return receipts
 
@@ -183,11 +188,15 @@ class Batcher:
         written, payloads = [], []
         for ask, id_ in zip(asks, self._ids.take(len(asks), now_ns), strict=True):
             try:
-                payloads.append(self._record(ask, id_, at, end))
+                payload = self._record(ask, id_, at, end)
             except OverflowError:
                 _refuse_number(ask)
-            else:
-                written.append((ask, id_))
+                continue
+            if len(payload) > MAX_PAYLOAD:
+                _refuse_size(ask, len(payload))
+                continue
+            payloads.append(payload)
+            written.append((ask, id_))
         return written, payloads
 
     def _record(self, ask: Ask, id_: str, at: str, end: bytes) -> bytes:
@@ -260,6 +269,28 @@ def _refuse_number(ask: Ask) -> None:
     ask.status, ask.answer = 422, answers.of_error(error, 422)
 
 
+def _refuse_size(ask: Ask, size: int) -> None:
+    """Alone: the others of its turn are journaled."""
+    error = TooLarge(
+        f"The record of this prediction would have {size} bytes, more than {MAX_PAYLOAD}.",
+        next_step="Send smaller inputs, or pass large ones by reference.",
+    )
+    ask.status, ask.answer = 413, answers.of_error(error, 413)
+
+
+def _answer_without(journal: ProjectJournal, error: MacadamError, asks: Sequence[Ask], timing: bytes) -> None:
+    """The journal takes nothing: either nobody gets an answer, or all get one that says it left no record."""
+    cause = journal.missed(error, len(asks))
+    if journal.stops:
+        refused = refusal(cause)
+        for ask in asks:
+            ask.status, ask.answer = 503, refused
+        return
+    for ask in asks:
+        _answer(ask, "", timing)
+        ask.answer = answers.with_header(ask.answer, b"x-macadam-journal: unrecorded")
+
+
 def _output(ask: Ask) -> bytes:
     """The model's answer as JSON: the same bytes in the record and in the response."""
     score = ask.score
@@ -273,6 +304,7 @@ def _output(ask: Ask) -> bytes:
 
 
 def _answer(ask: Ask, id_: str, timing: bytes) -> None:
+    """id_: empty for one that has no record, and so nothing that could be asked for by an id."""
     if ask.problem:
         ask.answer = ask.problem
         return

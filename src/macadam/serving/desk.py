@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -18,7 +18,9 @@ from macadam.errors import MacadamError, NotAuthenticated
 from macadam.operations import Actor
 from macadam.serving import answers
 from macadam.serving.batch import Ask, Batcher, decode_body
+from macadam.serving.journals import Journals
 from macadam.serving.metrics import Metrics
+from macadam.serving.outbox import Entry, Outbox
 from macadam.serving.protocol import Connection, Incoming
 from macadam.serving.runtime import Runtime, Slot
 from macadam.values import utc_now
@@ -32,6 +34,7 @@ _MOST_ROUTES = 20_000
 _LONGEST_ROUTE = 500
 """Bytes of path and credential: with a query of 64 KB to each, the routes kept would fill the memory."""
 _PREDICT = re.compile(rb"^/v1/projects/([a-z][a-z0-9_-]{0,62})/endpoints/([a-z][a-z0-9_-]{0,62})/predict$")
+_encode = msgspec.json.Encoder().encode
 _TRACE = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 PREDICT, REPLAY = "predictions:create", "predictions:replay"
 
@@ -56,6 +59,7 @@ class Clerk:
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         *,
+        journals: Journals,
         gauges: Callable[[], dict[str, float]],
         is_draining: Callable[[], bool],
     ) -> None:
@@ -63,7 +67,9 @@ class Clerk:
         self._batcher = batcher
         self._metrics = metrics
         self._loop = loop
+        self._journals = journals
         self._gauges = gauges
+        self.outbox = Outbox(loop, self._deliver)
         self._is_draining = is_draining
         self._pending: list[Incoming] = []
         self._routes: dict[tuple[bytes, bytes], Route] = {}
@@ -71,11 +77,11 @@ class Clerk:
 
     @property
     def waiting(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + self.outbox.held
 
     def submit(self, request: Incoming) -> None:
         """Queues a request for this turn of the loop."""
-        if len(self._pending) >= MOST_PENDING and not request.fixed:
+        if self.waiting >= MOST_PENDING and not request.fixed:
             request.answer = _BUSY
         self._pending.append(request)
         if not self._scheduled:
@@ -112,23 +118,21 @@ class Clerk:
 
     # --- sending
 
-    def _send(self, batch: Iterable[Incoming], asks: dict[int, Ask]) -> None:
-        """One write per connection; then what was answered is counted, by project's journal."""
-        out: dict[Connection, tuple[list[bytes], list[Ask]]] = {}
-        ends: set[Connection] = set()
+    def _send(self, batch: Sequence[Incoming], asks: dict[int, Ask]) -> None:
+        """By connection, in the order of its requests."""
+        out: dict[Connection, list[Entry]] = {}
         for position, request in enumerate(batch):
-            parts = out.get(request.connection)
-            if parts is None:
-                parts = out[request.connection] = ([], [])
-            parts[0].append(self._finished(request, ends))
-            ask = asks.get(position)
+            out.setdefault(request.connection, []).append((request, asks.get(position)))
+        self.outbox.put(out.items())
+
+    def _deliver(self, connection: Connection, entries: Sequence[Entry]) -> None:
+        """One write; then what was answered is counted, by project's journal."""
+        ends: set[Connection] = set()
+        parts = [self._finished(request, ends) for request, _ in entries]
+        sent = connection.send(parts[0] if len(parts) == 1 else b"".join(parts), last=bool(ends))
+        connection.answered(len(parts))
+        for _, ask in entries:
             if ask is not None:
-                parts[1].append(ask)
-        for connection, (parts_of, asked) in out.items():
-            data = parts_of[0] if len(parts_of) == 1 else b"".join(parts_of)
-            sent = connection.send(data, last=connection in ends)
-            connection.answered(len(parts_of))
-            for ask in asked:
                 self._count(ask, sent=sent)
 
     def _finished(self, request: Incoming, ends: set[Connection]) -> bytes:
@@ -253,7 +257,7 @@ class Clerk:
         if method not in (b"GET", b"HEAD"):
             return _allow(b"GET, HEAD")
         if path == b"/metrics":
-            return answers.answer(200, answers.TEXT, self._metrics.text(self._gauges()))
+            return answers.answer(200, answers.TEXT, self._metrics.text(self._gauges(), more=self._journals.counters()))
         if path == b"/health/ready":
             return self._ready()
         return answers.answer(200, answers.JSON, b'{"status":"live"}')
@@ -266,6 +270,19 @@ class Clerk:
         missing = [f"{p}/{e}" for (p, e), slot in self._runtime.slots.items() if slot.serving is None]
         if missing:
             return answers.problem(503, "unavailable", f"Not loaded yet: {', '.join(missing)}.")
+        return self._journals_ready()
+
+    def _journals_ready(self) -> bytes:
+        """Not ready while a project has stopped answering; degraded while one answers without records."""
+        found = self._journals.conditions
+        stopped = [f"{project} does not answer: {why}" for project, (why, stops) in sorted(found.items()) if stops]
+        if stopped:
+            return answers.problem(
+                503, "unavailable", f"{'; '.join(stopped)}.", next_step="See macadam journal status."
+            )
+        if found:
+            said = {project: f"answers without records: {why}" for project, (why, _) in sorted(found.items())}
+            return answers.answer(200, answers.JSON, _encode({"status": "degraded", "journal": said}))
         return answers.answer(200, answers.JSON, b'{"status":"ready"}')
 
 

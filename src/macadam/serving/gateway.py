@@ -6,12 +6,10 @@ takes over what was published meanwhile when that is back.
 
 import argparse
 import asyncio
-import contextlib
 import errno
 import gc
 import logging
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,14 +21,14 @@ import msgspec
 import uvloop
 
 from macadam.access.engine import Engine
-from macadam.errors import Busy, MacadamError, NotFound, StorageFull, Unavailable
-from macadam.journal.sealing import folder_of, recover_dead
-from macadam.journal.writer import JournalWriter
+from macadam.errors import Busy, MacadamError, NotFound
+from macadam.journal.sealing import recover_dead
 from macadam.ports import Objects, OnlineStore
 from macadam.ports import load as adapter
 from macadam.serving import state
 from macadam.serving.batch import Batcher
 from macadam.serving.desk import Clerk
+from macadam.serving.journals import Journals
 from macadam.serving.metrics import Metrics
 from macadam.serving.protocol import Connection, Desk
 from macadam.serving.runtime import Runtime, Serving
@@ -42,60 +40,6 @@ _POLL_SECONDS = 0.2
 _DRAIN_SECONDS = 8.0
 """Less than the ten that a supervisor waits before it kills."""
 _BACKLOG = 2048
-
-
-class Journals:
-    """One writer per project, begun when it is first needed."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._writers: dict[str, JournalWriter] = {}
-        self._refused: dict[str, tuple[float, MacadamError]] = {}
-        self._name = f"{socket.gethostname()}:{settings.server.gateway_port}"
-
-    def of(self, project: str) -> JournalWriter:
-        """Raises StorageFull, Unavailable; then again for a second, without trying."""
-        writer = self._writers.get(project)
-        if writer is not None:
-            return writer
-        when, error = self._refused.get(project, (0.0, None))
-        if error is not None and time.monotonic() - when < 1.0:
-            raise error
-        journal = self._settings.journal
-        try:
-            writer = JournalWriter(
-                folder_of(self._settings.home, project),
-                gateway=self._name,
-                worker=0,
-                project=project,
-                fsync_every=journal.fsync_every,
-                segment_bytes=journal.segment_bytes,
-                segment_age=journal.segment_age,
-            )
-        except (StorageFull, Unavailable) as refused:
-            self._refused[project] = (time.monotonic(), refused)
-            raise
-        self._writers[project] = writer
-        return writer
-
-    def require_working(self) -> None:
-        """Raises what ended a journal for good."""
-        for writer in self._writers.values():
-            if writer.failure is not None:
-                raise writer.failure
-
-    @property
-    def unsynced(self) -> int:
-        """Bytes that are written and not known to be durable."""
-        return sum(writer.unsynced for writer in self._writers.values())
-
-    def close(self) -> None:
-        """Finishes every segment; what cannot be finished is said, and recovered by whoever starts next."""
-        for project, writer in self._writers.items():
-            try:
-                writer.close()
-            except MacadamError as error:
-                _log.error("the journal of %s was not finished: %s", project, error)
 
 
 class Gateway:
@@ -124,15 +68,17 @@ class Gateway:
             Batcher(self.online, self.journals.of),
             self.metrics,
             loop,
+            journals=self.journals,
             gauges=self._gauges,
             is_draining=lambda: self.desk.draining,
         )
         self.desk.submit = self.clerk.submit
         server = await self._listen(loop)
-        tasks = [asyncio.create_task(work) for work in (self._follow(), self._sweep(), self._recover())]
+        work = (self._follow(), self._sweep(), self._tend(), self._recover())
+        tasks = [asyncio.create_task(one) for one in work]
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({stopping, *tasks[:2]}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopping, *tasks[:3]}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
             server.close()
@@ -193,6 +139,7 @@ class Gateway:
             return
         new, engine = await asyncio.to_thread(_read_state, data)
         self.runtime.apply(new, engine)
+        self.journals.declare(new.journals)
         self.clerk.forget_routes()
         self._seen = data
 
@@ -204,9 +151,8 @@ class Gateway:
         gc.freeze()  # models and states live long: later collections skip them
 
     def _open_journal(self, serving: Serving) -> None:
-        """Before the first answer, so that it does not wait for the disk. A full disk is found again by that answer."""
-        with contextlib.suppress(StorageFull, Unavailable):
-            self.journals.of(serving.deployment.project)
+        """Before the first answer, so that it does not wait for the disk. What cannot be opened is tried again."""
+        self.journals.open(serving.deployment.project)
 
     async def _sweep(self) -> None:
         """Ends slow connections, and this process when a journal is beyond repair: its supervisor starts another."""
@@ -214,7 +160,14 @@ class Gateway:
         while True:
             await asyncio.sleep(1.0)
             self.desk.sweep(loop.time())
+            self.clerk.outbox.sweep()
             self.journals.require_working()
+
+    async def _tend(self) -> None:
+        """Apart from the sweep: a disk that hangs must not keep it from refusing what waits for the disk."""
+        while True:
+            await asyncio.to_thread(self.journals.tend)
+            await asyncio.sleep(1.0)
 
     async def _recover(self) -> None:
         """Finishes the segments of gateways that were killed."""

@@ -3,7 +3,7 @@ per request than the journal does.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 _BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
@@ -39,8 +39,8 @@ class Metrics:
         self.answered = 0
         self.batches = 0
 
-    def text(self, gauges: Mapping[str, float]) -> bytes:
-        """gauges: what is read at this moment, by name."""
+    def text(self, gauges: Mapping[str, float], *, more: Sequence[str] = ()) -> bytes:
+        """gauges: what is read at this moment, by name; more: lines that others have made."""
         lines = ["# TYPE macadam_gateway_requests_total counter"]
         for (project, endpoint, status), count in sorted(self.requests.items()):
             label = f'project="{project}",endpoint="{endpoint}",status="{status}"'
@@ -57,4 +57,4 @@ class Metrics:
             lines += histogram.lines("macadam_gateway_stage_seconds", f'stage="{stage}"')
         for name, gauge in gauges.items():
             lines += [f"# TYPE macadam_gateway_{name} gauge", f"macadam_gateway_{name} {gauge:g}"]
-        return ("\n".join(lines) + "\n").encode()
+        return ("\n".join([*lines, *more]) + "\n").encode()

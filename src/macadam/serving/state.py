@@ -7,6 +7,7 @@ import msgspec
 
 from macadam.access.engine import AccessSnapshot
 from macadam.errors import NotFound
+from macadam.journal.types import JournalPolicy
 from macadam.ports import Objects
 from macadam.serving.types import Deployment
 
@@ -14,11 +15,14 @@ NAME = "serving/state.json"
 
 
 class ServingState(msgspec.Struct, frozen=True, kw_only=True):
-    """generation: changes with anything in it. endpoints: by project, then name."""
+    """generation: changes with anything in it. endpoints: by project, then name; journals: by project, where it is not
+    the default.
+    """
 
     generation: str
     access: AccessSnapshot
     endpoints: dict[str, dict[str, Deployment]]
+    journals: dict[str, JournalPolicy] = {}
 
 
 class _Generation(msgspec.Struct):
