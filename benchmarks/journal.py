@@ -10,6 +10,7 @@ from benchmarks.report import Figure, median_of
 from macadam.journal.writer import JournalWriter
 from macadam.models.signature import Input, Output, Signature
 from macadam.serving.batch import Ask, Batcher, Stages
+from macadam.serving.journals import working
 from macadam.serving.runtime import Model, Serving
 from macadam.serving.types import Deployment
 
@@ -32,7 +33,8 @@ def _cost(onnx: bytes, size: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
         writer = JournalWriter(Path(directory), gateway="bench", worker=0, project=homes.PROJECT)
         with writer:
-            batcher = Batcher(_Nothing(), lambda _: writer)
+            journal = working(writer)
+            batcher = Batcher(_Nothing(), lambda _: journal)
             serving = _serving(onnx)
             inputs = {name: 0.05 * n - 0.5 for n, name in enumerate(homes.NAMES)}
             began = time.process_time()

@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "roles": (("macadam.access.service", "macadam.access.sign_in"), "Who may do what in which project"),
     "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
-    "journal": (("macadam.journal.service",), "Segments of prediction records"),
+    "journal": (("macadam.journal.service", "macadam.serving.journal_service"), "Segments of prediction records"),
     "ledger": (("macadam.ledger.service",), "The record that cannot be rewritten"),
     "contracts": (("macadam.data.service",), "What data must look like (ODCS)"),
     "sources": (("macadam.data.service",), "Where data comes from"),

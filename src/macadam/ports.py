@@ -62,6 +62,12 @@ class Objects(Protocol):
         """Raises NotFound, or IntegrityError if the bytes are no longer those of the digest."""
         ...
 
+    def get_range(self, digest: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` (both at least 0) on, fewer where it ends. Not checked against the
+        digest, which is over the whole: for readers that check what they read by a hash of its own. Raises NotFound.
+        """
+        ...
+
     def fetch(self, digest: str, to: Path) -> None:
         """Copies an object to a file, checking it on the way. Raises like `get`."""
         ...

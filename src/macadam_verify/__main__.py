@@ -1,12 +1,16 @@
-"""The independent verifier of Macadam proof bundles (format macadam-proof/1).
+"""The independent verifier of Macadam proof bundles (macadam-proof/1) and receipts (macadam-receipt/1).
 
     python -m macadam_verify bundle.json --key FILE [--json] [--allow-missing ROLE]
+    python -m macadam_verify receipt.json --key FILE [--json] [--answer FILE]
 
 This file is the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
 nothing but the bundle and the key file. It walks one chain, link by link, and stops at the first that is broken:
 
     signed checkpoint -> every leaf is in the ledger -> the record is in a sealed segment -> deployment -> version
     -> run -> snapshots -> contracts, then evaluation, thresholds set before, gate, approval by another person, policies
+
+A receipt is for whoever asked for one prediction: signed checkpoint -> the seal is in the ledger -> the record is in the
+sealed segment, and nothing behind it; with --answer also that the answer they kept is the one that was recorded.
 
 FILE holds the ledger's verifier key (a line name+id+base64), got from the operator by another way than the bundle.
 Further lines are keys of witnesses: their signatures are checked as well, but only the first key's ledger counts.
@@ -53,6 +57,9 @@ MAY_BE_ALLOWED_MISSING = ("contract", "evaluation", "thresholds", "gate", "appro
 BUNDLE = {"format": str, "claim": str, "record": str, "segment": dict, "checkpoint": str, "leaves": list}
 SEGMENT = {"leaf": int, "index": int, "count": int, "path": list}
 ENTRY = {"role": str, "index": int, "leaf": str, "path": list}
+RECEIPT = {"format": str, "claim": str, "record": str, "segment": dict, "leaf": dict, "checkpoint": str}
+SEALED = {"index": int, "count": int, "path": list}
+IN_LEDGER = {"index": int, "leaf": str, "path": list}
 LEAF: dict[str, type] = {"v": int, "id": str, "at": str, "kind": str, "outcome": str, "actor": str, "project": str}
 LEAF |= {"subject": str, "uses": list, "request": str, "decision": dict, "body": dict}
 DECISION = {"effect": str, "policies": list, "policy_set": str, "id": str}
@@ -119,6 +126,14 @@ def read_json(text: str, what: str) -> Any:
     return value
 
 
+def decoded(data: bytes, what: str) -> Any:
+    """Raises Unreadable if this is no JSON."""
+    try:
+        return read_json(data.decode(), what)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+
+
 def canonical(value: Any) -> str:
     """The one spelling of a JSON value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -165,10 +180,7 @@ def read_leaf(entry: Any) -> Leaf:
 
 def read_bundle(data: bytes) -> dict[str, Any]:
     """Raises Unreadable if this is no JSON; breaks the link 'form' if it is not the one spelling of a bundle."""
-    try:
-        bundle = read_json(data.decode(), "the bundle")
-    except ValueError as error:
-        raise Unreadable(str(error)) from None
+    bundle = decoded(data, "the bundle")
     if (canonical(bundle) + "\n").encode() != data:
         raise Broken("form", "the bundle is not in its canonical spelling (sorted keys, no spaces, one final newline)")
     expect(bundle, BUNDLE, "the bundle")
@@ -455,27 +467,103 @@ class Chain:
         return [*lines, f"It was deployed by {self.deployed.actor} at {self.deployed.at}."]
 
 
+# --- receipts ---------------------------------------------------------------------------------------------
+
+
+def receipt_in(data: bytes) -> str:
+    """The receipt's text if this is one, as a file or inside the platform's answer; else ''. Raises Unreadable."""
+    value = decoded(data, "the input")
+    value = value if type(value) is dict else {}
+    inner = value.get("receipt")
+    return data.decode() if value.get("format") == "macadam-receipt/1" else inner if type(inner) is str else ""
+
+
+def read_receipt(text: str) -> tuple[dict[str, Any], Leaf, dict[str, Any]]:
+    """The receipt, the leaf of the seal, and the record."""
+    receipt = read_json(text, "the receipt")
+    if canonical(receipt) + "\n" != text:
+        raise Broken("form", "the receipt is not in its canonical spelling (sorted keys, no spaces, one final newline)")
+    expect(receipt, RECEIPT, "the receipt")
+    expect(receipt["segment"], SEALED, "the segment")
+    expect(receipt["leaf"], IN_LEDGER, "the leaf")
+    record = read_json(receipt["record"], "the record")
+    expect(record, RECORD, "the record", others=True)
+    if receipt["format"] != "macadam-receipt/1" or receipt["claim"] != f"prediction:{record['id']}":
+        raise Broken("form", f"it is a {receipt['format']} about {receipt['claim']}, the record is {record['id']}")
+    return receipt, read_leaf({"role": "segment", **receipt["leaf"]}), record
+
+
+def verify_receipt(text: str, key_text: str, answer: bytes | None) -> Report:
+    """Checks a receipt. answer: what the caller was sent, a JSON body. Raises Unreadable."""
+    keys = read_keys(key_text)
+
+    def links(report: Report) -> None:
+        receipt, sealed, record = read_receipt(text)
+        size, root = checkpoint(receipt["checkpoint"], keys, report)
+        inclusion([sealed], size, root, report)
+        recorded(receipt, sealed, record, report)
+        if answer is not None:
+            answered(answer, record, report)
+        report.story = [
+            f"Prediction {record['id']} of {record['actor']} is recorded: asked at {record['at']} at endpoint",
+            f"  {record['endpoint']} of {record['project']}, answered by {record['version']}, outcome {record['outcome']}.",
+            "How the model came to be is not shown by a receipt: that is what a proof bundle is for.",
+        ]
+
+    return walked(links)
+
+
+def recorded(receipt: dict[str, Any], sealed: Leaf, record: dict[str, Any], report: Report) -> None:
+    """Record -> segment"""
+    link, at = "record -> segment", receipt["segment"]
+    if sealed.project != record["project"]:
+        raise Broken(f"project of {sealed}", f"it is of {sealed.project!r}, not of {record['project']!r}")
+    path = read_hashes(at["path"], "the segment's path")
+    root = root_from_path(receipt["record"].encode(), at["index"], at["count"], path, link)
+    if sealed.body.get("root") != f"sha256:{root.hex()}" or sealed.body.get("count") != at["count"]:
+        raise Broken(link, "the record is not in the sealed segment")
+    report.links.append((link, f"it is number {at['index']} of the {at['count']} that were sealed at {sealed.at}"))
+
+
+def answered(data: bytes, record: dict[str, Any], report: Report) -> None:
+    """Answer -> record: the id, version and output that the caller was sent are those of the record."""
+    link, wanted = "answer -> record", {"prediction": record["id"], **{k: record.get(k) for k in ("version", "output")}}
+    answer = decoded(data, "the answer")
+    if type(answer) is not dict or not set(wanted) <= set(answer):
+        raise Unreadable("the answer is no prediction: it has no id, version and output")
+    for name, value in wanted.items():
+        if canonical(answer[name]) != canonical(value):
+            raise Broken(link, f"its {name} is {canonical(answer[name])}, recorded is {canonical(value)}")
+    report.links.append((link, "id, version and output are those of the record"))
+
+
 def verify(data: bytes, key_text: str, allowed: list[str]) -> Report:
     """Checks a bundle. Raises Unreadable; a broken link is in the report."""
-    report, keys = Report(), read_keys(key_text)
-    try:
+    keys = read_keys(key_text)
+
+    def links(report: Report) -> None:
         bundle = read_bundle(data)
         leaves = [read_leaf(entry) for entry in bundle["leaves"]]
         size, root = checkpoint(bundle["checkpoint"], keys, report)
         inclusion(leaves, size, root, report)
         chain = Chain(bundle, leaves, allowed, report)
-        chain.projects()
-        chain.segment()
-        chain.deployment()
-        chain.version()
-        chain.data()
-        chain.evaluation()
+        for walk in (chain.projects, chain.segment, chain.deployment, chain.version, chain.data, chain.evaluation):
+            walk()
         chain.approved()
         chain.policies()
         report.story = chain.story()
+
+    return walked(links)
+
+
+def walked(links: Callable[[Report], None]) -> Report:
+    """What was found up to the end, or to the first broken link."""
+    report = Report()
+    try:
+        links(report)
     except Broken as broken:
         report.broken = broken
-    except ValueError as error:  # a part of the bundle is not JSON or base64
+    except ValueError as error:  # a part of the input is not JSON or base64
         report.broken = Broken("form", str(error))
     return report
 
@@ -501,15 +589,26 @@ def as_json(report: Report) -> str:
     return json.dumps(found | {"story": report.story})
 
 
+def check(data: bytes, key_text: str, allowed: list[str], answer: Path | None) -> Report:
+    """A receipt or a bundle, by what it says it is. Raises Unreadable, OSError."""
+    receipt = receipt_in(data)
+    if receipt:
+        return verify_receipt(receipt, key_text, answer.read_bytes() if answer else None)
+    if answer is not None:
+        raise Unreadable("--answer goes with a receipt")
+    return verify(data, key_text, allowed)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="macadam_verify", description="Checks a Macadam proof bundle, offline.")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, help="a proof bundle, or a receipt")
     parser.add_argument("--key", type=Path, required=True, help="file with the ledger's verifier key")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--allow-missing", action="append", default=[], choices=MAY_BE_ALLOWED_MISSING, metavar="ROLE")
+    parser.add_argument("--answer", type=Path, help="with a receipt: the answer's JSON body, as it was kept")
     options = parser.parse_args(arguments)
     try:
-        report = verify(options.bundle.read_bytes(), options.key.read_text(), options.allow_missing)
+        report = check(options.bundle.read_bytes(), options.key.read_text(), options.allow_missing, options.answer)
     except (OSError, UnicodeDecodeError, Unreadable) as error:
         print(f"macadam_verify: {error}", file=sys.stderr)
         return 2

@@ -40,10 +40,22 @@ def test_a_file_is_stored_under_the_same_digest_as_its_bytes(objects: Objects, t
     assert (tmp_path / "deep" / "copy").read_bytes() == data
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300), start=st.integers(0, 400), length=st.integers(0, 400))
+def test_a_part_of_an_object_is_its_bytes_as_far_as_they_go(
+    objects: Objects, data: bytes, start: int, length: int
+) -> None:
+    assert objects.get_range(objects.put(data), start, length) == data[start : start + length]
+
+
 def test_what_is_missing_is_not_found(objects: Objects, tmp_path: Path) -> None:
     never = digest_of(b"never")
     assert not objects.exists(never)
-    for reading in (lambda: objects.get(never), lambda: objects.fetch(never, tmp_path / "x")):
+    for reading in (
+        lambda: objects.get(never),
+        lambda: objects.fetch(never, tmp_path / "x"),
+        lambda: objects.get_range(never, 0, 1),
+    ):
         with pytest.raises(NotFound):
             reading()
     with pytest.raises(NotFound):

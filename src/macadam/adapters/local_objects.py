@@ -55,6 +55,16 @@ class LocalObjects:
             raise _altered(digest)
         return data
 
+    def get_range(self, digest: str, start: int, length: int) -> bytes:
+        try:
+            descriptor = os.open(self._content(digest), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise _missing(digest) from error
+        try:
+            return os.pread(descriptor, length, start)
+        finally:
+            os.close(descriptor)
+
     def fetch(self, digest: str, to: Path) -> None:
         try:
             source = self._content(digest).open("rb")

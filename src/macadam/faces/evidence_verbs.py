@@ -120,6 +120,10 @@ def _say_inspection(found: Inspection, session: Session) -> None:
         for point in found.points
     ]
     printing.as_text(rows, title=f"Inspection of {found.project}")
+    for point in found.points:
+        if point.table:
+            population = f"population {point.population}, sample {point.sample}"
+            printing.as_text(list(point.table), title=f"Point {point.id} ({population})")
     said = ", ".join(f"{count} {_MARKS[status].lower()}" for status, count in found.counts.items())
     session.say(f"{len(found.points)} points: {said}.")
     session.say(f"Kept as {found.digest}; leaf {found.ref}.")

@@ -115,10 +115,10 @@ class _Read:
         self.name = f"segment:{sealed.id}"
         self.count = sealed.count
         self._faults: list[str] = []
-        self._archive, self._index = b"", Places(places.build((), ()))
+        self._archive, self._index = b"", Places.whole(places.build((), ()))
         try:
             self._archive = context.ports.objects.get(sealed.archive)
-            self._index = Places(context.ports.objects.get(sealed.places))
+            self._index = Places.whole(context.ports.objects.get(sealed.places))
         except MacadamError as error:
             self._faults.append(f"{self.name} cannot be read: {error.what}")
         self._root = self._index.root()
@@ -134,12 +134,15 @@ class _Read:
         if fault := proofs.fault(leaves[0]):
             yield fault
 
+    def _part(self, start: int, length: int) -> bytes:
+        return self._archive[start : start + length]
+
     def proved(self, number: int) -> tuple[Prediction | None, list[str]]:
         """The record with this number in the order of ids, and what is wrong with it."""
         faults = list(self._faults)
         try:
             place = self._index.at(number)
-            payload = places.payload_at(self._archive, place.offset)
+            payload = places.payload_in(self._part, place.offset)
             path = self._index.path(place.index)
             verify_inclusion(leaf_hash(payload), place.index, self._index.count, path, self._root)
             return record.decode(payload), faults

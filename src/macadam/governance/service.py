@@ -81,6 +81,7 @@ def _result(point: Point, evidence: Evidence, executor: str) -> PointResult:
         code=code_digest(check) if check else "",
         evidence=found.evidence,
         controls=point.controls,
+        table=found.table,
     )
 
 

@@ -15,7 +15,7 @@ STATUSES: tuple[Status, ...] = ("pass", "fail", "not_applicable", "did_not_run")
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What one check found. population: how many things there are to look at; sample: how many were looked at.
 
-    evidence: ids of the ledger leaves that it rests on.
+    evidence: ids of the ledger leaves that it rests on; table: what was compared, a row each, counterexamples first.
     """
 
     status: Status
@@ -23,6 +23,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     population: int = 0
     sample: int = 0
     evidence: tuple[str, ...] = ()
+    table: tuple[dict[str, str], ...] = ()
 
 
 class PointResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,7 @@ class PointResult(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     evidence: tuple[str, ...]
     controls: dict[str, tuple[str, ...]]
+    table: tuple[dict[str, str], ...] = ()
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):

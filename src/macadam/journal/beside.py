@@ -20,6 +20,7 @@ class Beside:
         self._fd = -1
         self._size = 0
         self._synced = 0
+        self._is_named = False
 
     def append(self, data: bytes) -> None:
         """All of it, or nothing. Raises StorageFull, Unavailable."""
@@ -33,6 +34,9 @@ class Beside:
         size = self._size
         if size > self._synced:
             sync_data(self._fd)
+            if not self._is_named:  # here, not when it is made: whoever appends must not wait for the disk
+                sync_directory(self._path.parent)
+                self._is_named = True
             self._synced = size
 
     def close(self) -> None:
@@ -42,8 +46,6 @@ class Beside:
 
     def _made(self) -> int:
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            sync_directory(self._path.parent)
+            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         except OSError as error:
             raise storage_error(error, self._path) from error
-        return fd

@@ -14,7 +14,6 @@ import msgspec
 
 from macadam.errors import IntegrityError, MacadamError, StorageFull, Unavailable
 from macadam.journal.gaps import Gap
-from macadam.journal.gaps import Gap
 
 MAGIC = b"MCDMJRN1"
 FRAME = struct.Struct("<III")
@@ -48,8 +47,6 @@ class SegmentHeader(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     follows: str = ""
     """The segment that was begun before it in the same folder, '' for the first: a segment that vanishes is missed."""
-    gaps: tuple[Gap, ...] = ()
-    """Answers that left without a record before this segment was begun."""
     gaps: tuple[Gap, ...] = ()
     """Answers that left without a record before this segment was begun."""
 

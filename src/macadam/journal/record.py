@@ -78,7 +78,7 @@ def decode(payload: bytes) -> Prediction:
     """Reads `encode`. Raises IntegrityError if the bytes are no record, or one of a later version."""
     try:
         prediction = _decode(payload)
-    except (msgspec.MsgspecError, InvalidInput, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, InvalidInput, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(
             f"A journal payload of {len(payload)} bytes is not a prediction record: {error}",
             next_step="Compare the segment with its ledger leaf: macadam ledger verify.",

@@ -162,7 +162,7 @@ class SegmentReader:
         start, payload, is_footer = self._frame_at(len(MAGIC))
         try:
             header = _header_decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._damage(len(MAGIC), f"the header is unreadable ({error})") from error
         if is_footer or header.segment != self.path.stem:
             raise self._damage(len(MAGIC), f"the header is that of segment {header.segment}")
@@ -218,7 +218,7 @@ class SegmentReader:
     def _finish(self, offset: int, payload: bytes) -> None:
         try:
             footer = _footer_decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise self._damage(offset, f"the footer is unreadable ({error})") from error
         if offset + FRAME.size + len(payload) != self._size:
             raise self._damage(offset, "there are bytes behind the footer")
@@ -234,6 +234,35 @@ class SegmentReader:
             next_step=VERIFY,
             details={"path": str(self.path), "offset": offset},
         )
+
+
+_LONGEST_FOOTER = 4096
+"""Bytes. Ours have some 150: a digest and two numbers."""
+
+
+def footer_of(path: Path) -> SegmentFooter:
+    """The footer of a closed segment, read from its end. Nothing before it is looked at: sealing checks every byte.
+
+    Raises IntegrityError, FileNotFoundError.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST_FOOTER))
+        tail = file.read(_LONGEST_FOOTER)
+    for at in reversed(range(len(tail) - FRAME.size + 1)):
+        length, crc, check = FRAME.unpack_from(tail, at)
+        payload = tail[at + FRAME.size :]
+        whole = length == len(payload) | FOOTER_FLAG and check == _crc(tail[at : at + 8])
+        if whole and crc == _crc(payload):
+            try:
+                return _footer_decode(payload)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                break
+    raise IntegrityError(
+        f"The journal segment {path} is damaged: it does not end in a footer.",
+        next_step=VERIFY,
+        details={"path": str(path), "offset": size},
+    )
 
 
 def recover(path: Path) -> Recovered:
@@ -311,7 +340,7 @@ def seal(path: Path, *, leaf_hash: Callable[[bytes], bytes], root: Callable[[Seq
 def _at_of(path: Path, record: Record) -> str:
     try:
         return _at_decode(record.payload).at
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(
             f"The record at offset {record.offset} of {path} has no time: {error}",
             next_step=VERIFY,

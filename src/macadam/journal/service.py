@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from macadam import catalog
 from macadam.errors import Busy, IntegrityError, NotFound
 from macadam.journal import sealing
+from macadam.journal import spans as spans_
 from macadam.journal.layout import ANSWERS, CLOSED, OPEN, VERIFY
-from macadam.journal.schema import segments
+from macadam.journal.schema import gaps, segments, spans
 from macadam.journal.sealing import Closed
 from macadam.journal.types import TABLE, ListSegments, SealClosed, Sealed, Segment
 from macadam.operations import Context, Transaction, operation
@@ -125,6 +126,7 @@ def _publish(tx: Transaction, project: str, one: Closed, staged: StagedSnapshot 
         last_at=facts.last_at,
         torn=facts.torn,
         follows=f"segment:{facts.header.follows}" if facts.header.follows else None,
+        gaps=facts.header.gaps or None,
         metadata_location=holds.metadata_location if holds else None,
         snapshot_id=holds.snapshot_id if holds else None,
         digest=holds.digest if holds else None,
@@ -149,7 +151,33 @@ def _publish(tx: Transaction, project: str, one: Closed, staged: StagedSnapshot 
         sealed=tx.now,
     )
     tx.sql.execute(sa.insert(segments).values({f: getattr(new, f) for f in new.__struct_fields__}))
+    covered = [{"project": project, "prefix": p, "segment": new.id} for p in spans_.cover(new.first_id, new.last_id)]
+    if covered:
+        tx.sql.execute(sa.insert(spans), covered)
+    _keep_gaps(tx, project, one)
     return new
+
+
+def _keep_gaps(tx: Transaction, project: str, one: Closed) -> None:
+    """A gap that a killed gateway told twice is one."""
+    told = {gap.id: gap for gap in one.facts.header.gaps}
+    known = set(tx.sql.execute(sa.select(gaps.c.id).where(gaps.c.id.in_(list(told)))).scalars()) if told else set()
+    rows = [
+        {
+            "id": gap.id,
+            "project": project,
+            "segment": one.facts.id,
+            "gateway": one.facts.header.gateway,
+            "first_at": gap.first_at,
+            "last_at": gap.last_at,
+            "answers": gap.answers,
+            "causes": gap.causes,
+        }
+        for gap in told.values()
+        if gap.id not in known
+    ]
+    if rows:
+        tx.sql.execute(sa.insert(gaps), rows)
 
 
 def _remove(paths: tuple[Path, ...]) -> None:
@@ -197,10 +225,11 @@ def list_segments(tx: Transaction, request: ListSegments) -> tuple[Segment, ...]
 
 
 def holding(sql: sa.Connection, project: str, prediction: str) -> list[Segment]:
-    """The sealed segments in which a record of this id can lie: one, or as many as there are gateways."""
+    """The sealed segments in which a record of this id can lie: one, or as many as there are gateways. O(log n)."""
     t = segments.c
-    query = sa.select(segments).where(t.project == project, t.last_id >= prediction, t.first_id <= prediction)
-    return [_segment(row) for row in sql.execute(query.where(t.first_id != ""))]
+    near = sa.select(spans.c.segment).where(spans.c.project == project, spans.c.prefix.in_(spans_.prefixes(prediction)))
+    query = sa.select(segments).where(t.id.in_(near), t.last_id >= prediction, t.first_id <= prediction)
+    return [_segment(row) for row in sql.execute(query)]
 
 
 def _segment(row: "sa.Row[Any]") -> Segment:

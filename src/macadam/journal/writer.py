@@ -241,7 +241,7 @@ class JournalWriter:
     Raises StorageFull or Unavailable if the first segment cannot be made.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one number of the settings each
         self,
         folder: Path,
         *,
@@ -452,7 +452,7 @@ class JournalWriter:
                 self._wake.clear()
                 self._tick()
         except MacadamError as error:
-            _log.error("The journal ends: %s", error)  # noqa: TRY400 - a disk's failure, not a fault of the program
+            _log.error("The journal ends: %s", error)
         finally:
             if not self._closed and not self._failure:
                 self._failure = Unavailable("The journal's thread has stopped.", next_step="Start the gateway again.")

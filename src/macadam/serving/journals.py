@@ -77,12 +77,12 @@ class ProjectJournal:
         """Whether nothing is answered without a record."""
         return self.policy.on_journal_failure != "answer-unrecorded"
 
-    def append_many(self, payloads: Sequence[bytes]) -> Receipt:
+    def append_many(self, payloads: Sequence[bytes], *, beside: bytes = b"") -> Receipt:
         """Raises what the writer raises, and Unavailable while there is none."""
         writer = self.writer
         if writer is None:
             raise self.problem or Unavailable("The journal is being opened.", next_step="Ask again in a second.")
-        receipt = writer.append_many(payloads)
+        receipt = writer.append_many(payloads, beside=beside)
         self.records += len(payloads)
         self.failing = ""
         return receipt

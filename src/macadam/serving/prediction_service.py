@@ -23,12 +23,14 @@ from macadam.serving.schema import feedback
 from macadam.serving.types import (
     Accuracy,
     Feedback,
+    FetchReceipt,
     Label,
     LiveAccuracy,
     LiveQuality,
     PredictionPage,
     Proof,
     Prove,
+    Receipt,
     RecordFeedback,
     ShowPrediction,
 )
@@ -205,7 +207,7 @@ def show_prediction(tx: Transaction, request: ShowPrediction) -> PredictionPage:
     )
 
 
-def _integrate(context: Context, _request: Prove) -> None:
+def _integrate(context: Context, _request: Prove | FetchReceipt) -> None:
     """So that leaves of a moment ago have their checkpoint."""
     sequencer.integrate_all(context.ports)
 
@@ -228,3 +230,17 @@ def prove(tx: Transaction, request: Prove, _integrated: None) -> Proof:
         leaves=leaves,
         key=str(ledger.verifier_key(tx.ports)),
     )
+
+
+@operation(
+    FetchReceipt,
+    permission="predictions:receipt",
+    http=f"GET {_PREDICTION}/receipt",
+    cli="predictions receipt",
+    prepare=_integrate,
+)
+def fetch_receipt(tx: Transaction, request: FetchReceipt, _integrated: None) -> Receipt:
+    """For the principal that asked, whatever else they may do: who audits proves instead (`macadam prove`)."""
+    wanted = proof.bare_id(request.prediction)
+    made = proof.receipt(tx.ports, tx.sql, request.project, wanted, actor=tx.actor.id)
+    return Receipt(prediction=wanted, receipt=made.decode(), bytes=len(made), key=str(ledger.verifier_key(tx.ports)))

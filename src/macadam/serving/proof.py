@@ -20,10 +20,11 @@ from macadam.journal.segment import SegmentReader
 from macadam.journal.service import holding
 from macadam.journal.types import Segment
 from macadam.ledger import bundle
+from macadam.ledger import receipt as receipts
 from macadam.ledger import service as ledger
 from macadam.ledger.bundle import ChainLeaf, SegmentPath
 from macadam.ledger.service import Entry, Prover
-from macadam.ledger.tree import leaf_hash
+from macadam.ledger.tree import leaf_hash, root_from_path
 from macadam.lineage import chain
 from macadam.ports import Objects, Ports
 
@@ -33,12 +34,13 @@ _WAIT = "Segments are sealed within a minute while `macadam up` runs; `macadam j
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """A sealed record and its place. places: the index of its segment."""
+    """A sealed record and its place. places: the index of its segment; path: from the record to the segment's root."""
 
     payload: bytes
     index: int
     segment: Segment
     places: Places
+    path: tuple[bytes, ...]
 
     @property
     def prediction(self) -> Prediction:
@@ -53,17 +55,30 @@ def bare_id(text: str) -> str:
 def find(objects: Objects, candidates: Iterable[Segment], prediction: str) -> Found | None:
     """The record with this id, out of the segments in which it can lie. Raises IntegrityError."""
     for segment in candidates:
-        index = Places(objects.get(segment.places))
+        index = Places.of(objects, segment.places)
         place = index.find(prediction)
         if place is None:
             continue
-        payload = places.payload_at(objects.get(segment.archive), place.offset)
-        if leaf_hash(payload) != index.hash(place.index) or record.decode(payload).id != prediction:
+        payload = places.payload_at(objects, segment.archive, place.offset)
+        path = index.path(place.index)
+        _require_sealed(segment, index.count, place.index, payload, path)
+        if record.decode(payload).id != prediction:
             raise IntegrityError(
                 f"The index of segment {segment.id} leads to another record than {prediction}.", next_step=VERIFY
             )
-        return Found(payload=payload, index=place.index, segment=segment, places=index)
+        return Found(payload=payload, index=place.index, segment=segment, places=index, path=path)
     return None
+
+
+def _require_sealed(segment: Segment, count: int, index: int, payload: bytes, path: tuple[bytes, ...]) -> None:
+    """Raises IntegrityError unless the record leads to the segment's root: parts of objects are read unchecked."""
+    root = root_from_path(leaf_hash(payload), index, count, path)
+    if count != segment.count or f"sha256:{root.hex()}" != segment.root:
+        raise IntegrityError(
+            f"The record number {index} of segment {segment.id} is not what was sealed.",
+            next_step=VERIFY,
+            details={"segment": segment.id, "index": index},
+        )
 
 
 def unsealed(home: Path, project: str, prediction: str) -> bytes | None:
@@ -113,7 +128,7 @@ def prove(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tu
     ordered = sorted(entries.values(), key=lambda entry: entry.index)
     made = bundle.build(
         record=found.payload,
-        segment=SegmentPath(index=found.index, count=found.places.count, path=found.places.path(found.index)),
+        segment=SegmentPath(index=found.index, count=found.places.count, path=found.path),
         leaves=[_chained(entry) for entry in ordered],
         checkpoint=checkpoint,
         path=Prover(ports, size).path,
@@ -125,6 +140,33 @@ def prove(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tu
             details={"bytes": len(made), "leaves": len(ordered)},
         )
     return made, len(ordered)
+
+
+def receipt(ports: Ports, sql: sa.Connection, project: str, prediction: str, *, actor: str) -> bytes:
+    """The receipt of a prediction that `actor` asked for.
+
+    Raises Unavailable if it is not sealed yet, and NotFound in the same words for one that is unknown and for one that
+    another asked for: an id that somebody else holds tells nothing.
+    """
+    found = find(ports.objects, holding(sql, project, prediction), prediction)
+    payload = found.payload if found else unsealed(ports.settings.home, project, prediction)
+    if payload is None or record.decode(payload).actor != actor:
+        raise NotFound(
+            f"{actor} has no prediction {prediction!r} in project {project!r}.",
+            next_step="Its id is in the answer and its header x-macadam-prediction; only who asked can fetch its receipt.",
+        )
+    if found is None:
+        raise Unavailable(f"The prediction {prediction} is journaled, and not sealed yet.", next_step=_WAIT)
+    size, checkpoint = ledger.newest_checkpoint(sql)
+    sealed = _leaf(sql, found.segment.leaf, size)
+    return receipts.build(
+        prediction=prediction,
+        record=found.payload,
+        segment=SegmentPath(index=found.index, count=found.places.count, path=found.path),
+        leaf=ChainLeaf(role="segment", index=sealed.index, data=sealed.text),
+        checkpoint=checkpoint,
+        path=Prover(ports, size).path(sealed.index),
+    )
 
 
 def _chained(entry: Entry) -> ChainLeaf:

@@ -13,7 +13,10 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.access import state as access
+from macadam.access.schema import projects
 from macadam.errors import MacadamError
+from macadam.journal.schema import policies
+from macadam.journal.types import Durability, JournalPolicy, OnFailure
 from macadam.ports import Ports
 from macadam.serving import state
 from macadam.serving.schema import deployments, endpoints
@@ -29,7 +32,8 @@ _RETRY = 1.0
 def generation(sql: sa.Connection) -> str:
     """The id of the state that `build` would give now."""
     newest = sql.execute(sa.select(sa.func.max(endpoints.c.generation))).scalar()
-    return f"{access.generation(sql)}/{newest or '-'}"
+    declared = sql.execute(sa.select(sa.func.max(policies.c.generation))).scalar()
+    return f"{access.generation(sql)}/{newest or '-'}/{declared or '-'}"
 
 
 def build(sql: sa.Connection) -> ServingState:
@@ -39,7 +43,23 @@ def build(sql: sa.Connection) -> ServingState:
     for document in sql.execute(query.order_by(endpoints.c.project, endpoints.c.name)).scalars():
         one = msgspec.convert(document, Deployment)
         found.setdefault(one.project, {})[one.endpoint] = one
-    return ServingState(generation=generation(sql), access=access.snapshot(sql), endpoints=found)
+    return ServingState(
+        generation=generation(sql), access=access.snapshot(sql), endpoints=found, journals=journals(sql)
+    )
+
+
+def journals(sql: sa.Connection) -> dict[str, JournalPolicy]:
+    """What gateways do for each project whose journal is not the default one."""
+    t, high = policies.c, projects.c.risk == "high"
+    query = sa.select(t.project, t.durability, t.on_journal_failure, high.label("high")).join(
+        projects, projects.c.name == t.project
+    )
+    return {row.project: effective(row.durability, row.on_journal_failure, high=row.high) for row in sql.execute(query)}
+
+
+def effective(durability: Durability, on_journal_failure: OnFailure, *, high: bool) -> JournalPolicy:
+    """A high-risk project stops, whatever was declared before it became one."""
+    return JournalPolicy(durability=durability, on_journal_failure="stop" if high else on_journal_failure)
 
 
 def publish(ports: Ports) -> bool:

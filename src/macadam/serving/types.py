@@ -152,6 +152,24 @@ class Prove(Request[Proof], frozen=True, kw_only=True):
     prediction: PredictionId
 
 
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caller keeps of one prediction. receipt: the file's exact text; key: the ledger's verifier key, for
+    comparison with the one that was got by another way.
+    """
+
+    prediction: str
+    receipt: str
+    bytes: int
+    key: str
+
+
+class FetchReceipt(Request[Receipt], frozen=True, kw_only=True):
+    """Fetch the receipt of a prediction that the caller asked for: it is checked without Macadam (`macadam_verify`)."""
+
+    project: Name
+    prediction: PredictionId
+
+
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     """How right the sealed predictions of one version were. metrics is empty while one outcome is all there is."""
 

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 
 from macadam.errors import MacadamError, StorageFull, Unavailable
 from macadam.journal import record
+from macadam.journal.gaps import GapCounter
+from macadam.journal.layout import MAX_PAYLOAD
 from macadam.journal.segment import SegmentReader
+from macadam.journal.types import JournalPolicy, OnFailure
 from macadam.journal.writer import JournalWriter
 from macadam.models.signature import Encoder, Input, Output, Signature
 from macadam.serving.batch import Ask, Batcher, Ids
+from macadam.serving.journals import ProjectJournal, working
 from macadam.serving.runtime import Model, Serving
 from macadam.serving.types import Deployment
 
@@ -91,7 +95,7 @@ def written(journal: JournalWriter) -> list[record.Prediction]:
 
 
 def batcher(journal: JournalWriter) -> Batcher:
-    return Batcher(Nothing(), lambda _project: journal)  # type: ignore[arg-type]
+    return Batcher(Nothing(), lambda _project: working(journal))  # type: ignore[arg-type]
 
 
 def test_a_batch_is_one_model_call_and_each_gets_its_own_answer(journal: JournalWriter) -> None:
@@ -143,15 +147,41 @@ def test_a_request_that_breaks_a_feature_service_takes_no_other_with_it(journal:
     assert [r.outcome for r in written(journal)] == ["error:features", "ok"]
 
 
-def test_without_room_for_the_record_there_is_no_answer() -> None:
-    def full(_project: str) -> JournalWriter:
-        raise StorageFull("The disk is full.", next_step="Free space.")
+def full(on_failure: OnFailure, folder: Path) -> ProjectJournal:
+    """A journal whose disk is full."""
+    made = ProjectJournal(JournalPolicy(on_journal_failure=on_failure), GapCounter(folder))
+    made.problem = StorageFull("The disk of /somewhere is full.", next_step="Free space.")
+    return made
 
-    one = ask(serving())
-    _, receipts = Batcher(Nothing(), full).run([one])  # type: ignore[arg-type]
+
+def test_without_room_for_the_record_there_is_no_answer_and_no_path_in_the_refusal(tmp_path: Path) -> None:
+    one, journal = ask(serving()), full("stop", tmp_path)
+    _, receipts = Batcher(Nothing(), lambda _: journal).run([one])  # type: ignore[arg-type]
     assert (one.status, receipts) == (503, [])
-    assert b"storage-full" in one.answer
+    assert b"journal-disk-full" in one.answer
+    assert b"retry-after: 1" in one.answer
+    assert b"/somewhere" not in one.answer
     assert b'"score"' not in one.answer
+    assert (journal.refused["disk-full"], journal.gap.answers) == (1, 0)
+
+
+def test_where_it_was_declared_answers_without_a_record_say_so_and_are_counted(tmp_path: Path) -> None:
+    asks, journal = [ask(serving()), ask(serving()), ask(serving(), x="wrong")], full("answer-unrecorded", tmp_path)
+    _, receipts = Batcher(Nothing(), lambda _: journal).run(asks)  # type: ignore[arg-type]
+    assert ([one.status for one in asks], receipts) == ([200, 200, 422], [])
+    assert b"x-macadam-journal: unrecorded" in asks[0].answer
+    assert b'"prediction":""' in asks[0].answer
+    assert b"x-macadam-journal" not in asks[2].answer
+    gap = journal.gap.pending()
+    assert gap is not None
+    assert (gap.causes, gap.answers) == ({"disk-full": 2}, 2)
+
+
+def test_a_record_over_the_limit_is_refused_alone(journal: JournalWriter) -> None:
+    large, other = ask(serving(), c="x" * MAX_PAYLOAD), ask(serving())
+    batcher(journal).run([large, other])
+    assert (large.status, other.status) == (413, 200)
+    assert len(written(journal)) == 1
 
 
 def test_a_number_that_is_none_is_null_in_record_and_answer(journal: JournalWriter) -> None:

@@ -1,5 +1,6 @@
 """Segments become rows and leaves exactly once, whatever is killed between two steps; then every record proves."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -8,13 +9,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+from fuzz.mutate import fuzz, inputs
 from unit.serving import homes
 from unit.serving.homes import ENDPOINT, MODEL, PROJECT
 
 import macadam_verify
+from macadam.access.types import CreatePrincipal, GrantRole, IssueToken
 from macadam.app.platform import Platform
-from macadam.errors import Busy, Conflict, GateRefused, IntegrityError, NotFound, Unavailable
+from macadam.errors import Busy, Conflict, GateRefused, IntegrityError, NotAuthorised, NotFound, Unavailable
 from macadam.governance.types import Inspect
 from macadam.journal import service as journal
 from macadam.journal.record import Prediction, encode
@@ -24,15 +28,18 @@ from macadam.ledger.types import VerifyLedger
 from macadam.serving.types import (
     Deploy,
     Endpoint,
+    FetchReceipt,
     Label,
     LiveAccuracy,
     Prove,
+    Receipt,
     RecordFeedback,
     Rollback,
     ShowEndpoint,
     ShowPrediction,
 )
 from macadam.values import instant, utc_now, uuid7
+from macadam_verify import __main__ as verifier
 
 WITHOUT = [f"--allow-missing={role}" for role in ("evaluation", "gate", "approval", "thresholds")]
 
@@ -216,10 +223,11 @@ def test_an_altered_archive_is_found_when_a_record_is_read(deployed: Platform, e
     archive = deployed.call(SealClosed(project=PROJECT)).segments[0].archive
     path = deployed.settings.home / "objects" / "sha256" / archive[7:9] / archive[9:]
     data = bytearray(path.read_bytes())
-    data[-100] ^= 1
+    data[data.index(some[1].id.encode()) + 60] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
         deployed.call(ShowPrediction(project=PROJECT, prediction=some[1].id))
+    assert deployed.call(ShowPrediction(project=PROJECT, prediction=some[2].id)).segment
     assert any("archive" in problem for problem in deployed.call(VerifyLedger(deep=True)).problems)
 
 
@@ -257,3 +265,101 @@ def test_a_high_risk_project_deploys_only_what_was_approved(platform: Platform) 
     platform.ports.sql.write(lambda sql: sql.exec_driver_sql("UPDATE access_projects SET risk = 'high'"))
     with pytest.raises(GateRefused, match="nobody approved"):
         platform.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="1"))
+
+
+def token_of(platform: Platform, principal: str) -> str:
+    """Of a service that may ask for predictions and nothing else."""
+    with contextlib.suppress(Conflict):
+        platform.call(CreatePrincipal(principal=principal))
+    platform.call(GrantRole(project=PROJECT, principal=principal, role="caller"))
+    return platform.call(IssueToken(principal=principal, days=1)).token
+
+
+def by(actor: str, some: Sequence[Prediction]) -> list[Prediction]:
+    return [msgspec.structs.replace(one, actor=actor) for one in some]
+
+
+def check(folder: Path, receipt: str, key: str, *more: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "receipt.json").write_text(receipt)
+    (folder / "key").write_text(key)
+    program = str(Path(macadam_verify.__file__).parent / "__main__.py")
+    command = [sys.executable, program, str(folder / "receipt.json"), "--key", str(folder / "key"), *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_caller_fetches_the_receipt_of_its_own_prediction_and_nobody_elses(
+    deployed: Platform, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    mine, other = token_of(deployed, "service:mine"), token_of(deployed, "service:other")
+    some = by("service:mine", records(endpoint, 40))
+    wanted, unknown = some[17].id, uuid7()
+
+    def fetch(prediction: str, token: str) -> Receipt:
+        return deployed.call(FetchReceipt(project=PROJECT, prediction=prediction), token=token)
+
+    write(deployed, some)
+    with pytest.raises(Unavailable, match="not sealed yet"):
+        fetch(wanted, mine)
+    with pytest.raises(NotFound):
+        fetch(wanted, other)
+    seal(deployed)
+    receipt = fetch(f"prediction:{wanted}", mine)
+    assert receipt.bytes == len(receipt.receipt.encode()) < 4096
+    said = []
+    for token, prediction in ((other, wanted), (other, unknown), (mine, unknown)):
+        with pytest.raises(NotFound) as caught:
+            fetch(prediction, token)
+        said.append(str(caught.value).replace(prediction, "ID").replace("service:mine", "service:other"))
+    assert len(set(said)) == 1
+    with pytest.raises(NotFound):  # who sees everything else has no receipt either: it is the caller's
+        deployed.call(FetchReceipt(project=PROJECT, prediction=wanted))
+    with pytest.raises(NotAuthorised):
+        deployed.call(ShowPrediction(project=PROJECT, prediction=wanted), token=mine)
+
+
+def test_a_receipt_is_checked_without_macadam_and_against_the_answer_that_was_kept(
+    deployed: Platform, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    token = token_of(deployed, "service:mine")
+    some = by("service:mine", records(endpoint, 300))
+    write(deployed, some)
+    seal(deployed)
+    one = some[123]
+    receipt = deployed.call(FetchReceipt(project=PROJECT, prediction=one.id), token=token)
+    kept = {"prediction": one.id, "version": one.version, "output": one.output}
+    (tmp_path / "answer.json").write_text(json.dumps(kept))
+    done = check(tmp_path, receipt.receipt, receipt.key, "--answer", str(tmp_path / "answer.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "answer -> record" in done.stdout
+    assert one.id in done.stdout
+    whole = msgspec.json.encode(receipt).decode()  # as the platform answered it
+    assert check(tmp_path, whole, receipt.key).returncode == 0
+    (tmp_path / "answer.json").write_text(json.dumps({**kept, "output": {"score": 0.99}}))
+    done = check(tmp_path, receipt.receipt, receipt.key, "--answer", str(tmp_path / "answer.json"))
+    assert (done.returncode, "BROKEN at answer -> record" in done.stdout) == (1, True)
+
+
+def test_a_receipt_with_any_part_changed_does_not_verify(deployed: Platform, endpoint: Endpoint) -> None:
+    token = token_of(deployed, "service:mine")
+    write(deployed, by("service:mine", records(endpoint, 20)))
+    seal(deployed)
+    some = by("service:mine", records(endpoint, 5))
+    write(deployed, some)
+    seal(deployed)
+    receipt = deployed.call(FetchReceipt(project=PROJECT, prediction=some[3].id), token=token)
+    assert verifier.verify_receipt(receipt.receipt, receipt.key, None).broken is None
+
+    def accepted(data: bytes) -> str:
+        try:
+            found = verifier.check(data, receipt.key, [], None)
+        except verifier.Unreadable:
+            return "unreadable"
+        if found.broken is not None:
+            return found.broken.link
+        assert data.decode() == receipt.receipt
+        return "proved"
+
+    words = [b'"index":3', b'"count":5', b'"format"', b"prediction:", b'{"receipt":"x"}', b"sha256:", b"\\u0000"]
+    ran = fuzz(accepted, [receipt.receipt.encode()], count=inputs(1_500), words=words)
+    assert ran.endings["proved"] >= 1
+    assert {"unreadable", "form", "record -> segment"} <= set(ran.endings)

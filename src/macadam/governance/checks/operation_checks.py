@@ -1,41 +1,51 @@
 """Points on what runs and on the record itself: 34, 35 and 42."""
 
 import contextlib
-from collections.abc import Sequence
+
+import msgspec
 
 from macadam.governance.checks.verdict import judge
 from macadam.governance.evidence import Evidence
 from macadam.governance.types import Finding
+from macadam.journal import completeness
+from macadam.journal.completeness import Completeness
 from macadam.ledger.leaf import Leaf
+
+MOST_ROWS = 50
+"""Of a table in a result, which is read by people and stored for years."""
 
 
 def receipts_equal_answers(evidence: Evidence) -> Finding:
-    """34. Each sealed segment's records against the gateway's own counter."""
-    segments = evidence.of("segment:")
-    counted = [(leaf, _count(leaf, "count"), _count(leaf, "answers")) for leaf in segments]
-    faults = []
-    for leaf, receipts, answers in counted:
-        if receipts is None or answers is None:
-            faults.append(f"{leaf.subject} lacks its receipts' or its answers' count")
-        elif receipts != answers:
-            faults.append(f"{leaf.subject} has {receipts} receipts, the gateway counted {answers} answers")
-    faults += _missing_segments(evidence, segments)
-    total = sum(receipts or 0 for _, receipts, _ in counted)
-    holds = f"{total} receipts in {len(segments)} sealed segments equal the answers that the gateway counted"
-    return judge("sealed segments", len(segments), faults, holds=holds, evidence=segments)
+    """34. Each sealed segment's records against the gateway's own counter; segments that are gone; told gaps."""
+    leaves = evidence.of("segment:")
+    found = completeness.compare([completeness.of_leaf(leaf.subject, leaf.body) for leaf in leaves], evidence.unsealed)
+    notes = [f"{found.unanswered} records have no answer, since the client or the gateway was gone"] * bool(
+        found.unanswered
+    )
+    notes += [f"{found.torn} segments lost an unfinished, never answered record in a crash"] * bool(found.torn)
+    holds = f"{found.records} receipts in {len(leaves)} sealed segments cover the {found.answers} answers that the gateways counted"
+    judged = judge("sealed segments", len(leaves), found.faults, holds="; ".join([holds, *notes]), evidence=leaves)
+    return msgspec.structs.replace(judged, table=_table(found))
 
 
-def _missing_segments(evidence: Evidence, segments: Sequence[Leaf]) -> list[str]:
-    """A segment names the one begun before it: what is named must be sealed, or wait for its seal."""
-    there = {leaf.subject for leaf in segments} | evidence.unsealed
-    named = [(leaf.subject, str(leaf.body.get("follows", ""))) for leaf in segments]
-    faults = [
-        f"{subject} follows {before}, which is gone" for subject, before in named if before and before not in there
-    ]
-    firsts = [subject for subject, before in named if not before]
-    if len(firsts) > 1:
-        faults.append(f"{len(firsts)} segments say that none was before them: {', '.join(firsts)}")
-    return faults
+def _table(found: Completeness) -> tuple[dict[str, str], ...]:
+    """Segments that lack something first, then the newest."""
+    newest = found.rows[::-1]
+    ordered = sorted(newest, key=lambda row: not row.fault)
+    return tuple(
+        {
+            "segment": row.segment.removeprefix("segment:"),
+            "gateway": row.gateway,
+            "answers": str(row.answers),
+            "receipts": str(row.records),
+            "missing": str(row.missing),
+            "unanswered": str(row.unanswered),
+            "without record": str(row.unrecorded),
+            "torn bytes": str(row.torn),
+            "counterexample": row.fault,
+        }
+        for row in ordered[:MOST_ROWS]
+    )
 
 
 def _count(leaf: Leaf, name: str) -> int | None:
