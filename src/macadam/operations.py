@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
 
@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "People and services",
     ),
     "roles": (("macadam.access.service", "macadam.access.sign_in"), "Who may do what in which project"),
+    "policy": (("macadam.access.policy_service",), "A project's own policies: who may do what, and why"),
     "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
     "journal": (("macadam.journal.service", "macadam.serving.journal_service"), "Segments of prediction records"),
     "ledger": (("macadam.ledger.service",), "The record that cannot be rewritten"),
@@ -77,6 +78,19 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
 
 
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller says of its call, for policies that ask: what it is for, and from where. Empty: nothing said.
+
+    Nobody has proved it: a policy can demand that it is said, and the ledger keeps what was said.
+    """
+
+    purpose: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$|^$")] = ""
+    location: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$|^$")] = ""
+
+
+UNDECLARED = Declared()
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What the policies said, and which of them said it. policy_set: digest of the policies' text."""
 
@@ -97,6 +111,7 @@ class Call:
     decision: Decision
     request_digest: str
     now: datetime
+    declared: Declared = UNDECLARED
 
 
 @dataclass(frozen=True, kw_only=True)

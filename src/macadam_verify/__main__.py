@@ -448,10 +448,27 @@ class Chain:
         sets = set()
         for leaf in [leaf for leaf in self.leaves if leaf.role != "policy"]:
             ref = f"policy:{leaf.decision['policy_set']}"
-            if self.find("policy", f"{leaf} -> policy", is_about(ref), before=leaf):
+            in_force = self.find("policy", f"{leaf} -> policy", is_about(ref), before=leaf)
+            if in_force:
                 sets.add(ref)
+                self.project_policies(in_force)
         if sets:
             self.holds("decisions -> policies", f"they were made under {', '.join(sorted(sets))}")
+
+    def project_policies(self, in_force: Leaf) -> None:
+        """A project's own policies -> the platform's set beside them, the text, its approval by somebody else"""
+        if not in_force.project or not in_force.body.get("own"):
+            return
+        own = f"policy:{in_force.body['own']}"
+        for ref in (f"policy:{in_force.body.get('platform')}", own):
+            self.find("policy", f"{in_force} -> {ref}", is_about(ref), before=in_force)
+        authors = {x.actor for x in self.all("policy", is_about(own)) if x.kind == "access.propose_policies"}
+        self.find(
+            "policy",
+            f"{in_force} -> approval",
+            lambda x: x.subject == own and x.kind == "access.approve_policies" and x.actor not in authors,
+            before=in_force,
+        )
 
     def story(self) -> list[str]:
         r, made, run = self.record, self.made, self.run

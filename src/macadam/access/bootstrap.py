@@ -9,10 +9,11 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from macadam.access import state as access
 from macadam.access.authentication import TOKEN_PREFIX, token_digest
-from macadam.access.engine import compiled
-from macadam.access.policies import PolicyText, built_in
-from macadam.access.schema import grants, policy_sets, principals, state, tokens
+from macadam.access.policies import PolicyText, ProjectText, built_in, effective_digest
+from macadam.access.policies.compiled import compiled
+from macadam.access.schema import grants, policy_activations, policy_sets, principals, state, tokens
 from macadam.errors import Conflict, NotFound
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
@@ -70,11 +71,35 @@ def _install(sql: sa.Connection, text: PolicyText, token: str, now: datetime) ->
     sql.execute(sa.delete(state))
     sql.execute(sa.insert(state).values(id=1, generation=uuid7(), policy_set=text.digest))
     policy = f"policy:{text.digest}"
-    facts: dict[str, object] = {"name": "built-in roles", "policies": sorted(compiled(text).names.values())}
+    facts: dict[str, object] = {"name": "built-in roles", "policies": sorted(compiled(text).names)}
     uses = [f"policy:{before}"] if before else []
     _record(sql, text.digest, now, subject=policy, uses=uses, body=facts)
     if not before:
         _administrator(sql, token, text.digest, now)
+    _renew_projects(sql, text, now)
+
+
+def _renew_projects(sql: sa.Connection, text: PolicyText, now: datetime) -> None:
+    """A release's new set decides together with what each project has active: another set, so another leaf."""
+    for project, row in access.active(sql).items():
+        own = ProjectText.of(project, row.files)
+        digest = effective_digest(text.digest, project, own.digest)
+        if digest == row.policy_set:
+            continue
+        sql.execute(
+            sa.insert(policy_activations).values(
+                project=project,
+                number=row.number + 1,
+                version=row.version,
+                policy_set=digest,
+                at=now,
+                by=SYSTEM,
+                reason="the platform's policies are another release's",
+            )
+        )
+        facts: dict[str, object] = {"version": row.version, "platform": text.digest, "own": own.digest}
+        uses = [f"policy:{text.digest}", f"policy:{own.digest}"]
+        _record(sql, text.digest, now, subject=f"policy:{digest}", uses=uses, body=facts, project=project)
 
 
 def _administrator(sql: sa.Connection, token: str, policy_set: str, now: datetime) -> None:
@@ -99,6 +124,7 @@ def _record(
     subject: str,
     uses: list[str],
     body: dict[str, object],
+    project: str = "",
 ) -> None:
     leaf = Leaf(
         id=uuid7(),
@@ -106,7 +132,7 @@ def _record(
         kind="access.bootstrap",
         outcome="done",
         actor=SYSTEM,
-        project="",
+        project=project,
         subject=subject,
         uses=uses,
         request=digest_of(b"{}"),

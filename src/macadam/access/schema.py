@@ -96,6 +96,47 @@ policy_sets = sa.Table(
     sa.Column("schema", sa.Text, nullable=False),
     sa.Column("since", Instant, nullable=False),
 )
+# A project's own policies: every text that was proposed, numbered from 1. What is active is the last activation.
+policy_versions = sa.Table(
+    "access_policy_versions",
+    metadata,
+    sa.Column("project", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(80), nullable=False),
+    sa.Column("files", Json, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("proposed", Instant, nullable=False),
+    sa.Column("proposed_by", sa.String(100), nullable=False),
+)
+policy_approvals = sa.Table(
+    "access_policy_approvals",
+    metadata,
+    sa.Column("project", sa.String(63), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("principal", sa.String(100), primary_key=True),
+    sa.Column("at", Instant, nullable=False),
+)
+# number: from 1 in each project, so that two who activate at once cannot both be the last. version: 0 for none.
+policy_activations = sa.Table(
+    "access_policy_activations",
+    metadata,
+    sa.Column("project", sa.String(63), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("policy_set", sa.String(80), nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.Column("by", sa.String(100), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+# What policies may ask of an asset beside its name; the rooms that own the assets write it.
+assets = sa.Table(
+    "access_assets",
+    metadata,
+    sa.Column("project", sa.String(63), primary_key=True),
+    sa.Column("asset", sa.String(200), primary_key=True),
+    sa.Column("classification", sa.String(20), nullable=False),
+    sa.Column("location", sa.Text, nullable=False),
+)
 # One row. generation: a new random id at each change of anything above, so that whoever holds a compiled engine
 # knows with one small query whether it is still the current one, also across processes and undone transactions.
 state = sa.Table(

@@ -29,7 +29,7 @@ from macadam.access.types import (
     WhoAmI,
 )
 from macadam.errors import Conflict, InvalidInput, NotFound
-from macadam.operations import Actor, Decision, Transaction, operation
+from macadam.operations import UNDECLARED, Actor, Decision, Declared, Transaction, operation
 
 __all__ = ["authenticate", "bootstrap", "decide", "project", "require_project", "snapshot"]
 
@@ -45,14 +45,21 @@ def authenticate(sql: sa.Connection, token: str, now: datetime) -> Actor:
     return access.engine(sql).authenticate(token, now)
 
 
-def decide(sql: sa.Connection, actor: Actor, permission: str, resource: str, project: str, now: datetime) -> Decision:
-    """Whether `actor` may, by the policies in force as `sql` sees them.
+def decide(
+    sql: sa.Connection,
+    actor: Actor,
+    permission: str,
+    resource: str,
+    project: str,
+    now: datetime,
+    declared: Declared = UNDECLARED,
+) -> Decision:
+    """Whether `actor` may, by the policies in force as `sql` sees them. now: the call's instant, for policies that ask.
 
     Raises NotFound if that is allowed in a project that does not exist: only who may see it learns that.
     """
-    del now  # the policies know no time of day; expiry is the token's
     engine = access.engine(sql)
-    decision = engine.decide(actor, permission, resource, project)
+    decision = engine.decide(actor, permission, resource, project, declared=declared, now=now)
     elsewhere = project not in _EVERYWHERE and permission != "projects:create" and not engine.knows_project(project)
     if decision.allowed and elsewhere:
         raise _no_project(project)

@@ -23,11 +23,13 @@ from macadam.errors import InvalidInput, MacadamError, NotAuthenticated, NotAuth
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
 from macadam.operations import (
+    UNDECLARED,
     Actor,
     Authorise,
     Call,
     Context,
     Decision,
+    Declared,
     Evidence,
     Operation,
     Progress,
@@ -73,6 +75,7 @@ class Dispatcher:
         token: str,
         lax: bool = False,
         idempotency_key: str = "",
+        declared: Declared = UNDECLARED,
         progress: Progress = no_progress,
     ) -> Any:
         """Returns the operation's response.
@@ -80,7 +83,7 @@ class Dispatcher:
         arguments: the request as plain JSON values. lax: text may stand for numbers and booleans (paths, queries).
         Raises what the tree in `macadam.errors` says.
         """
-        call = self.admit(operation, arguments, token)  # 1, 2
+        call = self.admit(operation, arguments, token, declared)  # 1, 2
         request = _validated(operation, arguments, lax=lax)  # 3
         try:
             still_allowed = partial(self._still_allowed, call, _filled(operation.resource, arguments), token)
@@ -107,7 +110,9 @@ class Dispatcher:
                 return operation.handler(self._transaction(sql, call, authorise), request, *prepared)
         return self._change(call, request, prepared, still_allowed, idempotency_key)  # 5, 6
 
-    def admit(self, operation: Operation, arguments: Mapping[str, object], token: str) -> Call:
+    def admit(
+        self, operation: Operation, arguments: Mapping[str, object], token: str, declared: Declared = UNDECLARED
+    ) -> Call:
         """Steps 1 and 2: who calls, and may they? Faces call it by itself before they read a body.
 
         Raises NotAuthenticated, NotAuthorised; a refused change leaves a leaf.
@@ -127,11 +132,14 @@ class Dispatcher:
                     decision=refused,
                     request_digest=request_digest,
                     now=now,
+                    declared=declared,
                 )
                 denied: MacadamError = error
             else:
                 resource = _filled(operation.resource, arguments)
-                decision = access.decide(sql, actor, operation.permission, resource, project, now)  # 2. authorise
+                decision = access.decide(
+                    sql, actor, operation.permission, resource, project, now, declared
+                )  # 2. authorise
                 call = Call(
                     operation=operation,
                     actor=actor,
@@ -139,6 +147,7 @@ class Dispatcher:
                     decision=decision,
                     request_digest=request_digest,
                     now=now,
+                    declared=declared,
                 )
                 if decision.allowed:
                     return call
@@ -177,7 +186,7 @@ class Dispatcher:
         """Asks again, on the state that the transaction sees. Raises NotAuthenticated, NotAuthorised."""
         now = self._clock()
         actor = access.authenticate(sql, token, now)
-        decision = access.decide(sql, actor, call.operation.permission, resource, call.project, now)
+        decision = access.decide(sql, actor, call.operation.permission, resource, call.project, now, call.declared)
         if not decision.allowed:
             raise _refusal(call.operation.permission, resource, actor, decision)
 
@@ -191,7 +200,7 @@ class Dispatcher:
     def _authoriser(self, call: Call) -> Authorise:
         def authorise(permission: str, resource: str) -> None:
             with self._reading() as sql:
-                decision = access.decide(sql, call.actor, permission, resource, call.project, call.now)
+                decision = access.decide(sql, call.actor, permission, resource, call.project, call.now, call.declared)
             if not decision.allowed:
                 raise _refusal(permission, resource, call.actor, decision)
 
@@ -275,7 +284,7 @@ def _queue_leaf(sql: sa.Connection, call: Call, evidence: Evidence) -> str:
             "policies": list(call.decision.policies),
             "policy_set": call.decision.policy_set,
         },
-        body=evidence.body,
+        body=evidence.body if call.declared == UNDECLARED else {**evidence.body, "declared": plain(call.declared)},
     )
     ledger.queue(sql, leaf)
     return leaf.id

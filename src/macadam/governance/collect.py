@@ -15,6 +15,7 @@ from macadam.lazy import lazy
 from macadam.ledger import service as ledger
 from macadam.ledger import verification
 from macadam.ledger.leaf import Leaf
+from macadam.ledger.service import Entry
 from macadam.models import registry
 from macadam.operations import Context
 
@@ -24,24 +25,33 @@ else:
     yaml = lazy("yaml")
 
 MOST_RUNS = 10_000
+_IN_FORCE = ("access.bootstrap", "access.activate_policies", "access.roll_back_policies")
 
 
 def gather(context: Context, sql: sa.Connection, project: str, now: datetime) -> Evidence:
     """Raises NotFound if there is no such project."""
     leaves = tuple(entry.leaf for entry in reversed(ledger.find(sql, project=project)))
-    policies = [entry.leaf for entry in reversed(ledger.find(sql, kind="access.bootstrap"))]
+    policies = [entry for kind in _IN_FORCE for entry in ledger.find(sql, kind=kind, outcome="done")]
     return Evidence(
         now=now,
         project=access.project(sql, project),
         access=access.snapshot(sql),
         leaves=leaves,
-        policy_leaves=tuple(leaf for leaf in policies if leaf.subject.startswith("policy:")),
+        policy_leaves=_in_force(policies, project),
         contracts=_contracts(context, leaves),
         runs={run.ref: run for run in registry.runs(sql, project, "", MOST_RUNS)},
         predictions=draw(context, sql, project),
         unsealed=unsealed(context.ports.settings.home, project),
         ledger=_ledger(context, sql),
     )
+
+
+def _in_force(found: Iterable[Entry], project: str) -> tuple[Leaf, ...]:
+    """The leaves that put a set in force, the platform's or this project's, oldest first."""
+    ours = [
+        entry for entry in found if entry.leaf.project in ("", project) and entry.leaf.subject.startswith("policy:")
+    ]
+    return tuple(entry.leaf for entry in sorted(ours, key=lambda entry: entry.leaf.id))
 
 
 def _contracts(context: Context, leaves: Iterable[Leaf]) -> dict[str, Mapping[str, object]]:

@@ -32,6 +32,7 @@ ROLES = (
     ("serving.deploy", "", "deployment"),
     ("journal.seal", "", "segment"),
 )
+APPROVED = "access.approve_policies"
 MOST_LEAVES = 200
 """A chain longer than this is a mistake in what leaves name; a bundle has to stay small."""
 
@@ -66,7 +67,7 @@ def behind_version(sql: sa.Connection, project: str, version: str, *, before: in
     found: dict[str, Entry] = {}
     for entry in [*registered, *_about(sql, project, version, before)]:
         _follow(sql, project, entry, before, found)
-    for entry in _policies(sql, found.values()):
+    for entry in policies(sql, (str(entry.leaf.decision["policy_set"]) for entry in found.values())):
         found[entry.leaf.id] = entry
     links = [Link(role=role(entry), entry=entry) for entry in found.values()]
     return sorted(links, key=lambda link: link.entry.index)
@@ -103,6 +104,21 @@ def _follow(sql: sa.Connection, project: str, start: Entry, before: int, found: 
     found.update({entry.leaf.id: entry for entry in project_leaf[-1:]})
 
 
-def _policies(sql: sa.Connection, entries: Iterable[Entry]) -> Iterator[Entry]:
-    for digest in sorted({str(entry.leaf.decision["policy_set"]) for entry in entries} - {""}):
-        yield from ledger.find(sql, subject=f"policy:{digest}")[-1:]
+def policies(sql: sa.Connection, sets: Iterable[str]) -> list[Entry]:
+    """What put policy sets in force; for a project's set also the platform's that it decides with, and who proposed and
+    approved its text. sets: digests, as decisions name them.
+    """
+    found: dict[str, Entry] = {}
+    for digest in sorted(set(sets) - {""}):
+        for entry in ledger.find(sql, subject=f"policy:{digest}", outcome="done")[-1:]:
+            found[entry.leaf.id] = entry
+            if entry.leaf.project:
+                found.update({made.leaf.id: made for made in _made_from(sql, entry)})
+    return list(found.values())
+
+
+def _made_from(sql: sa.Connection, in_force: Entry) -> Iterator[Entry]:
+    for ref in in_force.leaf.uses:
+        about = ledger.find(sql, subject=ref, outcome="done")
+        yield from about[-1:]
+        yield from (e for e in about if e.leaf.kind == APPROVED and e.leaf.at <= in_force.leaf.at)

@@ -123,8 +123,8 @@ def prove(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tu
     sealed, deployed = _leaf(sql, found.segment.leaf, size), _leaf(sql, told.deployment, size)
     behind = chain.behind_version(sql, project, told.version, before=deployed.index)
     entries = {entry.leaf.id: entry for entry in (sealed, deployed, *(link.entry for link in behind))}
-    for digest in sorted({str(entry.leaf.decision["policy_set"]) for entry in (sealed, deployed)} - {""}):
-        entries.update({e.leaf.id: e for e in ledger.find(sql, subject=f"policy:{digest}")[-1:]})
+    sets = [str(entry.leaf.decision["policy_set"]) for entry in (sealed, deployed)]
+    entries.update({entry.leaf.id: entry for entry in chain.policies(sql, sets)})
     ordered = sorted(entries.values(), key=lambda entry: entry.index)
     made = bundle.build(
         record=found.payload,

@@ -37,6 +37,7 @@ def ports_of(home: Path) -> Ports:
 class Door:
     def __init__(self, ports: Ports) -> None:
         load("tokens")
+        load("policy")
         self.ports = ports
         self.now = utc_now() + timedelta(seconds=1)
         self.dispatcher = Dispatcher(ports, clock=lambda: self.now, sequence=lambda: None)

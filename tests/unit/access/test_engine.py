@@ -8,13 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macadam.access.authentication import KnownToken, Reach, covers, token_digest
-from macadam.access.engine import (
-    AccessSnapshot,
-    Engine,
-    KnownPrincipal,
-    compiled,
-)
+from macadam.access.circumstances import KnownProject
+from macadam.access.engine import AccessSnapshot, Engine, KnownPrincipal
 from macadam.access.policies import PolicyText, built_in
+from macadam.access.policies.compiled import compiled
 from macadam.access.types import ROLES
 from macadam.errors import IntegrityError, InvalidInput, NotAuthenticated
 from macadam.operations import Actor
@@ -27,7 +24,7 @@ PERMISSIONS = sorted(compiled(TEXT).actions)
 READS = {
     "projects:read", "roles:read", "ledger:read", "journal:read", "contracts:read", "sources:read", "tables:read",
     "quarantine:read", "features:read", "training_sets:read", "online:read", "runs:read", "models:read",
-    "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read",
+    "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read", "policies:read",
 }  # fmt: skip
 OWN = {"principals:self", "projects:list", "tokens:issue", "tokens:read", "tokens:revoke", "tokens:rotate"}
 MAY = {
@@ -35,14 +32,14 @@ MAY = {
     "developer": READS
     | {"contracts:register", "sources:register", "tables:ingest", "features:register", "training_sets:build",
        "online:write", "runs:train", "models:register", "models:promote", "thresholds:declare", "evaluations:run",
-       "gates:check", "predictions:prove", "inspection:run"},
-    "approver": READS | {"approvals:give", "gates:check", "predictions:prove"},
+       "gates:check", "predictions:prove", "inspection:run", "policies:propose", "journal:declare"},
+    "approver": READS | {"approvals:give", "gates:check", "predictions:prove", "policies:approve"},
     "operator": READS
     | {"tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
        "journal:seal", "predictions:create", "predictions:replay", "predictions:prove", "feedback:record",
-       "inspection:run"},
+       "inspection:run", "policies:activate", "journal:declare", "predictions:receipt"},
     "auditor": READS | {"principals:read", "rates:read", "predictions:prove"},
-    "caller": {"predictions:create", "predictions:replay", "feedback:record", "online:write"},
+    "caller": {"predictions:create", "predictions:replay", "predictions:receipt", "feedback:record", "online:write"},
     "admin": set(PERMISSIONS),
 }  # fmt: skip
 
@@ -55,7 +52,7 @@ def snapshot(text: PolicyText = TEXT, **principals: KnownPrincipal) -> AccessSna
         policies=text,
         tokens={},
         principals=known,
-        projects=("flights",),
+        projects={"flights": KnownProject()},
     )
 
 
@@ -202,9 +199,9 @@ def test_a_forbid_that_errors_denies() -> None:
         ),
         (
             '@id("a") permit (principal, action == Action::"models:raed", resource);',
-            "do not fit their schema",
+            "does not fit the schema",
         ),
-        ("permit (", "do not parse"),
+        ("permit (", "does not parse"),
     ],
 )
 def test_policies_that_cannot_be_named_parsed_or_checked_are_refused(policies: str, words: str) -> None:

@@ -1,8 +1,8 @@
 """The policies and the table of operations speak of the same permissions."""
 
 from macadam import operations
-from macadam.access.engine import compiled
 from macadam.access.policies import built_in
+from macadam.access.policies.compiled import compiled
 
 # Asked for inside a handler, or by a gateway, instead of by an operation's declaration.
 ASKED_ELSEWHERE = {"tokens:manage", "predictions:create", "predictions:replay"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from macadam.access.circumstances import KnownProject
 from macadam.access.engine import AccessSnapshot, KnownPrincipal
 from macadam.access.policies import built_in
 from macadam.access.types import Project
@@ -90,7 +91,7 @@ def access() -> AccessSnapshot:
             CAROL: person("approver"),
             "service:replay": KnownPrincipal(kind="service", roles={"*": ("admin",)}),
         },
-        projects=("flights",),
+        projects={"flights": KnownProject()},
     )
 
 

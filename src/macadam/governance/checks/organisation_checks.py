@@ -11,6 +11,7 @@ from macadam.values import parse_instant, uuid7
 
 REVIEW_ACCESS_EVERY = timedelta(days=92)
 """A quarter."""
+ACTIVATED = "access.activate_policies"
 
 
 def registered(evidence: Evidence) -> Finding:
@@ -61,10 +62,15 @@ def responsible(evidence: Evidence) -> Finding:
 def policy_in_force(evidence: Evidence) -> Finding:
     """06. The set in force is a recorded one, and no decision was made by any other."""
     recorded = {leaf.subject.removeprefix("policy:") for leaf in evidence.policy_leaves}
-    in_force = evidence.access.policy_set
+    in_force = evidence.engine.policy_set(evidence.project.name)
     faults = []
     if in_force not in recorded:
         faults.append(f"the policies in force ({in_force}) are not in the ledger")
+    faults += [
+        f"the project's policies {leaf.subject} came into force without the approval of another person"
+        for leaf in evidence.policy_leaves
+        if leaf.kind == ACTIVATED and not leaf.body.get("approved_by")
+    ]
     strange = {str(leaf.decision["policy_set"]) for leaf in evidence.done} - recorded
     faults += [f"decisions were made by policies that are not in the ledger ({digest})" for digest in sorted(strange)]
     return judge(
@@ -73,7 +79,8 @@ def policy_in_force(evidence: Evidence) -> Finding:
         faults,
         holds=f"the policies in force ({in_force}) and those of all {len(evidence.done)} decisions are recorded",
         evidence=evidence.policy_leaves,
-        unchecked="whether a person approved and reviewed them within 12 months; that cannot be recorded yet",
+        unchecked="whether they were reviewed within 12 months, and who approved the platform's own: those come with "
+        "the release",
     )
 
 

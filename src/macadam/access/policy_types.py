@@ -1,0 +1,120 @@
+"""Requests and values of a project's own policies."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from macadam.operations import Request
+from macadam.values import Name
+
+State = Literal["proposed", "approved", "active", "superseded"]
+FileName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}\.cedar$",
+        max_length=200,
+        description="a path below the project, such as policies/purpose.cedar",
+    ),
+]
+Files = dict[FileName, str]
+Number = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Approval(msgspec.Struct, frozen=True, kw_only=True):
+    by: str
+    at: datetime
+
+
+class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A text that was proposed, and how far it came. needed: approvals that activating asks for, by people other than
+    the proposer. policies: the names that decisions and leaves give them.
+    """
+
+    ref: str
+    project: str
+    version: int
+    state: State
+    policies: tuple[str, ...]
+    approvals: tuple[Approval, ...]
+    needed: int
+    note: str
+    proposed: datetime
+    proposed_by: str
+    files: dict[str, str] = {}
+
+
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """From when which version decided. version: 0 when the project had no policies of its own. policy_set: the digest
+    that decisions named from then on.
+    """
+
+    project: str
+    number: int
+    version: int
+    policy_set: str
+    at: datetime
+    by: str
+    reason: str
+
+
+class ProposePolicies(Request[PolicyVersion], frozen=True, kw_only=True):
+    """Propose the policies of a project, all of them: what is not in the text will no longer hold.
+
+    files: text by name, or @DIR for the files below a folder; note: why, for those who approve
+    """
+
+    project: Name
+    files: Files
+    note: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+
+
+class ListPolicies(Request[tuple[PolicyVersion, ...]], frozen=True, kw_only=True):
+    """List what was proposed as a project's policies, newest first, without the text."""
+
+    project: Name
+
+
+class ShowPolicies(Request[PolicyVersion], frozen=True, kw_only=True):
+    """Show a project's policies with their text.
+
+    version: 0 stands for those that are active
+    """
+
+    project: Name
+    version: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class PolicyHistory(Request[tuple[Activation, ...]], frozen=True, kw_only=True):
+    """List which of a project's policies were in force from when, newest first."""
+
+    project: Name
+
+
+class ApprovePolicies(Request[PolicyVersion], frozen=True, kw_only=True):
+    """Approve what somebody else proposed.
+
+    ref: the reference that was reviewed; another text under the number is then refused
+    """
+
+    project: Name
+    version: Number
+    ref: str = ""
+
+
+class ActivatePolicies(Request[Activation], frozen=True, kw_only=True):
+    """Put an approved version in force, here and on every gateway."""
+
+    project: Name
+    version: Number
+
+
+class RollBackPolicies(Request[Activation], frozen=True, kw_only=True):
+    """Put in force again what was in force before.
+
+    to: a version that was in force once, 0 for no policies of the project's own; default: the one before the present
+    """
+
+    project: Name
+    to: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
