@@ -54,6 +54,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "Where a version answers requests",
     ),
     "predictions": (("macadam.serving.prediction_service",), "Answers given, feedback, proofs"),
+    "erase": (("macadam.serving.erasure",), "People whose values are destroyed, with a certificate"),
     "inspection": (("macadam.governance.service",), "The 42 points"),
 }
 
@@ -201,6 +202,7 @@ class Operation:
     prepare: Callable[[Context, Any], Any] | None
     handler: Callable[..., Any]
     secret_answer: bool = False
+    private: bool = False
 
     @property
     def method(self) -> str:
@@ -215,7 +217,7 @@ _table: dict[str, Operation] = {}
 _by_request: dict[type, Operation] = {}
 
 
-def operation(
+def operation(  # noqa: PLR0913 - a declaration: every argument by its name
     request: type[Request[R]],
     *,
     permission: str,
@@ -225,13 +227,15 @@ def operation(
     prepare: Callable[[Context, Any], Any] | None = None,
     reads: bool | None = None,
     secret_answer: bool = False,
+    private: bool = False,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Declares the decorated function as an operation.
 
     The function is `handler(tx, request)`, or `handler(tx, request, prepared)` if `prepare(context, request)` does
     heavy work first. resource: the asset the policies are asked about, filled from the request's fields; every
     field it names must be in the HTTP path. reads: defaults to True for GET. secret_answer: the answer holds a
-    credential, so it is never kept for repeated calls.
+    credential, so it is never kept for repeated calls. private: the request holds personal data, so that leaves name it
+    by a keyed digest: a plain one could be guessed.
     """
 
     def declare(handler: Callable[..., R]) -> Callable[..., R]:
@@ -249,6 +253,7 @@ def operation(
             prepare=prepare,
             handler=handler,
             secret_answer=secret_answer,
+            private=private,
         )
         _refuse_twins(declared)
         _table[declared.name] = declared

@@ -3,8 +3,11 @@
 The order is the guarantee, so its steps are numbered in `Dispatcher.run`. Nothing here knows any capability.
 """
 
+import contextlib
 import dataclasses
+import hmac
 import logging
+import os
 import string
 import threading
 import time
@@ -19,7 +22,7 @@ import sqlalchemy as sa
 
 from macadam.access import service as access
 from macadam.app import idempotency
-from macadam.errors import InvalidInput, MacadamError, NotAuthenticated, NotAuthorised
+from macadam.errors import Conflict, InvalidInput, MacadamError, NotAuthenticated, NotAuthorised
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
 from macadam.operations import (
@@ -44,6 +47,8 @@ StillAllowed = Callable[[sa.Connection], None]
 ANONYMOUS = Actor(id="anonymous", kind="unknown")
 # A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
 _ANONYMOUS_INTERVAL = 1.0
+_DIGEST_KEY = "request-digests"
+"""The secret behind digests of private requests."""
 _MOST_TEXT = 400
 """Characters of a refused caller's own words in a leaf."""
 _MOST_DETAILS = 16 * 1024
@@ -119,7 +124,8 @@ class Dispatcher:
         """
         now = self._clock()
         project = str(arguments.get("project", ""))
-        request_digest = _request_digest(operation, arguments)
+        key = self._digest_key() if operation.private else b""
+        request_digest = _request_digest(operation, arguments, key)
         with self._ports.sql.read() as sql:
             try:
                 actor = access.authenticate(sql, token, now)  # 1. authenticate
@@ -206,6 +212,11 @@ class Dispatcher:
 
         return authorise
 
+    def _digest_key(self) -> bytes:
+        with contextlib.suppress(Conflict):  # it was made before, or another process is quicker
+            self._ports.secrets.put(_DIGEST_KEY, os.urandom(32))
+        return self._ports.secrets.get(_DIGEST_KEY)
+
     def _reading(self) -> AbstractContextManager[sa.Connection]:
         return self._ports.sql.read()
 
@@ -255,10 +266,14 @@ def _bounded(details: Mapping[str, object]) -> object:
     return plain(msgspec.json.decode(text))
 
 
-def _request_digest(operation: Operation, arguments: Mapping[str, object]) -> str:
-    """The same for the same request, in whatever order its fields came. Raises InvalidInput for what is no text."""
+def _request_digest(operation: Operation, arguments: Mapping[str, object], key: bytes) -> str:
+    """The same for the same request, in whatever order its fields came. Raises InvalidInput for what is no text.
+
+    key: of HMAC-SHA256, where the request holds what a plain digest would let others guess; else b''.
+    """
     try:
-        return digest_of(msgspec.json.encode(dict(arguments), order="sorted"))
+        text = msgspec.json.encode(dict(arguments), order="sorted")
+        return "sha256:" + hmac.digest(key, text, "sha256").hex() if key else digest_of(text)
     except UnicodeEncodeError as error:
         raise InvalidInput(
             f"The request for {operation.name} holds text that is no Unicode: {error.reason}.",

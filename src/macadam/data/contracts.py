@@ -249,7 +249,7 @@ def _null_tokens(document: Mapping[str, Any], origin: str) -> tuple[str, ...]:
 def _table(entry: Mapping[str, Any], levels: tuple[ServiceLevel, ...], origin: str, number: int) -> TableContract:
     path = f"{origin}: schema[{number}]"
     properties = entry.get("properties") or ()
-    columns = tuple(_column(p) for p in properties)
+    columns = tuple(_column(p, path) for p in properties)
     _require_distinct([c.name for c in columns], f"{path}.properties")
     rules: list[Rule] = []
     unchecked: list[str] = []
@@ -279,7 +279,7 @@ def _qualities(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
         yield "", quality
 
 
-def _column(entry: Mapping[str, Any]) -> Column:
+def _column(entry: Mapping[str, Any], path: str) -> Column:
     position = entry.get("primaryKeyPosition", -1)
     return Column(
         name=entry["name"],
@@ -289,9 +289,23 @@ def _column(entry: Mapping[str, Any]) -> Column:
         unique=bool(entry.get("unique")),
         key_position=max(position, 1) if entry.get("primaryKey") else 0,
         classification=entry.get("classification") or "",
+        subject=_names_subject(entry, path),
         limits=_limits(entry.get("logicalTypeOptions") or {}),
         allowed=tuple(_text(choice["value"]) for choice in entry.get("enum") or ()),
     )
+
+
+def _names_subject(entry: Mapping[str, Any], path: str) -> bool:
+    """The custom property `subject`: the standard has no word for the column that says whom a row is about."""
+    for custom in entry.get("customProperties") or ():
+        if custom.get("property") == "subject":
+            if not isinstance(custom.get("value"), bool):
+                raise ContractInvalid(
+                    f"{path}.{entry['name']}: customProperties subject: got {custom.get('value')!r}, expected true.",
+                    next_step="Write value: true at the column that names the person.",
+                )
+            return bool(custom["value"])
+    return False
 
 
 def _limits(options: Mapping[str, Any]) -> Limits:

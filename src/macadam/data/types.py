@@ -42,7 +42,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """One property of a table. key_position: from 1 within the primary key, 0 outside it."""
+    """One property of a table. key_position: from 1 within the primary key, 0 outside it. subject: whether it names the
+    person that a row is about.
+    """
 
     name: str
     logical_type: LogicalType = "string"
@@ -51,6 +53,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     unique: bool = False
     key_position: int = 0
     classification: str = ""
+    subject: bool = False
     limits: Limits = Limits()
     allowed: tuple[str, ...] = ()  # ODCS `enum`, as text
 

@@ -18,6 +18,15 @@ _AT_LENGTH = len("2026-11-21T07:00:00.000000Z")
 Feature = bool | int | float | str | None
 
 
+class Personal(msgspec.Struct, frozen=True):
+    """What a record says of personal values, which lie encrypted beside it. subject: the random name of the person;
+    fields: by path (`inputs.email`, `features.x`, `output`), the commitment to the ciphertext (`sha256:…`).
+    """
+
+    subject: str
+    fields: dict[str, str]
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """One answered request: what was asked, what was answered, and which model under which decision did it.
 
@@ -51,6 +60,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """W3C trace id, or empty."""
     clock: str = ""
     """Of a replay: the instant whose features it asked for, as `at`. Empty: that of the request itself."""
+    personal: Personal | msgspec.UnsetType = msgspec.UNSET
+    """Fields that are not among inputs, features and output, as they are a person's."""
     v: int = VERSION
 
     def __post_init__(self) -> None:

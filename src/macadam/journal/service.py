@@ -20,6 +20,7 @@ from macadam.journal.schema import gaps, segments, spans
 from macadam.journal.sealing import Closed
 from macadam.journal.types import TABLE, ListSegments, SealClosed, Sealed, Segment
 from macadam.operations import Context, Transaction, operation
+from macadam.personal import store as ciphertext
 from macadam.ports import StagedSnapshot
 
 
@@ -98,6 +99,7 @@ def seal_segments(tx: Transaction, request: SealClosed, ready: _Ready) -> Sealed
     if vanished := _vanished(tx, request.project, ready.closed):
         tx.after_commit(partial(_raise_vanished, vanished))
     tx.after_commit(partial(_remove, (*ready.known, *(one.path for one in ready.closed))))
+    tx.after_commit(partial(ciphertext.take_over, tx.ports, request.project))
     if ready.damaged:
         tx.after_commit(partial(_raise_damaged, ready.damaged))
     return Sealed(

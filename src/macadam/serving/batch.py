@@ -7,15 +7,18 @@ platform fails at (features, model, journal) is said, and recorded where the jou
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from macadam.errors import InvalidInput, MacadamError, TooLarge
+from macadam.errors import InvalidInput, MacadamError, TooLarge, Unavailable
 from macadam.journal.layout import MAX_PAYLOAD
 from macadam.journal.writer import Receipt
+from macadam.personal import cipher, cloak
+from macadam.personal.cipher import SubjectKey
+from macadam.personal.cloak import ProjectCloak
 from macadam.ports import OnlineStore
 from macadam.serving import answers
 from macadam.serving.journals import ProjectJournal, refusal
@@ -24,6 +27,8 @@ from macadam.values import instant
 
 JournalOf = Callable[[str], ProjectJournal]
 """Project -> its journal."""
+CloakOf = Callable[[str], ProjectCloak]
+"""Project -> what hides its personal values. Raises Unavailable."""
 
 Scalar = str | int | float | bool | None
 
@@ -37,7 +42,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
 class Ask(msgspec.Struct):
     """One authorised request, on its way. answer: empty until there is one; journal: that must confirm the record before
-    the answer leaves, if any.
+    the answer leaves, if any; subject: whom it is about, where the endpoint has personal fields.
     """
 
     serving: Serving
@@ -55,6 +60,16 @@ class Ask(msgspec.Struct):
     status: int = 0
     receipt: Receipt | None = None
     journal: ProjectJournal | None = None
+    subject: str = ""
+
+
+class _Moment(msgspec.Struct, frozen=True):
+    """What the records and answers of one batch share. end: of a record; timing: a header's value."""
+
+    now_ns: int
+    at: str
+    end: bytes
+    timing: bytes
 
 
 class Stages(msgspec.Struct):
@@ -68,8 +83,8 @@ class Stages(msgspec.Struct):
 class _Tail(msgspec.Struct):
     """The part of a record that differs between requests, in the order of `record.Prediction`."""
 
-    inputs: dict[str, Scalar]
-    features: dict[str, Any]
+    inputs: Mapping[str, object]
+    features: Mapping[str, object]
 
 
 _log = logging.getLogger(__name__)
@@ -108,12 +123,18 @@ class Ids:
         return found
 
 
+def no_cloak(project: str) -> ProjectCloak:
+    """For a gateway whose endpoints have no personal fields. Raises Unavailable."""
+    raise Unavailable(f"This gateway has no keys of project {project!r}.", next_step="Start it on the project's home.")
+
+
 class Batcher:
     """Carries batches out. One per gateway; for the event loop's thread only."""
 
-    def __init__(self, online: OnlineStore, journal_of: JournalOf) -> None:
+    def __init__(self, online: OnlineStore, journal_of: JournalOf, cloak_of: CloakOf = no_cloak) -> None:
         self._online = online
         self._journal_of = journal_of
+        self._cloak_of = cloak_of
         self._ids = Ids()
         self._heads: dict[tuple[str, str], bytes] = {}
 
@@ -138,6 +159,9 @@ class Batcher:
         """Features and the model's row."""
         serving = ask.serving
         try:
+            if serving.personal is not None:
+                name = serving.personal.subject
+                ask.subject = cipher.subject_text(ask.inputs.get(name), name)
             if serving.service is None:
                 ask.features = ask.inputs
             else:
@@ -150,45 +174,74 @@ class Batcher:
         except MacadamError as error:
             ask.outcome, ask.status, ask.problem = "error:features", 503, answers.of_error(error, 503)
         except Exception as error:  # noqa: BLE001 - one request must not take the others of its turn with it
-            _log.error("features of %s failed", serving.deployment.endpoint, exc_info=error)
+            # Of a personal value an error's text may say anything: it stays out of the log.
+            told = error if serving.personal is None else None
+            _log.error("features of %s failed (%s)", serving.deployment.endpoint, type(error).__name__, exc_info=told)
             ask.outcome, ask.status, ask.problem = "error:features", 503, _FEATURES_FAILED
 
     def journal(self, asks: Sequence[Ask], now_ns: int, now: datetime, stages: Stages) -> list[Receipt]:
         """Journals what was answered or failed, then makes the answers."""
-        at = instant(now)
         spent = {"features": round(stages.features * 1e6), "predict": round(stages.predict * 1e6)}
-        end = b',"stages_us":%b,"trace":"' % _encode(spent)
-        timing = f"features;dur={stages.features * 1e3:.3f}, predict;dur={stages.predict * 1e3:.3f}".encode()
+        moment = _Moment(
+            now_ns,
+            instant(now),
+            b',"stages_us":%b,"trace":"' % _encode(spent),
+            f"features;dur={stages.features * 1e3:.3f}, predict;dur={stages.predict * 1e3:.3f}".encode(),
+        )
         by_project: dict[str, list[Ask]] = {}
         for ask in asks:
             if not ask.answer:
                 by_project.setdefault(ask.serving.deployment.project, []).append(ask)
         receipts = []
         for project, some in by_project.items():
-            written, payloads = self._records(some, now_ns, at, end)
-            if not payloads:
-                continue
-            journal = self._journal_of(project)
-            try:
-                receipt = journal.append_many(payloads)
-            except MacadamError as error:
-                _answer_without(journal, error, [ask for ask, _ in written], timing)
-                continue
-            receipts.append(receipt)
-            waits = journal if journal.waits else None
-            for ask, id_ in written:
-                ask.receipt, ask.journal = receipt, waits
-                _answer(ask, id_, timing)
+            ids = [ask.subject for ask in some if ask.subject]
+            receipt = self._write_hidden(project, some, ids, moment) if ids else self._write(project, some, {}, moment)
+            if receipt is not None:
+                receipts.append(receipt)
         return receipts
 
+    def _write_hidden(self, project: str, asks: Sequence[Ask], ids: list[str], moment: _Moment) -> Receipt | None:
+        """Like `_write`, with the keys of those whom the requests are about; without keys they are not answered."""
+        try:
+            with self._cloak_of(project).using(ids) as keys:
+                return self._write(project, asks, keys, moment)
+        except MacadamError as error:
+            refused = answers.of_error(error, 503)
+        for ask in asks:
+            if ask.subject:
+                ask.status, ask.answer = 503, refused
+        others = [ask for ask in asks if not ask.subject]
+        return self._write(project, others, {}, moment) if others else None
+
+    def _write(
+        self, project: str, asks: Sequence[Ask], keys: Mapping[str, SubjectKey], moment: _Moment
+    ) -> Receipt | None:
+        """Journals the requests of one project, then makes their answers."""
+        written, payloads, frames = self._records(asks, keys, moment)
+        if not payloads:
+            return None
+        journal = self._journal_of(project)
+        try:
+            receipt = journal.append_many(payloads, beside=b"".join(frames))
+        except MacadamError as error:
+            _answer_without(journal, error, [ask for ask, _ in written], moment.timing)
+            return None
+        waits = journal if journal.waits else None
+        for ask, id_ in written:
+            ask.receipt, ask.journal = receipt, waits
+            _answer(ask, id_, moment.timing)
+        return receipt
+
     def _records(
-        self, asks: Sequence[Ask], now_ns: int, at: str, end: bytes
-    ) -> tuple[list[tuple[Ask, str]], list[bytes]]:
-        """Those that can be written, with their ids, and their records."""
-        written, payloads = [], []
-        for ask, id_ in zip(asks, self._ids.take(len(asks), now_ns), strict=True):
+        self, asks: Sequence[Ask], keys: Mapping[str, SubjectKey], moment: _Moment
+    ) -> tuple[list[tuple[Ask, str]], list[bytes], list[bytes]]:
+        """Those that can be written, with their ids, their records, and what lies beside those."""
+        written: list[tuple[Ask, str]] = []
+        payloads: list[bytes] = []
+        frames: list[bytes] = []
+        for ask, id_ in zip(asks, self._ids.take(len(asks), moment.now_ns), strict=True):
             try:
-                payload = self._record(ask, id_, at, end)
+                payload, frame = self._record(ask, id_, keys, moment)
             except OverflowError:
                 _refuse_number(ask)
                 continue
@@ -196,10 +249,23 @@ class Batcher:
                 _refuse_size(ask, len(payload))
                 continue
             payloads.append(payload)
+            frames.append(frame)
             written.append((ask, id_))
-        return written, payloads
+        return written, payloads, frames
 
-    def _record(self, ask: Ask, id_: str, at: str, end: bytes) -> bytes:
+    def _record(self, ask: Ask, id_: str, keys: Mapping[str, SubjectKey], moment: _Moment) -> tuple[bytes, bytes]:
+        """The record, and what lies beside it: nothing, or the ciphertext of what is not in it."""
+        output = ask.output = _output(ask)
+        fields = ask.serving.personal
+        if fields is None:
+            return self._joined(ask, id_, _Tail(ask.inputs, ask.features), output, moment), b""
+        place = (ask.serving.deployment.project, id_)
+        hidden = cloak.hide(keys[ask.subject], fields, place, ask.inputs, ask.features, output)
+        told = b"{}" if fields.output else output
+        tail = _Tail(hidden.inputs, hidden.features)
+        return self._joined(ask, id_, tail, told + b',"personal":' + hidden.note, moment), hidden.frame
+
+    def _joined(self, ask: Ask, id_: str, tail: _Tail, output: bytes, moment: _Moment) -> bytes:
         """The record's JSON, put together from parts that are encoded once per deployment and caller."""
         one = ask.serving.deployment
         key = (one.id, ask.actor)
@@ -208,10 +274,8 @@ class Batcher:
             if len(self._heads) > 10_000:  # noqa: PLR2004 - deployments and callers of long ago
                 self._heads.clear()
             head = self._heads[key] = _head(ask)
-        output = ask.output = _output(ask)
-        tail = _encode(_Tail(ask.inputs, ask.features))
-        parts = [b'{"id":"', id_.encode(), b'","at":"', at.encode(), head, tail[1:-1], b',"output":', output]
-        parts += [b',"outcome":"', ask.outcome.encode(), b'"', end, ask.trace.encode()]
+        parts = [b'{"id":"', id_.encode(), b'","at":"', moment.at.encode(), head, _encode(tail)[1:-1]]
+        parts += [b',"output":', output, b',"outcome":"', ask.outcome.encode(), b'"', moment.end, ask.trace.encode()]
         if ask.at is not None:
             parts += [b'","clock":"', instant(ask.at).encode()]
         parts.append(b'","v":1}')

@@ -23,7 +23,8 @@ import uvloop
 from macadam.access.engine import Engine
 from macadam.errors import Busy, MacadamError, NotFound
 from macadam.journal.sealing import recover_dead
-from macadam.ports import Objects, OnlineStore
+from macadam.personal.cloak import Cloaks
+from macadam.ports import Objects, OnlineStore, Secrets
 from macadam.ports import load as adapter
 from macadam.serving import state
 from macadam.serving.batch import Batcher
@@ -50,6 +51,7 @@ class Gateway:
         self.settings = settings
         self.objects = cast("Objects", adapter("local_objects")(home / "objects"))
         self.online = cast("OnlineStore", adapter("lmdb")(home / "online"))
+        self.cloaks = Cloaks(home, cast("Secrets", adapter("local_secrets")(home / "keys")))
         self.journals = Journals(settings)
         self.runtime = Runtime(self.objects)
         self.metrics = Metrics()
@@ -65,7 +67,7 @@ class Gateway:
         self.desk = Desk(submit=lambda _: None, max_body=self.settings.server.max_body)
         self.clerk = Clerk(
             self.runtime,
-            Batcher(self.online, self.journals.of),
+            Batcher(self.online, self.journals.of, self.cloaks.of),
             self.metrics,
             loop,
             journals=self.journals,
@@ -87,6 +89,7 @@ class Gateway:
                 task.cancel()
             done = await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.to_thread(self.journals.close)
+            self.cloaks.close()
             self.online.close()
         for outcome in done:
             if isinstance(outcome, Exception):

@@ -18,7 +18,7 @@ from macadam.ledger import sequencer
 from macadam.ledger import service as ledger
 from macadam.models.metrics import Scored
 from macadam.operations import Context, Transaction, operation
-from macadam.serving import proof, registry
+from macadam.serving import proof, reading, registry
 from macadam.serving.schema import feedback
 from macadam.serving.types import (
     Accuracy,
@@ -198,9 +198,11 @@ def show_prediction(tx: Transaction, request: ShowPrediction) -> PredictionPage:
     t = feedback.c
     query = sa.select(t.label, t.at).where(t.project == request.project, t.prediction == wanted)
     label = tx.sql.execute(query).first()
+    told = record.decode(payload)
     return PredictionPage(
         id=wanted,
-        record=msgspec.to_builtins(record.decode(payload)),
+        record=msgspec.to_builtins(told),
+        personal=reading.personal_values(tx, told, found.segment.id if found else ""),
         segment=found.segment.id if found else "",
         label=label.label if label else None,
         label_at=label.at if label else None,

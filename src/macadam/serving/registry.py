@@ -84,6 +84,7 @@ def shown(one: Deployment) -> Endpoint:
         features=str(one.service["name"]) if one.service else "",
         path=PREDICT.format(project=one.project, endpoint=one.endpoint),
         at=one.at,
+        personal=one.personal,
     )
 
 

@@ -73,6 +73,7 @@ class Serving:
         self.encode = Encoder(model.signature)
         self.service: OnlineService | None = compile_service(deployment.service) if deployment.service else None
         self.inputs = frozenset(model.signature.names)
+        self.personal = deployment.personal
 
 
 class Slot(msgspec.Struct, kw_only=True):

@@ -16,7 +16,10 @@ from macadam.models.gate_service import CHAMPION
 from macadam.models.signature import Signature
 from macadam.models.types import ModelVersion
 from macadam.operations import Context, Transaction, operation
-from macadam.serving import registry
+from macadam.personal import vault
+from macadam.personal.types import PersonalFields
+from macadam.serving import personal_fields, registry
+from macadam.serving.personal_fields import Declared
 from macadam.serving.types import Deploy, Deployment, Endpoint, ListEndpoints, Rollback, ShowEndpoint
 
 _PROJECT = "/api/v1/projects/{project}"
@@ -27,15 +30,27 @@ _HIGH = "high"
 class _Checked(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     signature: Signature
+    service: dict[str, object] | None
+    personal: PersonalFields | None
 
 
-def _check_bytes(context: Context, request: Deploy) -> _Checked:
-    """The bytes that gateways will load are there and are those that were registered."""
+def _check(context: Context, request: Deploy) -> _Checked:
+    """The bytes that gateways will load are there and are those that were registered; personal fields are somebody's."""
+    objects = context.ports.objects
     with context.read() as sql:
         version = models.version(sql, request.project, request.model, request.version)
-    objects = context.ports.objects
-    objects.get(version.artifact)
-    return _Checked(version=version.ref, signature=signatures.from_bytes(objects.get(version.signature)))
+        objects.get(version.artifact)
+        signature = signatures.from_bytes(objects.get(version.signature))
+        service = registry.service_of(sql, version, signature.service)
+        declared = Declared(subject=request.subject, names=request.personal)
+        if service is None:
+            personal = personal_fields.of_signature(signature.names, declared)
+        else:
+            about = personal_fields.about_tables(sql, objects, request.project)
+            personal = personal_fields.of_service(service, about, declared)
+    if personal is not None:
+        vault.prepare(context.ports.settings.home, context.ports.secrets, request.project)
+    return _Checked(version=version.ref, signature=signature, service=service, personal=personal)
 
 
 @operation(
@@ -44,7 +59,7 @@ def _check_bytes(context: Context, request: Deploy) -> _Checked:
     http=f"POST {_ENDPOINT}/deployments",
     cli="endpoints deploy",
     resource="endpoint:{endpoint}",
-    prepare=_check_bytes,
+    prepare=_check,
 )
 def deploy(tx: Transaction, request: Deploy, checked: _Checked) -> Endpoint:
     version = models.version(tx.sql, request.project, request.model, request.version)
@@ -56,13 +71,13 @@ def deploy(tx: Transaction, request: Deploy, checked: _Checked) -> Endpoint:
     _refuse_unapproved(tx.sql, version)
     old = registry.current(tx.sql, request.project, request.endpoint)
     declared = models.thresholds(tx.sql, request.project, request.model)
-    service = registry.service_of(tx.sql, version, checked.signature.service)
     leaf = tx.record(
         f"endpoint:{request.endpoint}",
         uses=[version.ref],
         artifact=version.artifact,
         signature=version.signature,
-        features=checked.signature.service if service else None,
+        features=checked.signature.service if checked.service else None,
+        personal=checked.personal,
         replaced=old.version if old else None,
     )
     new = Deployment(
@@ -74,11 +89,12 @@ def deploy(tx: Transaction, request: Deploy, checked: _Checked) -> Endpoint:
         version=version.ref,
         artifact=version.artifact,
         signature=version.signature,
-        service=service,
+        service=checked.service,
         threshold=gates.parse(declared.text).threshold if declared else 0.5,
         replaced=old.id if old else "",
         actor=tx.actor.id,
         at=tx.now,
+        personal=checked.personal,
     )
     registry.keep_deployment(tx.sql, new)
     registry.point(tx.sql, new, tx.now)
@@ -114,6 +130,11 @@ def rollback(tx: Transaction, request: Rollback) -> Endpoint:
             next_step="Deploy another version: macadam endpoints deploy.",
         )
     before = registry.deployment(tx.sql, present.replaced)
+    if present.personal is not None and before.personal is None:
+        raise Conflict(
+            f"{before.version} was deployed before fields of {request.endpoint!r} were personal: its records would show them.",
+            next_step=f"Deploy it anew: macadam endpoints deploy {request.endpoint} --version {before.number}.",
+        )
     if not tx.ports.objects.exists(before.artifact):
         raise IntegrityError(
             f"The model file {before.artifact} of {before.version} is gone.", next_step="Restore it from a backup."

@@ -1,11 +1,12 @@
 """Requests and values of the serving room: endpoints, deployments, predictions and their labels."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from macadam.operations import Request
+from macadam.personal.types import PersonalFields
 from macadam.values import Name
 
 PredictionId = Annotated[
@@ -22,7 +23,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
     version: the model's reference; artifact and signature: digests; service: the feature service's definition, None
     where requests bring the features themselves; threshold: the score from which on the label is 1; replaced: the
-    deployment that answered before, '' if none.
+    deployment that answered before, '' if none; personal: which fields are a person's, None if none is.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     replaced: str
     actor: str
     at: datetime
+    personal: PersonalFields | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,18 +58,23 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """Where the gateway answers."""
     at: datetime
+    personal: PersonalFields | None = None
 
 
 class Deploy(Request[Endpoint], frozen=True, kw_only=True):
     """Let a registered version answer at an endpoint; a new endpoint is made.
 
     version: its number or an alias. In a high-risk project it must be the champion or have been approved.
+    subject: the input that names the person a prediction is about, where contracts do not say. personal: further inputs
+    and features (or `output`) that are personal, beside those that contracts classify so.
     """
 
     project: Name
     endpoint: Name
     model: Name
     version: VersionText = "champion"
+    subject: str = ""
+    personal: tuple[str, ...] = ()
 
 
 class Rollback(Request[Endpoint], frozen=True, kw_only=True):
@@ -116,14 +123,32 @@ class RecordFeedback(Request[Feedback], frozen=True, kw_only=True):
     labels: Annotated[list[Label], msgspec.Meta(min_length=1, max_length=50_000)]
 
 
+class PersonalValues(msgspec.Struct, frozen=True, kw_only=True):
+    """Personal values of a prediction, and whether the caller sees them. fields: paths; values: by path, if readable.
+
+    said: in words. erased: when; certificate: of the erasure, '' if there was none.
+    """
+
+    state: Literal["readable", "withheld", "erased"]
+    said: str
+    subject: str
+    fields: tuple[str, ...]
+    values: dict[str, Any] = {}
+    erased: datetime | None = None
+    certificate: str = ""
+
+
 class PredictionPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A journaled prediction. record: as it was journaled; segment: '' while it is not sealed; label: None if none."""
+    """A journaled prediction. record: as it was journaled; segment: '' while it is not sealed; label: None if none;
+    personal: what became of the values that are not in the record, None if it has none.
+    """
 
     id: str
     record: dict[str, Any]
     segment: str
     label: float | None = None
     label_at: datetime | None = None
+    personal: PersonalValues | None = None
 
 
 class ShowPrediction(Request[PredictionPage], frozen=True, kw_only=True):
