@@ -38,7 +38,10 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "policy": (("macadam.access.policy_service",), "A project's own policies: who may do what, and why"),
     "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
     "journal": (("macadam.journal.service", "macadam.serving.journal_service"), "Segments of prediction records"),
-    "ledger": (("macadam.ledger.service",), "The record that cannot be rewritten"),
+    "ledger": (
+        ("macadam.ledger.service", "macadam.ledger.reading", "macadam.ledger.proofs"),
+        "The record that cannot be rewritten",
+    ),
     "contracts": (("macadam.data.service",), "What data must look like (ODCS)"),
     "sources": (("macadam.data.service",), "Where data comes from"),
     "tables": (("macadam.data.service",), "Published snapshots and quarantine"),

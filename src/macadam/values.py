@@ -21,6 +21,9 @@ DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 REF_PATTERN = r"^[a-z][a-z_]{0,30}:[A-Za-z0-9][A-Za-z0-9._:/-]{0,200}(@[A-Za-z0-9._:-]{1,100})?$"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description="lower case, digits, '-' and '_'")]
+Somewhere = Annotated[
+    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="a project's name, or * for all")
+]
 Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN, description="SHA-256 as sha256:<hex>")]
 RefText = Annotated[str, msgspec.Meta(pattern=REF_PATTERN, description="kind:name[@version]")]
 

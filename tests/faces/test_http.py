@@ -62,14 +62,14 @@ def test_text_does_not_stand_for_a_number_in_a_body(http: Http, admin: str) -> N
 
 
 def test_text_stands_for_a_number_in_a_query(http: Http, admin: str) -> None:
-    assert len(http.request("GET", "/api/v1/ledger/log?limit=2", token=admin).json()["entries"]) == 2
-    reply = http.request("GET", "/api/v1/ledger/log?limit=two", token=admin)
+    assert len(http.request("GET", "/api/v1/projects/*/ledger/log?limit=2", token=admin).json()["entries"]) == 2
+    reply = http.request("GET", "/api/v1/projects/*/ledger/log?limit=two", token=admin)
     assert (reply.status, reply.json()["details"]) == (400, {"field": "limit"})
 
 
 def test_an_unknown_or_doubled_query_field_is_a_400(http: Http, admin: str) -> None:
-    assert http.request("GET", "/api/v1/ledger/log?colour=red", token=admin).status == 400
-    assert http.request("GET", "/api/v1/ledger/log?limit=1&limit=2", token=admin).status == 400
+    assert http.request("GET", "/api/v1/projects/*/ledger/log?colour=red", token=admin).status == 400
+    assert http.request("GET", "/api/v1/projects/*/ledger/log?limit=1&limit=2", token=admin).status == 400
 
 
 def test_a_body_may_not_contradict_the_path(http: Http, admin: str) -> None:

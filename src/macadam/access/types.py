@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from macadam.operations import Request
-from macadam.values import Name
+from macadam.values import Name, Somewhere
 
 Role = Literal["viewer", "developer", "approver", "operator", "auditor", "admin", "caller"]
 Risk = Literal["minimal", "limited", "high"]
@@ -26,9 +26,6 @@ Owner = Annotated[
         pattern=r"^(((principal|service):)?[a-z][a-z0-9._-]{0,62})?$",
         description="a principal; empty: the caller",
     ),
-]
-Somewhere = Annotated[
-    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="a project's name, or * for all")
 ]
 Scope = Annotated[
     str,

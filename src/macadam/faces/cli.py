@@ -222,6 +222,8 @@ def _arguments(operation: Operation, chosen: argparse.Namespace, session: Sessio
             found[field.name] = fields.read_all(field, [_from_file(field, text) for text in given])
         elif field.required:
             missing.append(field.flag)
+        elif field.name in fields.in_path(operation):
+            found[field.name] = field.default  # a path has no gaps
     if missing:
         raise InvalidInput(
             f"`macadam {operation.cli}` needs {', '.join(missing)}.",

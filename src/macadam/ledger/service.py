@@ -1,12 +1,13 @@
-"""The ledger's operations, and how other rooms queue and find leaves.
+"""How other rooms queue and find leaves, and the operations that check the ledger as a whole.
 
-Numbering leaves and signing is the sequencer's work; rebuilding and comparing is verification's.
+Numbering leaves and signing is the sequencer's work; rebuilding and comparing is verification's; looking leaves up is
+for `reading`, proving them for `proofs`.
 """
 
 import contextlib
 import os
 import secrets as random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from macadam.ledger.note import SignerKey, VerifierKey
 from macadam.ledger.schema import checkpoints, leaves, uses
 from macadam.ledger.sequencer import KEY_SECRET, Sequencer
 from macadam.ledger.tree import TileHashes, inclusion_proof, leaf_hash
-from macadam.ledger.types import Log, LogEntry, ShowCheckpoint, ShowLog, Signed, VerifyLedger
+from macadam.ledger.types import ShowCheckpoint, Signed, VerifyLedger
 from macadam.ledger.verification import Found
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
@@ -28,7 +29,9 @@ from macadam.ports import Ports
 __all__ = ["Sequencer", "bootstrap", "find", "queue"]
 
 VERIFIER_KEY_NAME = "ledger/key"
-MOST_LOG_ENTRIES = 1000
+EVERYWHERE = "*"
+"""All projects and the platform itself, where a project is named."""
+_LONGEST_INDEX = 18  # digits
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,17 +136,36 @@ def find(
         query = query.where(leaves.c.id.in_(sa.select(uses.c.leaf_id).where(uses.c.ref == using)))
     if limit:
         query = query.limit(limit)
-    return [_entry(row) for row in sql.execute(query)]
+    return [entry(row) for row in sql.execute(query)]
 
 
 def by_id(sql: sa.Connection, ids: Iterable[str]) -> list[Entry]:
     """The leaves with these ids, in ledger order."""
     query = sa.select(leaves.c.idx, leaves.c.leaf).where(leaves.c.id.in_(list(ids))).order_by(leaves.c.seq)
-    return [_entry(row) for row in sql.execute(query)]
+    return [entry(row) for row in sql.execute(query)]
 
 
-def _entry(row: "sa.Row[Any, Any]") -> Entry:
-    return Entry(index=-1 if row.idx is None else row.idx, leaf=decode(bytes(row.leaf)), text=bytes(row.leaf))
+def entry(row: "sa.Row[*tuple[Any, ...]]") -> Entry:
+    """A leaf from its row's `idx` and `leaf`."""
+    text = bytes(row.leaf)
+    return Entry(index=-1 if row.idx is None else row.idx, leaf=decode(text), text=text)
+
+
+def require(sql: sa.Connection, leaf: str, project: str) -> Entry:
+    """The leaf with this id or index, if it is one of the project's ('*': of any). Raises NotFound in the same words."""
+    place = leaves.c.id == leaf
+    if leaf.isascii() and leaf.isdecimal() and len(leaf) <= _LONGEST_INDEX:
+        place = leaves.c.idx == int(leaf)
+    row = sql.execute(sa.select(leaves.c.idx, leaves.c.leaf).where(place)).first()
+    if row is not None:
+        found = entry(row)
+        if project in (EVERYWHERE, found.leaf.project):
+            return found
+    where = "" if project == EVERYWHERE else f" of project {project!r}"
+    raise NotFound(
+        f"There is no leaf {leaf[:100]!r}{where} in the ledger.",
+        next_step="Look for it: macadam ledger log. A leaf has an id, and an index once a checkpoint covers it.",
+    )
 
 
 def newest_checkpoint(sql: sa.Connection) -> tuple[int, str]:
@@ -211,33 +233,3 @@ def verify(_tx: Transaction, _request: VerifyLedger, found: Found) -> Found:
 )
 def checkpoint(tx: Transaction, _request: ShowCheckpoint) -> Signed:
     return Signed(note=newest_checkpoint(tx.sql)[1], key=str(verifier_key(tx.ports)))
-
-
-@operation(ShowLog, permission="ledger:read", http="GET /api/v1/ledger/log", cli="ledger log", resource="platform:home")
-def log(tx: Transaction, request: ShowLog) -> Log:
-    found = find(
-        tx.sql,
-        kind=request.kind,
-        actor=request.actor,
-        subject=request.subject,
-        project=request.project_name,
-        limit=min(max(request.limit, 1), MOST_LOG_ENTRIES),
-    )
-    return Log(entries=tuple(_logged(found)))
-
-
-def _logged(found: Iterable[Entry]) -> Iterator[LogEntry]:
-    for entry in found:
-        leaf = entry.leaf
-        yield LogEntry(
-            index=entry.index,
-            id=leaf.id,
-            at=leaf.at,
-            kind=leaf.kind,
-            outcome=leaf.outcome,
-            actor=leaf.actor,
-            project=leaf.project,
-            subject=leaf.subject,
-            uses=tuple(leaf.uses),
-            body=leaf.body,
-        )

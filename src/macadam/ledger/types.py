@@ -1,9 +1,18 @@
-"""Requests and answers about the ledger."""
+"""Requests and answers about the ledger.
+
+Readers of one project name it: they get that project's leaves and no others. '*', the default, asks for a role in all.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
 
 import msgspec
 
 from macadam.ledger.verification import Found
 from macadam.operations import Request
+from macadam.values import Somewhere
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True, description="RFC 3339 with its zone, such as 2026-11-21T07:00:00Z")]
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,9 +38,85 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True):
-    """entries: newest first."""
+    """entries: newest first. more: pass it as `after` for the next page; 0: there is none."""
 
     entries: tuple[LogEntry, ...]
+    more: int = 0
+
+
+class LeafProof(msgspec.Struct, frozen=True, kw_only=True):
+    """That a leaf is number `index` of the ledger of `size` leaves (RFC 9162, 2.1.3).
+
+    hash, root: hexadecimal SHA-256. path: sibling hashes, bottom first. checkpoint: the signed note that says root.
+    """
+
+    leaf: str
+    index: int
+    hash: str
+    size: int
+    root: str
+    path: tuple[str, ...]
+    checkpoint: str
+    key: str
+
+
+class GrowthProof(msgspec.Struct, frozen=True, kw_only=True):
+    """That the ledger of `old` leaves is the beginning of that of `new` ones (RFC 9162, 2.1.4).
+
+    checkpoint: the signed note of size `new`, '' if none was signed at that size.
+    """
+
+    old: int
+    old_root: str
+    new: int
+    new_root: str
+    path: tuple[str, ...]
+    checkpoint: str
+    key: str
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """A reference that a leaf uses, and the leaf that made it what it was then. leaf: '' if there is none."""
+
+    ref: str
+    leaf: str = ""
+    index: int = -1
+    kind: str = ""
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a leaf.
+
+    text: the canonical bytes that were hashed. proof: None while it waits for its checkpoint. uses: what it was made
+    from. used_by: the oldest leaves after it that use its subject; more_users: how many are not among them.
+    """
+
+    entry: LogEntry
+    text: str
+    hash: str
+    request: str
+    decision: dict[str, object]
+    proof: LeafProof | None
+    uses: tuple[Named, ...]
+    used_by: tuple[LogEntry, ...]
+    more_users: int
+
+
+class Copied(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A leaf in its place. text: its canonical bytes, or '' for a leaf of another project, of which only the hash goes out."""
+
+    index: int
+    text: str = ""
+    hash: str = ""
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Leaves in ledger order, and the notes of all checkpoints signed at a size within (first, first + leaves]."""
+
+    size: int
+    key: str
+    leaves: tuple[Copied, ...]
+    checkpoints: tuple[str, ...]
 
 
 class VerifyLedger(Request[Found], frozen=True, kw_only=True):
@@ -49,10 +134,65 @@ class ShowCheckpoint(Request[Signed], frozen=True, kw_only=True):
 
 
 class ShowLog(Request[Log], frozen=True, kw_only=True):
-    """List leaves, newest first, by any of: kind, actor, subject, project."""
+    """List leaves, newest first, by any of what they say.
 
+    kind: the operation, such as models.set_alias; ref: leaves about it or made from it, such as model:delay@7;
+    outcome: done or denied; since: RFC 3339, at or after; until: before; text: leaves whose canonical text holds it;
+    after: the previous page's `more`
+    """
+
+    project: Somewhere = "*"
     kind: str = ""
     actor: str = ""
     subject: str = ""
-    project_name: str = ""
-    limit: int = 50
+    ref: str = ""
+    outcome: Literal["", "done", "denied"] = ""
+    since: Moment | None = None
+    until: Moment | None = None
+    text: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ShowLeaf(Request[Shown], frozen=True, kw_only=True):
+    """Show one leaf: its text, hash, proof, decision, what it uses and what uses it.
+
+    leaf: its id or its index
+    """
+
+    project: Somewhere = "*"
+    leaf: str
+
+
+class ProveLeaf(Request[LeafProof], frozen=True, kw_only=True):
+    """Prove that a leaf is in the ledger, against the newest checkpoint or that of a size.
+
+    leaf: its id or its index; size: of a signed checkpoint; 0: the newest
+    """
+
+    project: Somewhere = "*"
+    leaf: str
+    size: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ProveGrowth(Request[GrowthProof], frozen=True, kw_only=True):
+    """Prove that the ledger of an earlier size is the beginning of a later one.
+
+    old: leaves; to: leaves of the later one; 0: the newest checkpoint
+    """
+
+    project: Somewhere = "*"
+    old: Annotated[int, msgspec.Meta(ge=0)]
+    to: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ReadLeaves(Request[Page], frozen=True, kw_only=True):
+    """Read leaves by their place in the ledger, for a copy of it (`macadam ledger export` writes one).
+
+    first: index; size: read no further than this checkpoint's size; 0: the newest
+    """
+
+    project: Somewhere = "*"
+    first: Annotated[int, msgspec.Meta(ge=0)] = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
+    size: Annotated[int, msgspec.Meta(ge=0)] = 0
