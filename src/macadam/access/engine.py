@@ -7,6 +7,7 @@ read are all denials. Reading and changing the tables is for `service` and `poli
 
 import json
 import threading
+from collections.abc import Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,9 @@ class Engine:
     def knows_project(self, name: str) -> bool:
         return name in self.snapshot.projects
 
-    def authenticate(self, token: str, now: datetime) -> Actor:
+    def authenticate(self, token: str, now: datetime, revoked: Collection[str] = frozenset()) -> Actor:
         """Who holds `token`. Raises NotAuthenticated, in the same words and time whatever is wrong with it."""
-        return self.credentials.authenticate(token, now)
+        return self.credentials.authenticate(token, now, revoked)
 
     def expiry(self, token: str) -> datetime | None:
         """When a token that this engine knows ends, if it does."""

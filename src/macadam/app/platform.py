@@ -11,12 +11,13 @@ from typing import Any, Self, TypeVar, cast
 
 import msgspec
 
+from macadam.access import revoking
 from macadam.access import service as access
 from macadam.app.dispatcher import Dispatcher, no_progress
 from macadam.errors import NotFound, SettingInvalid
 from macadam.ledger import service as ledger
 from macadam.operations import Operation, Progress, Request, load, of_request
-from macadam.ports import Ports
+from macadam.ports import Objects, Ports, Secrets
 from macadam.ports import load as adapter
 from macadam.serving.publishing import Publisher
 from macadam.settings import Settings
@@ -38,8 +39,8 @@ class Platform:
         self._migrate_and_bootstrap()
         self._sequencer = ledger.Sequencer(self.ports)
         self._publisher = Publisher(self.ports)
-        self._committed()  # what a killed process had committed and not followed up
-        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self._committed)
+        self.committed()  # what a killed process had committed and not followed up
+        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self.committed)
         self._token = token or os.environ.get("MACADAM_TOKEN", "") or self._local_token()
         self._closing = threading.Lock()
 
@@ -113,7 +114,7 @@ class Platform:
     ) -> None:
         self.close()
 
-    def _committed(self) -> None:
+    def committed(self) -> None:
         """After each change: leaves get their checkpoint, gateways their state."""
         self._sequencer.nudge()
         self._publisher.nudge()
@@ -128,6 +129,16 @@ class Platform:
         self.ports.sql.migrate()
         ledger.bootstrap(self.ports)
         access.bootstrap(self.ports)
+        revoking.reconcile(self.ports, utc_now())  # what was revoked while SQL could not be reached
+
+
+def open_stores(settings: Settings) -> tuple[Objects, Secrets]:
+    """The home's objects and secrets without its database: for what must work when that does not."""
+    home = settings.home
+    return (
+        cast("Objects", adapter("local_objects")(home / "objects")),
+        cast("Secrets", adapter("local_secrets")(home / "keys")),
+    )
 
 
 def load_if_unknown(request: type[Request[Any]]) -> None:

@@ -39,6 +39,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "docs": ("macadam.faces.reference:VERB", "Write the reference pages from the code"),
     "version": ("macadam.faces.version:VERB", "Print the version"),
 }
+# Flags that make an operation's command another one, which needs no server and no database.
+FLAGGED: dict[str, tuple[str, str]] = {
+    "tokens revoke --offline": (
+        "macadam.faces.sign_in_verbs:REVOKE_OFFLINE",
+        "Revoke a credential on every gateway without the database; the next start records it",
+    ),
+}
 _INTERRUPTED = 130  # what shells expect after SIGINT
 _BROKEN_PIPE = 141  # and after SIGPIPE
 
@@ -89,6 +96,10 @@ def _run(words: list[str]) -> int:
         return _run_verb(name, rest[1:], options)
     if name not in operations.GROUPS:
         raise _unknown("command", name, [*VERBS, *operations.GROUPS], "macadam --help")
+    for flagged in FLAGGED:
+        group, word, flag = flagged.split()
+        if rest[:2] == [group, word] and flag in rest[2:]:
+            return _run_verb(flagged, [w for w in rest[2:] if w != flag], options)
     known = {operation.cli.partition(" ")[2]: operation for operation in operations.in_group(name)}
     verb = rest[1] if len(rest) > 1 else "--help"
     if verb in ("--help", "-h"):
@@ -123,14 +134,17 @@ def _run_verb(name: str, words: list[str], options: argparse.Namespace) -> int:
 
 def find_verb(name: str) -> Verb:
     """Loads a verb written by hand."""
-    module, _, attribute = VERBS[name][0].partition(":")
+    module, _, attribute = (VERBS | FLAGGED)[name][0].partition(":")
     found: Verb = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def verb_parser(name: str, verb: Verb) -> Parser:
     parser = Parser(
-        prog=f"macadam {name}", description=VERBS[name][1] + ".", argument_default=argparse.SUPPRESS, allow_abbrev=False
+        prog=f"macadam {name}",
+        description=(VERBS | FLAGGED)[name][1] + ".",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     verb.configure(parser)
     add_options(parser.add_argument_group("everywhere"))  # type: ignore[arg-type] # a group takes arguments as a parser does
@@ -268,13 +282,14 @@ def overview() -> str:
 
 def group_page(group: str, known: Mapping[str, Operation]) -> str:
     """The page of `macadam GROUP --help`."""
+    flagged = {name.partition(" ")[2]: about for name, (_, about) in FLAGGED.items() if name.split()[0] == group}
     return "\n".join(
         [
             f"{operations.GROUPS[group][1]}.",
             "",
             f"Usage: macadam {group} COMMAND …",
             "",
-            *_lines({verb: operation.summary for verb, operation in known.items()}),
+            *_lines({verb: operation.summary for verb, operation in known.items()} | flagged),
             "",
             f"`macadam {group} COMMAND --help` says what a command takes.",
         ]

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from macadam.access import revoking
 from macadam.app.platform import LOCAL_TOKEN, Platform
 from macadam.errors import MacadamError
 from macadam.faces import logs
 from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
 from macadam.journal.types import SealClosed
+from macadam.values import utc_now
 
 _log = logging.getLogger(logs.LOGGER)
 _LONGEST_WAIT = 300.0  # seconds between attempts of a duty that keeps failing
@@ -43,9 +45,21 @@ def seal_journal(platform: Platform) -> None:
             platform.call(SealClosed(project=project), token=token)
 
 
+def renew_revocations(platform: Platform) -> None:
+    """Records what was revoked without SQL, and writes the list anew before gateways take it for old."""
+    now = utc_now()
+    recorded = revoking.reconcile(platform.ports, now)
+    if recorded:
+        platform.committed()
+        _log.warning("tokens were revoked without the database", extra={"facts": {"tokens": recorded}})
+    revoking.publish(platform.ports, now)
+
+
 DUTIES: tuple[Duty, ...] = (
     # Looking is a directory listing; a segment closes at most every MACADAM_JOURNAL_SEGMENT_AGE.
     Duty(name="seal journal", every=5.0, act=seal_journal),
+    # Reading one small file; a revocation itself is published by whoever revokes.
+    Duty(name="renew revocations", every=5.0, act=renew_revocations),
 )
 
 

@@ -50,7 +50,10 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Clerk:
-    """Takes requests and answers them. For the event loop's thread only."""
+    """Takes requests and answers them. For the event loop's thread only.
+
+    closed: what every prediction is answered with instead, while it is not empty.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Clerk:
         self._pending: list[Incoming] = []
         self._routes: dict[tuple[bytes, bytes], Route] = {}
         self._scheduled = False
+        self.closed = b""
 
     @property
     def waiting(self) -> int:
@@ -162,6 +166,8 @@ class Clerk:
 
     def _ask(self, request: Incoming) -> Ask | None:
         """What to answer in the batch; None if it is answered already."""
+        if self.closed and request.target.startswith(b"/v1/"):
+            return self._refuse(request, self.closed, int(self.closed[9:12]))
         route = self._routes.get((request.target, request.authorization))
         if route is None or request.method != b"POST" or (route.expires and route.expires <= utc_now()):
             try:
@@ -219,7 +225,8 @@ class Clerk:
         if engine is None:
             return _NO_STATE
         project, endpoint = match[1].decode(), match[2].decode()
-        actor = engine.authenticate(_bearer(request.authorization), utc_now())
+        revoked = self._runtime.revocations.revoked
+        actor = engine.authenticate(_bearer(request.authorization), utc_now(), revoked)
         decision = engine.decide(actor, PREDICT, f"endpoint:{endpoint}", project)
         if not decision.allowed:
             return _denied(actor, PREDICT, f"endpoint:{endpoint}", decision.reason, decision.policies)

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import gc
 import logging
+import math
 import signal
 import sys
 import time
@@ -20,13 +21,15 @@ from typing import Any, cast
 import msgspec
 import uvloop
 
+from macadam.access import revocation
 from macadam.access.engine import Engine
+from macadam.access.revocation import Watch
 from macadam.errors import Busy, MacadamError, NotFound
 from macadam.journal.sealing import recover_dead
 from macadam.personal.cloak import Cloaks
 from macadam.ports import Objects, OnlineStore, Secrets
 from macadam.ports import load as adapter
-from macadam.serving import state
+from macadam.serving import answers, state
 from macadam.serving.batch import Batcher
 from macadam.serving.desk import Clerk
 from macadam.serving.journals import Journals
@@ -34,10 +37,13 @@ from macadam.serving.metrics import Metrics
 from macadam.serving.protocol import Connection, Desk
 from macadam.serving.runtime import Runtime, Serving
 from macadam.settings import Settings
+from macadam.values import utc_now
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 """Between two looks at the published state: with the publisher's part, a revoked token ends within a second."""
+_REVOCATION_SECONDS = 0.1
+"""Between two looks at the revocation list: it depends on nothing but the disk, so it is the last word on a token."""
 _DRAIN_SECONDS = 8.0
 """Less than the ten that a supervisor waits before it kills."""
 _BACKLOG = 2048
@@ -76,11 +82,11 @@ class Gateway:
         )
         self.desk.submit = self.clerk.submit
         server = await self._listen(loop)
-        work = (self._follow(), self._sweep(), self._tend(), self._recover())
+        work = (self._follow(), self._sweep(), self._tend(), self._heed(), self._recover())
         tasks = [asyncio.create_task(one) for one in work]
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({stopping, *tasks[:3]}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopping, *tasks[:4]}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
             server.close()
@@ -146,6 +152,41 @@ class Gateway:
         self.clerk.forget_routes()
         self._seen = data
 
+    async def _heed(self) -> None:
+        """Takes over each revocation list. A list that is not to be trusted is said, and changes nothing."""
+        watch = self.runtime.revocations
+        while True:
+            if self.runtime.revocation_key:
+                try:
+                    await self._read_revocations(watch)
+                except (MacadamError, OSError) as error:
+                    _log.error("the revocation list is refused, the last one goes on: %s", error)
+            self.clerk.closed = self._stale()
+            await asyncio.sleep(_REVOCATION_SECONDS)
+
+    async def _read_revocations(self, watch: Watch) -> None:
+        """Off the loop: reading waits for the disk, and checking a long list takes milliseconds."""
+        try:
+            data = await asyncio.to_thread(self.objects.get_name, revocation.NAME)
+        except NotFound:
+            return
+        key, floor = self.runtime.revocation_key, self.runtime.revocation_floor
+        if await asyncio.to_thread(watch.offer, data, key, floor):
+            self.clerk.forget_routes()
+            _log.info(
+                "%d tokens are revoked by list %d", len(watch.revoked), watch.newest.number if watch.newest else 0
+            )
+
+    def _revocation_age(self) -> float:
+        """Seconds since the newest list was written; before the first, since this process began."""
+        age = self.runtime.revocations.age(utc_now())
+        return age if math.isfinite(age) else time.monotonic() - self._began
+
+    def _stale(self) -> bytes:
+        """What to answer with once there was no list for longer than the setting allows; b'' while there is."""
+        limit = self.settings.access.revocation_age
+        return _NO_NEWS if limit and self._revocation_age() > limit else b""
+
     async def _load(self) -> None:
         for slot in self.runtime.due:
             await asyncio.to_thread(self.runtime.load, slot, self._open_journal)
@@ -193,8 +234,19 @@ class Gateway:
             "journal_unsynced_bytes": self.journals.unsynced,
             "endpoints": len(self.runtime.slots),
             "endpoints_not_loaded": sum(slot.serving is None for slot in self.runtime.slots.values()),
+            "revoked_tokens": len(self.runtime.revocations.revoked),
+            "revocation_list_age_seconds": round(self._revocation_age(), 3),
+            "revocation_lists_refused": self.runtime.revocations.refused,
             "uptime_seconds": round(time.monotonic() - self._began, 3),
         }
+
+
+_NO_NEWS = answers.problem(
+    503,
+    "unavailable",
+    "The gateway has had no revocation list for too long, so it cannot tell which tokens still hold.",
+    next_step="Start the control plane (`macadam up`), which writes one.",
+)
 
 
 def _read_state(data: bytes) -> tuple[state.ServingState, Engine]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import msgspec
 import sqlalchemy as sa
 
+from macadam.access import revoking
 from macadam.access import state as access
 from macadam.access.schema import projects
 from macadam.errors import MacadamError
@@ -22,6 +23,7 @@ from macadam.serving import state
 from macadam.serving.schema import deployments, endpoints
 from macadam.serving.state import ServingState
 from macadam.serving.types import Deployment
+from macadam.values import utc_now
 
 _log = logging.getLogger(__name__)
 _DEBOUNCE = 0.01
@@ -36,7 +38,7 @@ def generation(sql: sa.Connection) -> str:
     return f"{access.generation(sql)}/{newest or '-'}/{declared or '-'}"
 
 
-def build(sql: sa.Connection) -> ServingState:
+def build(sql: sa.Connection, *, revocation_key: str = "", revocation_number: int = 0) -> ServingState:
     """The state as this connection sees it."""
     found: dict[str, dict[str, Deployment]] = {}
     query = sa.select(deployments.c.document).join(endpoints, endpoints.c.deployment == deployments.c.id)
@@ -44,7 +46,12 @@ def build(sql: sa.Connection) -> ServingState:
         one = msgspec.convert(document, Deployment)
         found.setdefault(one.project, {})[one.endpoint] = one
     return ServingState(
-        generation=generation(sql), access=access.snapshot(sql), endpoints=found, journals=journals(sql)
+        generation=generation(sql),
+        access=access.snapshot(sql),
+        endpoints=found,
+        journals=journals(sql),
+        revocation_key=revocation_key,
+        revocation_number=revocation_number,
     )
 
 
@@ -71,9 +78,12 @@ def publish(ports: Ports) -> bool:
         now = generation(sql)
     if state.published(ports.objects) == now:
         return False
+    revoking.publish(ports, utc_now())  # first: it is small, and gateways that have it refuse at once
+    key = revoking.signer(ports.secrets).verifier
     with _only_one(ports):
+        number = revoking.published_number(ports.objects, key)
         with ports.sql.read() as sql:
-            built = build(sql)
+            built = build(sql, revocation_key=str(key), revocation_number=number)
         ports.objects.set_name(state.NAME, state.encode(built))
     return True
 

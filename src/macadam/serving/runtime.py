@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam.access.engine import Engine
+from macadam.access.revocation import Watch
 from macadam.errors import InvalidInput, MacadamError, Unavailable
 from macadam.features.online import OnlineService, compile_service
 from macadam.lazy import lazy
@@ -101,6 +102,9 @@ class Runtime:
         self._objects = objects
         self._models: dict[tuple[str, str], Model] = {}
         self.engine: Engine | None = None
+        self.revocations = Watch()
+        self.revocation_key = ""
+        self.revocation_floor = 0
         self.slots: dict[tuple[str, str], Slot] = {}
 
     def apply(self, state: ServingState, engine: Engine) -> None:
@@ -115,6 +119,7 @@ class Runtime:
                     slots[project, name] = Slot(wanted=deployment, serving=old.serving if old else None)
         self.slots = slots
         self.engine = engine
+        self.revocation_key, self.revocation_floor = state.revocation_key, state.revocation_number
 
     @property
     def due(self) -> list[Slot]:

@@ -17,12 +17,17 @@ NAME = "serving/state.json"
 class ServingState(msgspec.Struct, frozen=True, kw_only=True):
     """generation: changes with anything in it. endpoints: by project, then name; journals: by project, where it is not
     the default.
+
+    revocation_key: what the revocation list is signed with; revocation_number: of the list when this was written, so
+    that a gateway which starts later takes no older one.
     """
 
     generation: str
     access: AccessSnapshot
     endpoints: dict[str, dict[str, Deployment]]
     journals: dict[str, JournalPolicy] = {}
+    revocation_key: str = ""
+    revocation_number: int = 0
 
 
 class _Generation(msgspec.Struct):
