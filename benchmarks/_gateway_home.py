@@ -11,7 +11,9 @@ import skl2onnx.common.data_types as onnx_types
 import sklearn.ensemble
 
 from macadam.app.platform import LOCAL_TOKEN, Platform
+from macadam.models import artifact as artifacts
 from macadam.models import signature as signatures
+from macadam.models import signing
 from macadam.models.signature import Input, Output, Signature
 from macadam.serving import publishing, state
 from macadam.serving.types import Deployment
@@ -45,6 +47,9 @@ def furnish(home: Path, onnx: bytes) -> str:
     signature = Signature(inputs=tuple(Input(name=n, kind="number") for n in NAMES), outputs=outputs)
     with Platform(Settings.load({}, home=home)) as platform:
         objects = platform.ports.objects
+        key = signing.new_key()
+        artifact, schema = objects.put(onnx), objects.put(signatures.to_bytes(signature))
+        signed = signing.sign(signing.statement_of("delay", artifacts.files(artifact, schema)), key)
         one = Deployment(
             id=uuid7(),
             project=PROJECT,
@@ -52,8 +57,9 @@ def furnish(home: Path, onnx: bytes) -> str:
             model="delay",
             number=1,
             version="model:delay@1",
-            artifact=objects.put(onnx),
-            signature=objects.put(signatures.to_bytes(signature)),
+            artifact=artifact,
+            signature=schema,
+            model_signature=objects.put(signed),
             service=None,
             threshold=0.5,
             replaced="",
@@ -63,7 +69,7 @@ def furnish(home: Path, onnx: bytes) -> str:
         with platform.ports.sql.read() as sql:
             built = publishing.build(sql)
         token = platform.ports.secrets.get(LOCAL_TOKEN).decode()
-    whole = msgspec.structs.replace(built, endpoints={PROJECT: {ENDPOINT: one}})
+    whole = msgspec.structs.replace(built, endpoints={PROJECT: {ENDPOINT: one}}, model_keys=(signing.public_key(key),))
     objects.set_name(state.NAME, state.encode(whole))
     return token
 

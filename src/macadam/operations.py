@@ -49,7 +49,10 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "training-sets": (("macadam.features.service",), "Point-in-time correct rows to learn from"),
     "online": (("macadam.features.service",), "Feature values for the request path"),
     "runs": (("macadam.models.service",), "Training, tracked and reproducible"),
-    "models": (("macadam.models.service", "macadam.models.gate_service"), "Registered models, versions and aliases"),
+    "models": (
+        ("macadam.models.service", "macadam.models.gate_service", "macadam.models.supply_service"),
+        "Registered models, versions and aliases",
+    ),
     "evaluations": (("macadam.models.gate_service",), "Measured quality against thresholds set before"),
     "gates": (("macadam.models.gate_service",), "What a version must show, and who approved it"),
     "endpoints": (

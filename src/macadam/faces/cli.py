@@ -46,6 +46,12 @@ FLAGGED: dict[str, tuple[str, str]] = {
         "Revoke a credential on every gateway without the database; the next start records it",
     ),
 }
+# The same for verbs that stand among a group's operations.
+GROUP_VERBS: dict[str, tuple[str, str]] = {
+    "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
+    "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),
+    "models verify": ("macadam.faces.model_verbs:VERIFY", "Check a model in a folder against its signature, offline"),
+}
 _INTERRUPTED = 130  # what shells expect after SIGINT
 _BROKEN_PIPE = 141  # and after SIGPIPE
 
@@ -102,11 +108,13 @@ def _run(words: list[str]) -> int:
             return _run_verb(flagged, [w for w in rest[2:] if w != flag], options)
     known = {operation.cli.partition(" ")[2]: operation for operation in operations.in_group(name)}
     verb = rest[1] if len(rest) > 1 else "--help"
+    if f"{name} {verb}" in GROUP_VERBS:
+        return _run_verb(f"{name} {verb}", rest[2:], options)
     if verb in ("--help", "-h"):
         printing.line(group_page(name, known))
         return 0
     if verb not in known:
-        raise _unknown(f"command in `{name}`", verb, known, f"macadam {name} --help")
+        raise _unknown(f"command in `{name}`", verb, [*known, *_verbs_in(name)], f"macadam {name} --help")
     return _run_operation(known[verb], rest[2:], options)
 
 
@@ -134,7 +142,7 @@ def _run_verb(name: str, words: list[str], options: argparse.Namespace) -> int:
 
 def find_verb(name: str) -> Verb:
     """Loads a verb written by hand."""
-    module, _, attribute = (VERBS | FLAGGED)[name][0].partition(":")
+    module, _, attribute = (VERBS | GROUP_VERBS | FLAGGED)[name][0].partition(":")
     found: Verb = getattr(importlib.import_module(module), attribute)
     return found
 
@@ -142,7 +150,7 @@ def find_verb(name: str) -> Verb:
 def verb_parser(name: str, verb: Verb) -> Parser:
     parser = Parser(
         prog=f"macadam {name}",
-        description=(VERBS | FLAGGED)[name][1] + ".",
+        description=(VERBS | GROUP_VERBS | FLAGGED)[name][1] + ".",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -289,11 +297,18 @@ def group_page(group: str, known: Mapping[str, Operation]) -> str:
             "",
             f"Usage: macadam {group} COMMAND …",
             "",
-            *_lines({verb: operation.summary for verb, operation in known.items()} | flagged),
+            *_lines(_verbs_in(group) | {verb: operation.summary for verb, operation in known.items()} | flagged),
             "",
             f"`macadam {group} COMMAND --help` says what a command takes.",
         ]
     )
+
+
+def _verbs_in(group: str) -> dict[str, str]:
+    """The group's verbs that are written by hand, with what they do."""
+    return {
+        name.partition(" ")[2]: about + "." for name, (_, about) in GROUP_VERBS.items() if name.startswith(f"{group} ")
+    }
 
 
 def _lines(rows: Mapping[str, str]) -> list[str]:

@@ -121,7 +121,7 @@ def _commands() -> Iterable[str]:
     yield "| code | error | HTTP status |"
     yield "|---|---|---|"
     yield from _exit_codes()
-    for name, (_, about) in cli.VERBS.items():
+    for name, (_, about) in (cli.VERBS | cli.GROUP_VERBS).items():
         yield ""
         yield f"## macadam {name}"
         yield ""

@@ -1,14 +1,15 @@
 """Model artifacts: ONNX bytes under their digest, checked each time they are loaded.
 
-Only ONNX from the standard operator sets is taken: it is data, and loading it runs no code. Pickle in all its
-disguises (joblib, torch's .pt, skops' zip) is refused.
+Only ONNX from the standard operator sets is taken: it is data, and loading it runs no code. Pickle in any disguise is
+refused by `safety`, and what was not signed, or is no longer what was signed, is not loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from macadam.errors import InvalidInput
+from macadam.errors import IntegrityError, InvalidInput
 from macadam.lazy import lazy
+from macadam.models import safety, signing
 from macadam.models import signature as signatures
 from macadam.models.signature import Signature
 from macadam.ports import Objects
@@ -24,16 +25,46 @@ ort: Any = lazy("onnxruntime")
 MAX_BYTES = 512 * 1024 * 1024
 """A model that answers in milliseconds on a CPU is smaller; protobuf itself ends at 2 GiB."""
 
-_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x1f\x8b", b"(l", b"(d", b"cos\n")
+MODEL, SCHEMA = "model.onnx", "signature.json"
+"""What the files of a version are called: in a run's folder, in its signature and where it is exported."""
+
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
 def load(objects: Objects, artifact: str, signature: str) -> tuple[bytes, Signature]:
-    """The ONNX bytes and the signature of a version, by their digests.
+    """The ONNX bytes and the signature of a run's model, by their digests.
 
-    Raises IntegrityError if either is not what was registered, NotFound if it is gone.
+    Raises IntegrityError if either is not what was stored, NotFound if it is gone, InvalidInput if it can run code.
     """
-    return objects.get(artifact), signatures.from_bytes(objects.get(signature))
+    model, schema = objects.get(artifact), objects.get(signature)
+    safety.refuse(model, MODEL)
+    safety.refuse(schema, SCHEMA)
+    return model, signatures.from_bytes(schema)
+
+
+def files(artifact: str, signature: str) -> dict[str, str]:
+    """The files of a version: name → digest."""
+    return {MODEL: artifact, SCHEMA: signature}
+
+
+def require_signed(
+    objects: Objects, artifact: str, signature: str, model_signature: str, keys: Iterable[str], *, what: str
+) -> None:
+    """Raises IntegrityError unless one of the keys (PEM) has signed a version's two files. what: the version, in words.
+
+    model_signature: digest of the bundle, '' if the version has none.
+    """
+    if not model_signature:
+        raise IntegrityError(f"{what} is not signed.", next_step="Train and register it again: registering signs it.")
+    signing.require_files(objects.get(model_signature), keys, files(artifact, signature))
+
+
+def load_signed(
+    objects: Objects, artifact: str, signature: str, model_signature: str, keys: Iterable[str], *, what: str
+) -> tuple[bytes, Signature]:
+    """Like `load`, for what answers or is measured: `require_signed` comes before anything else reads the bytes."""
+    require_signed(objects, artifact, signature, model_signature, keys, what=what)
+    return load(objects, artifact, signature)
 
 
 def session(model: bytes, *, threads: int = 0) -> Any:
@@ -59,7 +90,7 @@ def outputs(model: bytes) -> list[str]:
 
 
 def _parse(model: bytes) -> Any:
-    refuse_pickle(model)
+    safety.refuse(model, MODEL)
     try:
         proto = onnx.load_model_from_string(model)
         onnx.checker.check_model(proto)
@@ -75,12 +106,6 @@ def check(model: bytes, signature: Signature) -> None:
     proto = _parse(model)
     _refuse_foreign(proto)
     _compare(proto.graph, signature)
-
-
-def refuse_pickle(model: bytes) -> None:
-    """Raises InvalidInput for bytes that begin like a pickle or an archive that may hold one."""
-    if model.startswith(_PICKLE):
-        raise _unfit("is a pickle or an archive, which can run code when it is loaded")
 
 
 def _refuse_foreign(proto: Any) -> None:

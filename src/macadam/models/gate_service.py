@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.errors import Conflict, GateRefused, InvalidInput, NotFound
-from macadam.models import artifact, evaluation, gates, registry, rows, training_sets
+from macadam.models import evaluation, gates, registry, rows, supply, training_sets
 from macadam.models.evaluation import Measured, Resampling
 from macadam.models.gates import Facts, Rules
 from macadam.models.rows import Rows
@@ -143,11 +143,10 @@ def _measure(context: Context, request: Evaluate) -> _Finding:
     with context.read() as sql:
         subject = _subject(sql, request)
     how = Resampling(resamples=request.resamples, seed=request.seed, threshold=subject.rules.threshold)
-    objects = context.ports.objects
     with tempfile.TemporaryDirectory(prefix="evaluate-", dir=context.ports.settings.home / "work") as folder:
         place = Path(folder)
         found = _fetch(context, subject.measured_on, place)
-        model, signature = artifact.load(objects, subject.version.artifact, subject.version.signature)
+        model, signature = supply.load(context, subject.version)
         context.progress(f"measuring {subject.version.ref} on {found.table.num_rows} rows", 0, 0)
         probabilities = evaluation.score(model, signature, found)
         measured = evaluation.measure(found, probabilities, how, slices=subject.rules.slice_rows)
@@ -169,7 +168,7 @@ def _compare(
     if champion is None:
         return None
     context.progress(f"comparing with {champion.ref}", 0, 0)
-    model, signature = artifact.load(context.ports.objects, champion.artifact, champion.signature)
+    model, signature = supply.load(context, champion)
     try:
         old = evaluation.score(model, signature, found)
     except InvalidInput as error:  # the champion takes features that these rows lack: the gate will say so

@@ -20,7 +20,7 @@ import msgspec
 from macadam.errors import InvalidInput, StorageFull
 from macadam.lazy import lazy
 from macadam.ledger import leaf
-from macadam.models import capture, registry, training_sets, worker
+from macadam.models import artifact, capture, registry, safety, training_sets, worker
 from macadam.models.capture import Meter
 from macadam.models.training_sets import TrainingSet
 from macadam.models.types import Code, Run, Train
@@ -199,7 +199,8 @@ def _tail(log: str) -> str:
 
 
 def _keep(objects: Objects, ended: _Ended, out: Path) -> _Ended:
-    outcome = ended.outcome
+    outcome = _safe(ended.outcome, out)
+    ended = dataclasses.replace(ended, outcome=outcome)
     history = objects.put(msgspec.json.encode(outcome.history))
     if outcome.lock:
         objects.put(outcome.lock.encode())
@@ -213,6 +214,22 @@ def _keep(objects: Objects, ended: _Ended, out: Path) -> _Ended:
         artifact_bytes=model.stat().st_size,
         signature=objects.put((out / worker.SIGNATURE).read_bytes()),
     )
+
+
+def _safe(outcome: Outcome, out: Path) -> Outcome:
+    """What the run's process left is looked at from outside of it: that process can write what it likes."""
+    if outcome.state == "failed":
+        return outcome
+    for name in (worker.MODEL, worker.SIGNATURE):
+        path = out / name
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > artifact.MAX_BYTES:
+            error = f"{name} is no file of at most {artifact.MAX_BYTES} bytes"
+        elif found := safety.scan(path.read_bytes(), name):
+            error = str(found)
+        else:
+            continue
+        return msgspec.structs.replace(outcome, state="failed", error=f"its model is refused: {error}")
+    return outcome
 
 
 def _run(context: Context, request: Train, run_id: str, sets: dict[str, TrainingSet], code: Code, ended: _Ended) -> Run:

@@ -46,6 +46,15 @@ versions = sa.Table(
     sa.UniqueConstraint("project", "model", "run"),
 )
 
+signing_keys = sa.Table(
+    "model_signing_keys",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.String(64), nullable=False),
+    sa.Column("public", sa.Text, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+)
+
 aliases = sa.Table(
     "model_aliases",
     metadata,

@@ -3,12 +3,14 @@
 The heavy part of training is in `launch`; thresholds, evaluations, gates, approvals and aliases are in `gate_service`.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 from macadam.errors import Conflict, InvalidInput, UserCodeFailed
-from macadam.models import artifact, launch, registry
+from macadam.models import artifact, launch, registry, supply
 from macadam.models.launch import Finished
 from macadam.models.registry import version
+from macadam.models.supply import Signed
 from macadam.models.types import (
     ListModels,
     ListRuns,
@@ -96,8 +98,14 @@ def show_run(tx: Transaction, request: ShowRun) -> Run:
     return registry.run(tx.sql, request.project, request.run)
 
 
-def _check_artifact(context: Context, request: RegisterVersion) -> Run:
-    """The stored bytes are read back and checked, whatever the run's process said about them."""
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    run: Run
+    signed: Signed
+
+
+def _check_and_sign(context: Context, request: RegisterVersion) -> _Checked:
+    """The stored bytes are read back and checked, whatever the run's process said about them, and signed."""
     with context.read() as sql:
         run = registry.run(sql, request.project, request.run)
     if run.state != "finished":
@@ -111,7 +119,7 @@ def _check_artifact(context: Context, request: RegisterVersion) -> Run:
         )
     model, signature = artifact.load(context.ports.objects, run.artifact, run.signature)
     artifact.check(model, signature)
-    return run
+    return _Checked(run=run, signed=supply.sign(context, run))
 
 
 @operation(
@@ -120,9 +128,11 @@ def _check_artifact(context: Context, request: RegisterVersion) -> Run:
     http=f"POST {_MODEL}/versions",
     cli="models register",
     resource="model:{model}",
-    prepare=_check_artifact,
+    prepare=_check_and_sign,
 )
-def register_version(tx: Transaction, request: RegisterVersion, run: Run) -> ModelVersion:
+def register_version(tx: Transaction, request: RegisterVersion, checked: _Checked) -> ModelVersion:
+    run, signed = checked.run, checked.signed
+    supply.announce(tx, signed.key)
     registry.ensure_model(tx.sql, request.project, request.model, tx.actor.id, tx.now)
     existing = registry.versions(tx.sql, request.project, request.model)
     for old in existing:
@@ -141,9 +151,20 @@ def register_version(tx: Transaction, request: RegisterVersion, run: Run) -> Mod
         author=tx.actor.id,
         trainer=run.author,
         at=tx.now,
+        model_signature=signed.signature,
+        provenance=signed.provenance,
     )
     registry.keep_version(tx.sql, new)
-    tx.record(new.ref, uses=[run.ref], artifact=new.artifact, signature=new.signature, format=new.format)
+    tx.record(
+        new.ref,
+        uses=[run.ref, f"signing_key:{signed.key.id}"],
+        artifact=new.artifact,
+        signature=new.signature,
+        format=new.format,
+        model_signature=new.model_signature,
+        provenance=new.provenance,
+        signing_key=signed.key.id,
+    )
     return new
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
-from macadam.models import artifact, export, rows, signature
+from macadam.models import artifact, export, rows, safety, signature
 from macadam.models.signature import Output, Signature
 from macadam.models.types import Equality, Parameter
 
@@ -152,7 +152,7 @@ class TrainingRun:
         holds the answer ('' = the last one); column: in that output. Returns and raises like `save_sklearn`.
         """
         data = model if isinstance(model, bytes) else _serialised(model)
-        artifact.refuse_pickle(data)
+        safety.refuse(data, artifact.MODEL)
         name = tensor or _last_output(data)
         output = Output(name="probability" if kind == "probability" else "value", kind=kind, tensor=name, column=column)
         return self._keep(data, output, predict)

@@ -145,8 +145,9 @@ class ShowRun(Request[Run], frozen=True, kw_only=True):
 
 
 class ModelVersion(Value, frozen=True, kw_only=True):
-    """One registered version. artifact: digest of the ONNX bytes; signature: digest of the signature's JSON;
-    author: who registered it; trainer: who ran it.
+    """One registered version. artifact: digest of the ONNX bytes; signature: digest of the signature's JSON (what goes
+    in and comes out); model_signature and provenance: digests of the bundles that sign the two files and say how they
+    came to be; author: who registered it; trainer: who ran it.
     """
 
     ref: str
@@ -161,6 +162,8 @@ class ModelVersion(Value, frozen=True, kw_only=True):
     trainer: str
     at: datetime
     format: Literal["onnx"] = "onnx"
+    model_signature: str = ""
+    provenance: str = ""
     aliases: tuple[str, ...] = ()
 
 
@@ -209,6 +212,70 @@ class ShowVersion(Request[ModelVersion], frozen=True, kw_only=True):
     project: Name
     model: Name
     version: VersionText
+
+
+# --- signatures and provenance
+
+
+class SigningKey(Value, frozen=True, kw_only=True):
+    """A public key that this platform signs models with. id: SHA-256 of the PEM, as hex; at: since when it is known."""
+
+    number: int
+    id: str
+    public: str
+    at: datetime
+
+
+class Attestations(Value, frozen=True, kw_only=True):
+    """What vouches for a version. files: name → digest; signature: the model-signing bundle; provenance: the bundle of
+    the SLSA statement; both as text that has to be kept byte for byte. key: PEM that both are checked with.
+    """
+
+    ref: str
+    model: str
+    number: int
+    files: dict[str, str]
+    signature: str
+    provenance: str
+    key: str
+    key_id: str
+
+
+class ShowAttestations(Request[Attestations], frozen=True, kw_only=True):
+    """Show what vouches for a version: its signature, its provenance and the key of both."""
+
+    project: Name
+    model: Name
+    version: VersionText
+
+
+class FilePart(Value, frozen=True, kw_only=True):
+    """A piece of a version's file. part: its number, from 0 on; parts: how many there are."""
+
+    name: str
+    digest: str
+    size: int
+    part: int
+    parts: int
+    data: bytes
+
+
+class ReadModelFile(Request[FilePart], frozen=True, kw_only=True):
+    """Read a version's file, in parts of at most 8 MiB. file: model.onnx or signature.json."""
+
+    project: Name
+    model: Name
+    version: VersionText
+    file: Literal["model.onnx", "signature.json"]
+    part: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+
+
+class ListSigningKeys(Request[tuple[SigningKey, ...]], frozen=True, kw_only=True):
+    """List the keys that models are signed with, newest first. All are trusted; the newest one signs."""
+
+
+class RotateSigningKey(Request[SigningKey], frozen=True, kw_only=True):
+    """Sign models with a new key from now on. What the keys before it signed stays valid."""
 
 
 # --- thresholds and evaluations

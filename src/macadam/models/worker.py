@@ -18,7 +18,7 @@ import msgspec
 
 from macadam.errors import InvalidInput, MacadamError
 from macadam.lazy import lazy
-from macadam.models import capture, signature
+from macadam.models import artifact, capture, signature
 from macadam.models.training import TrainingRun
 from macadam.models.types import Equality, Parameter
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-MODEL, SIGNATURE, OUT = "model.onnx", "signature.json", "out.json"
+MODEL, SIGNATURE, OUT = artifact.MODEL, artifact.SCHEMA, "out.json"
 MAX_TRACEBACK = 8000
 MAX_ERROR = 2000
 

@@ -279,6 +279,15 @@ class Clerk:
             return answers.problem(503, "unavailable", f"Not loaded yet: {', '.join(missing)}.")
         return self._journals_ready()
 
+    @property
+    def _refused(self) -> dict[str, str]:
+        """Endpoints at which the version before goes on, because the one that is wanted cannot be loaded."""
+        return {
+            f"{project}/{endpoint}": f"{slot.wanted.version} is not loaded: {slot.problem.what}"
+            for (project, endpoint), slot in self._runtime.slots.items()
+            if slot.problem is not None
+        }
+
     def _journals_ready(self) -> bytes:
         """Not ready while a project has stopped answering; degraded while one answers without records."""
         found = self._journals.conditions
@@ -287,9 +296,13 @@ class Clerk:
             return answers.problem(
                 503, "unavailable", f"{'; '.join(stopped)}.", next_step="See macadam journal status."
             )
+        degraded: dict[str, object] = {}
         if found:
-            said = {project: f"answers without records: {why}" for project, (why, _) in sorted(found.items())}
-            return answers.answer(200, answers.JSON, _encode({"status": "degraded", "journal": said}))
+            degraded["journal"] = {p: f"answers without records: {why}" for p, (why, _) in sorted(found.items())}
+        if refused := self._refused:
+            degraded["models"] = refused
+        if degraded:
+            return answers.answer(200, answers.JSON, _encode({"status": "degraded", **degraded}))
         return answers.answer(200, answers.JSON, b'{"status":"ready"}')
 
 

@@ -237,6 +237,7 @@ class Gateway:
             "revoked_tokens": len(self.runtime.revocations.revoked),
             "revocation_list_age_seconds": round(self._revocation_age(), 3),
             "revocation_lists_refused": self.runtime.revocations.refused,
+            "endpoints_refused": sum(slot.problem is not None for slot in self.runtime.slots.values()),
             "uptime_seconds": round(time.monotonic() - self._began, 3),
         }
 

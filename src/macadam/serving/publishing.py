@@ -18,6 +18,7 @@ from macadam.access.schema import projects
 from macadam.errors import MacadamError
 from macadam.journal.schema import policies
 from macadam.journal.types import Durability, JournalPolicy, OnFailure
+from macadam.models import supply
 from macadam.ports import Ports
 from macadam.serving import state
 from macadam.serving.schema import deployments, endpoints
@@ -52,6 +53,7 @@ def build(sql: sa.Connection, *, revocation_key: str = "", revocation_number: in
         journals=journals(sql),
         revocation_key=revocation_key,
         revocation_number=revocation_number,
+        model_keys=supply.trusted(sql),
     )
 
 

@@ -1,7 +1,7 @@
 """What a gateway holds in memory: loaded models behind their endpoints, and who may call them.
 
-A new deployment is loaded, checked against its digest and warmed before it takes the place of the old one; if it
-cannot be loaded, the old one goes on answering. Access changes at once and waits for no model.
+A new deployment is loaded, checked against its signature and digest and warmed before it takes the place of the old
+one; if it cannot be loaded, the old one goes on answering. Access changes at once and waits for no model.
 """
 
 import logging
@@ -100,7 +100,8 @@ class Runtime:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._models: dict[tuple[str, str], Model] = {}
+        self._models: dict[tuple[str, str, str], Model] = {}
+        self._keys: tuple[str, ...] = ()
         self.engine: Engine | None = None
         self.revocations = Watch()
         self.revocation_key = ""
@@ -120,6 +121,7 @@ class Runtime:
         self.slots = slots
         self.engine = engine
         self.revocation_key, self.revocation_floor = state.revocation_key, state.revocation_number
+        self._keys = state.model_keys
 
     @property
     def due(self) -> list[Slot]:
@@ -147,10 +149,10 @@ class Runtime:
         slot.problem, slot.failed = error, time.monotonic()
 
     def _model(self, wanted: Deployment) -> Model:
-        key = (wanted.artifact, wanted.signature)
+        key = (wanted.artifact, wanted.signature, wanted.model_signature)
         known = self._models.get(key)
         if known is None:
-            known = Model(*artifact.load(self._objects, wanted.artifact, wanted.signature))
+            known = Model(*artifact.load_signed(self._objects, *key, self._keys, what=wanted.version))
             known.warm()
             self._models[key] = known
         return known

@@ -9,9 +9,8 @@ import sqlalchemy as sa
 
 from macadam.access import service as access
 from macadam.errors import Conflict, GateRefused, IntegrityError
-from macadam.models import gates
+from macadam.models import gates, supply
 from macadam.models import registry as models
-from macadam.models import signature as signatures
 from macadam.models.gate_service import CHAMPION
 from macadam.models.signature import Signature
 from macadam.models.types import ModelVersion
@@ -35,12 +34,12 @@ class _Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _check(context: Context, request: Deploy) -> _Checked:
-    """The bytes that gateways will load are there and are those that were registered; personal fields are somebody's."""
+    """The bytes that gateways will load are there and are those that were signed; personal fields are somebody's."""
     objects = context.ports.objects
     with context.read() as sql:
         version = models.version(sql, request.project, request.model, request.version)
-        objects.get(version.artifact)
-        signature = signatures.from_bytes(objects.get(version.signature))
+    _, signature = supply.load(context, version)
+    with context.read() as sql:
         service = registry.service_of(sql, version, signature.service)
         declared = Declared(subject=request.subject, names=request.personal)
         if service is None:
@@ -76,6 +75,7 @@ def deploy(tx: Transaction, request: Deploy, checked: _Checked) -> Endpoint:
         uses=[version.ref],
         artifact=version.artifact,
         signature=version.signature,
+        model_signature=version.model_signature,
         features=checked.signature.service if checked.service else None,
         personal=checked.personal,
         replaced=old.version if old else None,
@@ -89,6 +89,7 @@ def deploy(tx: Transaction, request: Deploy, checked: _Checked) -> Endpoint:
         version=version.ref,
         artifact=version.artifact,
         signature=version.signature,
+        model_signature=version.model_signature,
         service=checked.service,
         threshold=gates.parse(declared.text).threshold if declared else 0.5,
         replaced=old.id if old else "",

@@ -16,7 +16,7 @@ NAME = "serving/state.json"
 
 class ServingState(msgspec.Struct, frozen=True, kw_only=True):
     """generation: changes with anything in it. endpoints: by project, then name; journals: by project, where it is not
-    the default.
+    the default; model_keys: PEMs of the keys whose signatures a model needs one of to be loaded.
 
     revocation_key: what the revocation list is signed with; revocation_number: of the list when this was written, so
     that a gateway which starts later takes no older one.
@@ -28,6 +28,7 @@ class ServingState(msgspec.Struct, frozen=True, kw_only=True):
     journals: dict[str, JournalPolicy] = {}
     revocation_key: str = ""
     revocation_number: int = 0
+    model_keys: tuple[str, ...] = ()
 
 
 class _Generation(msgspec.Struct):

@@ -21,7 +21,8 @@ VersionText = Annotated[
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """One version at one endpoint, as it was decided. id: of the ledger leaf.
 
-    version: the model's reference; artifact and signature: digests; service: the feature service's definition, None
+    version: the model's reference; artifact, signature and model_signature: digests ('' = was never signed, and is not
+    loaded); service: the feature service's definition, None
     where requests bring the features themselves; threshold: the score from which on the label is 1; replaced: the
     deployment that answered before, '' if none; personal: which fields are a person's, None if none is.
     """
@@ -40,6 +41,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     at: datetime
     personal: PersonalFields | None = None
+    model_signature: str = ""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

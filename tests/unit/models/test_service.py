@@ -213,8 +213,10 @@ def test_a_version_is_numbered_and_names_its_run(world, version):
     assert version.ref == "model:late@1"
     assert (version.run, version.artifact, version.author) == (world.run.ref, world.run.artifact, "principal:ann")
     (leaf,) = world.leaves(subject="model:late@1")
-    assert leaf.uses == [world.run.ref]
+    (announced,) = world.leaves(subject=f"signing_key:{leaf.body['signing_key']}")
+    assert leaf.uses == [world.run.ref, announced.subject]
     assert leaf.body["artifact"] == version.artifact
+    assert (leaf.body["model_signature"], leaf.body["provenance"]) == (version.model_signature, version.provenance)
     with pytest.raises(Conflict, match="registered already, as model:late@1"):
         world.call(RegisterVersion(**WHERE, run=world.run.ref))
     with pytest.raises(InvalidInput, match="trained the model 'late', not 'other'"):
