@@ -180,6 +180,24 @@ class Oidc(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ledger(Section):
+    """The ledger's keys and witnesses."""
+
+    key_overlap: int = setting(
+        30,
+        env="MACADAM_LEDGER_KEY_OVERLAP",
+        unit="days",
+        why="time for every reader to take up a new key while the old one still signs",
+    )
+    witnesses: str = setting(
+        "", env="MACADAM_LEDGER_WITNESSES", unit="path", why="a file of lines 'key URL'; a ledger works without any"
+    )
+    witness_timeout: float = setting(
+        5.0, env="MACADAM_LEDGER_WITNESS_TIMEOUT", unit="s", why="one that does not answer must not hold up a closing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prices(Section):
     """What compute costs when no bill says better."""
 
@@ -199,6 +217,7 @@ class Settings:
     journal: Journal = dataclasses.field(default_factory=Journal)
     access: Access = dataclasses.field(default_factory=Access)
     oidc: Oidc = dataclasses.field(default_factory=Oidc)
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
     prices: Prices = dataclasses.field(default_factory=Prices)
 
     @classmethod
@@ -217,5 +236,6 @@ class Settings:
             journal=Journal.read(env),
             access=Access.read(env),
             oidc=Oidc.read(env),
+            ledger=Ledger.read(env),
             prices=Prices.read(env),
         )

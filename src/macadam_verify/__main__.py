@@ -1,10 +1,11 @@
 """The independent verifier of Macadam proof bundles (macadam-proof/1) and receipts (macadam-receipt/1).
 
-    python -m macadam_verify bundle.json --key FILE [--json] [--allow-missing ROLE]
-    python -m macadam_verify receipt.json --key FILE [--json] [--answer FILE]
+    python -m macadam_verify bundle.json --key FILE [--announced FILE] [--witness FILE [--quorum K]] [--json]
+        [--allow-missing ROLE]
+    python -m macadam_verify receipt.json --key FILE … [--answer FILE]
 
-This file is the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
-nothing but the bundle and the key file. It walks one chain, link by link, and stops at the first that is broken:
+This file and `signed` are the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
+nothing but the files named. It walks one chain, link by link, and stops at the first that is broken:
 
     signed checkpoint -> every leaf is in the ledger -> the record is in a sealed segment -> deployment -> version
     -> run -> snapshots -> contracts, then evaluation, thresholds set before, gate, approval by another person, policies
@@ -12,25 +13,38 @@ nothing but the bundle and the key file. It walks one chain, link by link, and s
 A receipt is for whoever asked for one prediction: signed checkpoint -> the seal is in the ledger -> the record is in the
 sealed segment, and nothing behind it; with --answer also that the answer they kept is the one that was recorded.
 
-FILE holds the ledger's verifier key (a line name+id+base64), got from the operator by another way than the bundle.
-Further lines are keys of witnesses: their signatures are checked as well, but only the first key's ledger counts.
+The key file holds the ledger's verifier key (a line name+id+base64), got from the operator by another way than the
+bundle. Further lines are other keys of that ledger (` since SIZE` and ` until SIZE` behind one say which checkpoints it
+signs), or of others: their signatures are checked as well, but only the first key's ledger counts. --announced leads
+from a key that was given to those that took over from it: each stands in a leaf that the keys before it have signed.
+--witness holds keys of witnesses, of whom K (all, if it is not said) must have cosigned the checkpoint.
 Exit code: 0 proved, 1 a link is broken or missing (it is named), 2 the input cannot be read.
 """
 
 import argparse
-import base64
-import hashlib
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from macadam_verify.signed import (
+    Broken,
+    Key,
+    Report,
+    Trust,
+    Unreadable,
+    canonical,
+    checkpoint,
+    decoded,
+    expect,
+    read_hashes,
+    read_json,
+    read_keys,
+    root_from_path,
+    trusted,
+)
 
 # What a leaf must be to count in a role: the operation that wrote it, and the subject it is about. A bundle is
 # put together by the party that is being checked, so its word for what a leaf means is not taken.
@@ -66,19 +80,7 @@ DECISION = {"effect": str, "policies": list, "policy_set": str, "id": str}
 RECORD = {"id": str, "at": str, "project": str, "endpoint": str, "variant": str, "version": str}
 RECORD |= {"model_digest": str, "deployment": str, "actor": str, "outcome": str}
 
-Keys = dict[tuple[str, bytes], Ed25519PublicKey]
-
-
-class Unreadable(Exception):
-    """The input is not what this program reads: exit code 2."""
-
-
-class Broken(Exception):
-    """A link of the chain does not hold: exit code 1."""
-
-    def __init__(self, link: str, why: str) -> None:
-        super().__init__(f"{link}: {why}")
-        self.link, self.why = link, why
+ANNOUNCEMENT = {"format": str, "index": int, "leaf": str, "path": list, "checkpoint": str}
 
 
 class Leaf:
@@ -94,72 +96,7 @@ class Leaf:
         return f"{self.role} leaf {self.index}"
 
 
-@dataclass
-class Report:
-    """What was found: the links that hold, what is not proved, and the story they tell."""
-
-    links: list[tuple[str, str]] = field(default_factory=list)
-    not_proved: list[str] = field(default_factory=list)
-    story: list[str] = field(default_factory=list)
-    broken: Broken | None = None
-
-
 # --- reading, strictly ------------------------------------------------------------------------------------
-
-
-def read_json(text: str, what: str) -> Any:
-    """JSON without duplicate keys, NaN, infinities or half surrogate pairs. Raises ValueError."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key appears twice")
-        return dict(pairs)
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        value = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
-        canonical(value).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not JSON: {error}") from None
-    return value
-
-
-def decoded(data: bytes, what: str) -> Any:
-    """Raises Unreadable if this is no JSON."""
-    try:
-        return read_json(data.decode(), what)
-    except ValueError as error:
-        raise Unreadable(str(error)) from None
-
-
-def canonical(value: Any) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def expect(value: Any, fields: Mapping[str, type], what: str, *, others: bool = False) -> None:
-    """Breaks the link 'form' unless the object has these fields, of these very types, and no others."""
-    if type(value) is not dict or not set(fields) <= set(value) or (set(value) != set(fields) and not others):
-        raise Broken("form", f"{what} must be an object with the fields {', '.join(sorted(fields))}")
-    for name, kind in fields.items():
-        if type(value[name]) is not kind:
-            raise Broken("form", f"{name} of {what} must be of type {kind.__name__}")
-
-
-def read_hashes(values: list[Any], what: str) -> list[bytes]:
-    if not all(type(value) is str and re.fullmatch("[0-9a-f]{64}", value) for value in values):
-        raise Broken("form", f"{what} must be a list of SHA-256 hashes in hex")
-    return [bytes.fromhex(value) for value in values]
-
-
-def read_base64(text: str, what: str) -> bytes:
-    """Raises ValueError if this is not the one spelling of some bytes."""
-    data = base64.b64decode(text, validate=True)
-    if base64.b64encode(data).decode() != text:
-        raise ValueError(f"{what} is not in the one spelling of base64")
-    return data
 
 
 def read_leaf(entry: Any) -> Leaf:
@@ -190,82 +127,26 @@ def read_bundle(data: bytes) -> dict[str, Any]:
     return dict(bundle)
 
 
-def read_keys(text: str) -> Keys:
-    """Lines name+id+base64(0x01, public key). Empty lines and lines that begin with # are skipped."""
-    keys: Keys = {}
-    for line in [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]:
-        name, _, rest = line.partition("+")
-        key_id, _, encoded = rest.partition("+")
-        try:
-            data = read_base64(encoded, "the key")
-        except ValueError:
-            data = b""
-        if len(data) != 33 or data[0] != 1 or sha256(name.encode() + b"\n" + data).hex()[:8] != key_id:
-            raise Unreadable(f"the key file holds a line that is no Ed25519 verifier key: {line!r}")
-        keys[name, bytes.fromhex(key_id)] = Ed25519PublicKey.from_public_bytes(data[1:])
-    if not keys:
-        raise Unreadable("the key file holds no verifier key")
-    return keys
-
-
-# --- the tree: RFC 9162 -----------------------------------------------------------------------------------
-
-
-def sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def root_from_path(data: bytes, index: int, size: int, path: list[bytes], link: str) -> bytes:
-    """The root that a leaf's data and its inclusion path lead to (RFC 9162, 2.1.3.2)."""
-    if not 0 <= index < size:
-        raise Broken(link, f"there is no leaf {index} among {size}")
-    node = sha256(b"\x00" + data)
-    position, last = index, size - 1
-    for sibling in path:
-        if last == 0:
-            raise Broken(link, "the path is too long")
-        if position % 2 == 1 or position == last:
-            node = sha256(b"\x01" + sibling + node)
-            while position % 2 == 0 and position != 0:
-                position, last = position // 2, last // 2
-        else:
-            node = sha256(b"\x01" + node + sibling)
-        position, last = position // 2, last // 2
-    if last != 0:
-        raise Broken(link, "the path is too short")
-    return node
-
-
 # --- the links --------------------------------------------------------------------------------------------
 
 
-def checkpoint(note: str, keys: Keys, report: Report) -> tuple[int, bytes]:
-    """The signed size and root (https://c2sp.org/signed-note and tlog-checkpoint)."""
-    link = "checkpoint signature"
-    body, _, below = note.rpartition("\n\n")
-    lines, signatures = body.split("\n"), below.split("\n")
-    if len(lines) < 3 or signatures.pop() != "" or not re.fullmatch("0|[1-9][0-9]{0,18}", lines[1]):
-        raise Broken(link, "the checkpoint is not a signed note with origin, size and root")
-    signers = []
-    for line in signatures:
-        match = re.fullmatch("— ([^ +]+) ([^ ]+)", line)
-        if not match:
-            raise Broken(link, f"{line!r} is not a signature line")
-        signature = read_base64(match[2], f"the signature of {match[1]}")
-        key = keys.get((match[1], signature[:4]))
-        if key is None:
-            report.not_proved.append(f"the signature of {match[1]} on the checkpoint (its key was not given)")
-            continue
-        try:
-            key.verify(signature[4:], (body + "\n").encode())
-        except InvalidSignature:
-            raise Broken(link, f"the signature of {match[1]} does not fit the checkpoint") from None
-        signers.append(match[1])
-    origin, size, root = lines[0], int(lines[1]), read_base64(lines[2], "the root")
-    if origin not in signers or origin != next(iter(keys))[0]:
-        raise Broken(link, f"the ledger {origin!r} has not signed it with a key that was given")
-    report.links.append((link, f"{' and '.join(signers)} signed a ledger of {size} leaves"))
-    return size, root
+def follow(announced: str, trust: Trust) -> None:
+    """Adds the keys that the ledger has announced under a key known so far, and ends those that it has retired."""
+    link, keys = "announced keys", trust.keys
+    for line in announced.splitlines():
+        entry = read_json(line, "an announcement")
+        expect(entry, ANNOUNCEMENT, "an announcement")
+        size, root = checkpoint(entry["checkpoint"], Trust(keys, {}, 0), Report())
+        leaf = read_leaf({name: entry[name] for name in ("index", "leaf", "path")} | {"role": "other"})
+        if root_from_path(leaf.data, leaf.index, size, leaf.path, link) != root:
+            raise Broken(link, f"{leaf} does not lead to its checkpoint's root")
+        if leaf.outcome != "done" or leaf.kind not in ("ledger.rotate_key", "ledger.retire_key"):
+            raise Broken(link, f"{leaf.kind} announces no key")
+        for who, key in read_keys(str(leaf.body.get("key"))).items():
+            known = keys.get(who, Key(key.data, leaf.index + 1))
+            if who[0] != trust.origin or leaf.subject != f"ledger_key:{who[1].hex()}" or known.data != key.data:
+                raise Broken(link, f"{leaf} is about another key than it holds")
+            keys[who] = Key(known.data, known.since, leaf.index) if leaf.kind == "ledger.retire_key" else known
 
 
 def inclusion(leaves: list[Leaf], size: int, root: bytes, report: Report) -> None:
@@ -510,13 +391,14 @@ def read_receipt(text: str) -> tuple[dict[str, Any], Leaf, dict[str, Any]]:
     return receipt, read_leaf({"role": "segment", **receipt["leaf"]}), record
 
 
-def verify_receipt(text: str, key_text: str, answer: bytes | None) -> Report:
-    """Checks a receipt. answer: what the caller was sent, a JSON body. Raises Unreadable."""
-    keys = read_keys(key_text)
+def verify_receipt(text: str, key: str | Trust, answer: bytes | None, announced: str = "") -> Report:
+    """Checks a receipt. key: see `verify`. answer: what the caller was sent, a JSON body. Raises Unreadable."""
+    trust = trusted(key) if isinstance(key, str) else key
 
     def links(report: Report) -> None:
+        follow(announced, trust)
         receipt, sealed, record = read_receipt(text)
-        size, root = checkpoint(receipt["checkpoint"], keys, report)
+        size, root = checkpoint(receipt["checkpoint"], trust, report)
         inclusion([sealed], size, root, report)
         recorded(receipt, sealed, record, report)
         if answer is not None:
@@ -554,14 +436,15 @@ def answered(data: bytes, record: dict[str, Any], report: Report) -> None:
     report.links.append((link, "id, version and output are those of the record"))
 
 
-def verify(data: bytes, key_text: str, allowed: list[str]) -> Report:
-    """Checks a bundle. Raises Unreadable; a broken link is in the report."""
-    keys = read_keys(key_text)
+def verify(data: bytes, key: str | Trust, allowed: list[str], announced: str = "") -> Report:
+    """Checks a bundle. key: the text of a key file, or whom to trust. Raises Unreadable; a broken link is in the report."""
+    trust = trusted(key) if isinstance(key, str) else key
 
     def links(report: Report) -> None:
+        follow(announced, trust)
         bundle = read_bundle(data)
         leaves = [read_leaf(entry) for entry in bundle["leaves"]]
-        size, root = checkpoint(bundle["checkpoint"], keys, report)
+        size, root = checkpoint(bundle["checkpoint"], trust, report)
         inclusion(leaves, size, root, report)
         chain = Chain(bundle, leaves, allowed, report)
         for walk in (chain.projects, chain.segment, chain.deployment, chain.version, chain.data, chain.evaluation):
@@ -606,26 +489,31 @@ def as_json(report: Report) -> str:
     return json.dumps(found | {"story": report.story})
 
 
-def check(data: bytes, key_text: str, allowed: list[str], answer: Path | None) -> Report:
+def check(data: bytes, key: str | Trust, allowed: list[str], answer: Path | None, announced: str = "") -> Report:
     """A receipt or a bundle, by what it says it is. Raises Unreadable, OSError."""
     receipt = receipt_in(data)
     if receipt:
-        return verify_receipt(receipt, key_text, answer.read_bytes() if answer else None)
+        return verify_receipt(receipt, key, answer.read_bytes() if answer else None, announced)
     if answer is not None:
         raise Unreadable("--answer goes with a receipt")
-    return verify(data, key_text, allowed)
+    return verify(data, key, allowed, announced)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="macadam_verify", description="Checks a Macadam proof bundle, offline.")
     parser.add_argument("bundle", type=Path, help="a proof bundle, or a receipt")
     parser.add_argument("--key", type=Path, required=True, help="file with the ledger's verifier key")
+    parser.add_argument("--announced", type=Path, help="file with what the ledger says about keys that took over")
+    parser.add_argument("--witness", type=Path, help="file with witnesses' verifier keys")
+    parser.add_argument("--quorum", type=int, default=0, help="how many of them must have cosigned; default: all")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--allow-missing", action="append", default=[], choices=MAY_BE_ALLOWED_MISSING, metavar="ROLE")
     parser.add_argument("--answer", type=Path, help="with a receipt: the answer's JSON body, as it was kept")
     options = parser.parse_args(arguments)
     try:
-        report = check(options.bundle.read_bytes(), options.key.read_text(), options.allow_missing, options.answer)
+        announced, witness = (path.read_text() if path else "" for path in (options.announced, options.witness))
+        trust = trusted(options.key.read_text(), witness, options.quorum)
+        report = check(options.bundle.read_bytes(), trust, options.allow_missing, options.answer, announced)
     except (OSError, UnicodeDecodeError, Unreadable) as error:
         print(f"macadam_verify: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from macadam.access import service as access
 from macadam.app.dispatcher import Dispatcher, no_progress
 from macadam.errors import NotFound, SettingInvalid
 from macadam.ledger import service as ledger
+from macadam.ledger.key_service import announce_first
 from macadam.operations import Operation, Progress, Request, load, of_request
 from macadam.ports import Objects, Ports, Secrets
 from macadam.ports import load as adapter
@@ -125,10 +126,15 @@ class Platform:
         except NotFound:
             return ""
 
+    def _policy_set(self) -> str:
+        with self.ports.sql.read() as sql:
+            return access.snapshot(sql).policy_set
+
     def _migrate_and_bootstrap(self) -> None:
         self.ports.sql.migrate()
         ledger.bootstrap(self.ports)
         access.bootstrap(self.ports)
+        announce_first(self.ports, self._policy_set)
         revoking.reconcile(self.ports, utc_now())  # what was revoked while SQL could not be reached
 
 

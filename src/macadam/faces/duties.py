@@ -16,7 +16,9 @@ from macadam.faces import logs
 from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
 from macadam.journal.types import SealClosed
-from macadam.values import utc_now
+from macadam.ledger import key_service
+from macadam.ledger.types import RetireKey
+from macadam.values import instant, utc_now
 
 _log = logging.getLogger(logs.LOGGER)
 _LONGEST_WAIT = 300.0  # seconds between attempts of a duty that keeps failing
@@ -55,11 +57,21 @@ def renew_revocations(platform: Platform) -> None:
     revoking.publish(platform.ports, now)
 
 
+def retire_ledger_keys(platform: Platform) -> None:
+    """Ends the overlap of a ledger key whose time is over, so that a forgotten one does not sign for ever."""
+    with platform.ports.sql.read() as sql:
+        over = key_service.overdue(sql, instant(utc_now()))
+    for key in over:
+        platform.call(RetireKey(key=key), token=platform.ports.secrets.get(LOCAL_TOKEN).decode())
+
+
 DUTIES: tuple[Duty, ...] = (
     # Looking is a directory listing; a segment closes at most every MACADAM_JOURNAL_SEGMENT_AGE.
     Duty(name="seal journal", every=5.0, act=seal_journal),
     # Reading one small file; a revocation itself is published by whoever revokes.
     Duty(name="renew revocations", every=5.0, act=renew_revocations),
+    # An overlap is counted in days.
+    Duty(name="retire ledger keys", every=60.0, act=retire_ledger_keys),
 )
 
 

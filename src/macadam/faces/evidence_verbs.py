@@ -48,17 +48,20 @@ def _prove(options: argparse.Namespace, session: Session) -> int:
     name = proof.prediction.rpartition(":")[2]
     out = Path(getattr(options, "out", f"prediction-{name}.proof.json"))
     key = Path(getattr(options, "key_file", out.parent / "ledger.key"))
-    _write_key(key, proof.key)
+    announced = _write_key(key, proof)
     _write(out, proof.bundle)
     if session.json:
         session.show({"prediction": proof.prediction, "file": str(out), "key_file": str(key), "bytes": proof.bytes,
-                      "leaves": proof.leaves})  # fmt: skip
+                      "announced_file": str(announced or ""), "leaves": proof.leaves})  # fmt: skip
         return 0
     session.say(f"{out}: {proof.bytes} bytes, {proof.leaves} leaves from the answer to the policies in force.")
     missing = unproved(proof.bundle)
     for role in missing:
         session.say(f"Not proved by it: {_LINKS[role]}. Whoever verifies it has to allow that.")
     allow = "".join(f" --allow-missing {role}" for role in missing)
+    if announced:
+        session.say(f"The ledger has changed its key since {key} was kept; {announced} leads from that to the new one.")
+        allow = f" --announced {announced}{allow}"
     session.say(f"Next: python -m macadam_verify {out} --key {key}{allow}")
     session.say("Who checks it for somebody else compares the key with one that they got by another way.")
     return 0
@@ -73,17 +76,31 @@ def unproved(bundle: str) -> tuple[str, ...]:
     return tuple(role for role in _LINKS if role not in there)
 
 
-def _write_key(path: Path, key: str) -> None:
-    """Raises IntegrityError if another key was kept there: a ledger does not change its key."""
+def _write_key(path: Path, proof: Proof) -> Path | None:
+    """Keeps the ledger's keys, or leaves those that were kept as they are. Returns the file that leads from the kept
+    ones to the others, None if it is not needed.
+
+    Raises IntegrityError if what was kept there is another ledger's.
+    """
     kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    if kept and kept != key.strip():
+    if not kept:
+        _write(path, proof.key.strip() + "\n")
+    if kept in ("", proof.key.strip()):
+        return None
+    if not _keys(kept) <= _keys(proof.key):
         raise IntegrityError(
             f"The ledger's key is not the one kept in {path}.",
             next_step="Find out whose ledger this is before you rely on it; --key-file names another file.",
-            details={"kept": kept, "got": key.strip()},
+            details={"kept": kept, "got": proof.key.strip()},
         )
-    if not kept:
-        _write(path, key.strip() + "\n")
+    announced = path.with_suffix(".announced")
+    _write(announced, proof.announcements)
+    return announced
+
+
+def _keys(text: str) -> set[str]:
+    """The verifier keys of a list, without the sizes that they sign."""
+    return {line.split(" ")[0] for line in text.splitlines() if line.strip() and not line.startswith("#")}
 
 
 def _write(path: Path, text: str) -> None:

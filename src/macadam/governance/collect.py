@@ -70,6 +70,6 @@ def _contracts(context: Context, leaves: Iterable[Leaf]) -> dict[str, Mapping[st
 
 def _ledger(context: Context, sql: sa.Connection) -> LedgerState:
     state = verification.verify(
-        context.ports, sql, ledger.verifier_key(context.ports), deep=False, report=context.progress
+        context.ports, sql, ledger.verifier_keys(context.ports), deep=False, report=context.progress
     )
     return LedgerState(size=state.size, checkpoints=state.checkpoints, problems=state.problems)

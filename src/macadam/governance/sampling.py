@@ -17,7 +17,6 @@ from macadam.journal.record import Prediction
 from macadam.journal.schema import segments
 from macadam.journal.types import Segment
 from macadam.ledger import service as ledger
-from macadam.ledger.note import open_checkpoint
 from macadam.ledger.service import Entry, Prover
 from macadam.ledger.tree import leaf_hash, verify_inclusion
 from macadam.lineage import chain
@@ -90,7 +89,7 @@ class _LedgerProofs:
 
     def __init__(self, context: Context, sql: sa.Connection) -> None:
         self.size, note = ledger.newest_checkpoint(sql)
-        self._root = open_checkpoint(note, [ledger.verifier_key(context.ports)]).root
+        self._root = ledger.verifier_keys(context.ports).open(note).root
         self._prover = Prover(context.ports, self.size)
         self._known: dict[str, str] = {}
 

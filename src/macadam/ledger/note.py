@@ -1,7 +1,8 @@
 """Signed notes and the checkpoints written on them: who vouches for the ledger having this size and this root.
 
-Follows https://c2sp.org/signed-note and https://c2sp.org/tlog-checkpoint with Ed25519 keys (signature type
-1). Signatures of keys that nobody asked about, such as those of witnesses, are carried along and left alone.
+Follows https://c2sp.org/signed-note and https://c2sp.org/tlog-checkpoint with Ed25519 keys (signature type 1),
+and https://c2sp.org/tlog-cosignature for what witnesses add (type 4, which only they make: see `macadam_witness`).
+Signatures of keys that nobody asked about are carried along and left alone.
 """
 
 import base64
@@ -26,11 +27,16 @@ else:
 
 ED25519 = 1
 """The signature type of a plain Ed25519 signature over the note's text."""
+COSIGNATURE = 4
+"""A witness's: a time, and an Ed25519 signature over `cosignature/v1`, that time and the note's text."""
 MAX_SIGNATURES = 100
 """More is an attack on the reader (the same limit as golang.org/x/mod/sumdb/note)."""
 
 _KEY_BYTES = 32
 _ID_BYTES = 4
+_TIME_BYTES = 8
+_LATEST_TIME = 2**63 - 1
+_TYPES = (ED25519, COSIGNATURE)
 _HEX_ID = re.compile(r"[0-9a-f]{8}")
 _SIGNATURE = re.compile(r"— ([^ ]+) ([A-Za-z0-9+/]+=*)")
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
@@ -60,16 +66,19 @@ def _check_name(name: str) -> None:
         )
 
 
-def key_id(name: str, public: bytes) -> bytes:
+def key_id(name: str, public: bytes, kind: int = ED25519) -> bytes:
     """The 4 bytes that tell a name's keys apart: the start of SHA-256(name, newline, signature type, public key)."""
-    return sha256(name.encode() + b"\n" + bytes([ED25519]) + public).digest()[:_ID_BYTES]
+    return sha256(name.encode() + b"\n" + bytes([kind]) + public).digest()[:_ID_BYTES]
 
 
 class VerifierKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key that signatures are checked with. public: the 32 bytes of an Ed25519 public key."""
+    """A key that signatures are checked with. public: the 32 bytes of an Ed25519 public key. kind: which type of
+    signature it makes, ED25519 or COSIGNATURE.
+    """
 
     name: str
     public: bytes
+    kind: int = ED25519
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -78,11 +87,11 @@ class VerifierKey(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         """The line to hand out: name+id+base64."""
-        return f"{self.name}+{self.id.hex()}+{base64.b64encode(bytes([ED25519]) + self.public).decode()}"
+        return f"{self.name}+{self.id.hex()}+{base64.b64encode(bytes([self.kind]) + self.public).decode()}"
 
     @property
     def id(self) -> bytes:
-        return key_id(self.name, self.public)
+        return key_id(self.name, self.public, self.kind)
 
     @classmethod
     def parse(cls, line: str) -> "VerifierKey":
@@ -93,17 +102,25 @@ class VerifierKey(msgspec.Struct, frozen=True, kw_only=True):
         if not (_HEX_ID.fullmatch(hex_id) and encoded):
             raise _malformed(f"{what}, got {line[:120]!r}.", "Print it with: macadam ledger key.")
         data = decode_base64(encoded, "The verifier key")
-        if data[:1] != bytes([ED25519]):
-            raise _malformed(f"The key of {name!r} is of type {data[:1].hex()}; only Ed25519 (01) is known.")
-        key = cls(name=name, public=data[1:])
+        if data[0] not in _TYPES:
+            raise _malformed(
+                f"The key of {name!r} is of type {data[:1].hex()}; Ed25519 (01) and cosignatures (04) are known."
+            )
+        key = cls(name=name, public=data[1:], kind=data[0])
         if key.id.hex() != hex_id:
             raise _malformed(f"The key of {name!r} has the id {key.id.hex()}, the line says {hex_id}.")
         return key
 
     def signed(self, text: str, signature: bytes) -> bool:
-        """Does this Ed25519 signature of 64 bytes belong to the text?"""
+        """Does this signature (64 bytes, behind the 8 of its time if it is a witness's) belong to the text?"""
+        signed = text
+        if self.kind == COSIGNATURE:
+            at = int.from_bytes(signature[:_TIME_BYTES], "big")
+            if at > _LATEST_TIME:
+                return False
+            signed, signature = f"cosignature/v1\ntime {at}\n{text}", signature[_TIME_BYTES:]
         try:
-            ed25519.Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
+            ed25519.Ed25519PublicKey.from_public_bytes(self.public).verify(signature, signed.encode())
         except exceptions.InvalidSignature:
             return False
         return True
@@ -230,24 +247,29 @@ def sign(text: str, *signers: SignerKey) -> Note:
 def verify(note: Note, keys: Iterable[VerifierKey]) -> list[VerifierKey]:
     """Which of these keys signed the note, in the note's order.
 
-    Raises IntegrityError if none did, or if one is named by a signature that is not its own. Signatures of other
-    keys are ignored.
+    Raises IntegrityError if none did, or if one is named by a signature that is not its own; InvalidInput if two of
+    the keys cannot be told apart. Signatures of other keys are ignored.
     """
-    known = {(key.name, key.id): key for key in keys}
+    known: dict[tuple[str, bytes], VerifierKey] = {}
+    for key in keys:
+        if known.setdefault((key.name, key.id), key) != key:
+            raise _malformed(
+                f"Two different keys are both called {key.name}+{key.id.hex()}.", "Keep the one that you trust."
+            )
     signed: list[VerifierKey] = []
     for signature in note.signatures:
-        key = known.get((signature.name, signature.id))
-        if key is None:
+        found = known.get((signature.name, signature.id))
+        if found is None:
             continue
-        if not key.signed(note.text, signature.value):
+        if not found.signed(note.text, signature.value):
             raise IntegrityError(
-                f"The signature of {key.name} does not belong to this note.",
+                f"The signature of {found.name} does not belong to this note.",
                 next_step="Do not rely on it; compare with a copy from another place.",
             )
-        if key not in signed:
-            signed.append(key)
+        if found not in signed:
+            signed.append(found)
     if not signed:
-        given = ", ".join(sorted(name for name, _ in known)) or "none"
+        given = ", ".join(sorted(f"{name}+{key.hex()}" for name, key in known)) or "none"
         raise IntegrityError(
             f"The note is not signed by any of the keys given ({given}).",
             next_step="Give the ledger's verifier key; print it with: macadam ledger key.",
@@ -288,14 +310,17 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         return cls(origin=lines[0], size=int(lines[1]), root=root, extensions=tuple(lines[3:-1]))
 
 
-def sign_checkpoint(checkpoint: Checkpoint, signer: SignerKey, *witnesses: SignerKey) -> str:
-    """The checkpoint as a signed note. The signer's name must be the origin, so that readers know whose word counts."""
+def sign_checkpoint(checkpoint: Checkpoint, signer: SignerKey, *others: SignerKey) -> str:
+    """The checkpoint as a signed note. The signer's name must be the origin, so that readers know whose word counts.
+
+    others: further keys of the ledger, while one takes over from another.
+    """
     if signer.name != checkpoint.origin:
         raise _malformed(
             f"The key {signer.name!r} cannot sign a checkpoint of {checkpoint.origin!r}.",
             "Sign with the key named like the ledger's origin.",
         )
-    return str(sign(str(checkpoint), signer, *witnesses))
+    return str(sign(str(checkpoint), signer, *others))
 
 
 def open_checkpoint(note: str | bytes, keys: Sequence[VerifierKey]) -> Checkpoint:
@@ -306,7 +331,7 @@ def open_checkpoint(note: str | bytes, keys: Sequence[VerifierKey]) -> Checkpoin
     parsed = Note.parse(note)
     signed = verify(parsed, keys)
     checkpoint = Checkpoint.parse(parsed.text)
-    if checkpoint.origin not in [key.name for key in signed]:
+    if checkpoint.origin not in [key.name for key in signed if key.kind == ED25519]:
         raise IntegrityError(
             f"The checkpoint of {checkpoint.origin!r} is signed by {signed[0].name!r} only.",
             next_step="Give the verifier key of the ledger itself.",

@@ -59,7 +59,7 @@ def consistency(tx: Transaction, request: ProveGrowth) -> GrowthProof:
         new_root=new_root.hex(),
         path=tuple(h.hex() for h in path),
         checkpoint=signed,
-        key=str(ledger.verifier_key(tx.ports)),
+        key=str(ledger.verifier_keys(tx.ports)),
     )
 
 
@@ -90,7 +90,7 @@ def of_leaf(ports: Ports, entry: Entry, size: int, note: str) -> LeafProof:
         root=root.hex(),
         path=tuple(h.hex() for h in path),
         checkpoint=note,
-        key=str(ledger.verifier_key(ports)),
+        key=str(ledger.verifier_keys(ports)),
     )
 
 

@@ -179,7 +179,7 @@ def read(tx: Transaction, request: ReadLeaves) -> Page:
     signed = sa.select(checkpoints.c.note).where(checkpoints.c.size > request.first, checkpoints.c.size <= last)
     return Page(
         size=size,
-        key=str(ledger.verifier_key(tx.ports)),
+        key=str(ledger.verifier_keys(tx.ports)),
         leaves=tuple(copied),
         checkpoints=tuple(tx.sql.execute(signed.order_by(checkpoints.c.size)).scalars()),
     )

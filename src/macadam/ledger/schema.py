@@ -1,4 +1,4 @@
-"""The ledger's tables: queued and integrated leaves, what each leaf uses, and signed checkpoints."""
+"""The ledger's tables: queued and integrated leaves, what each leaf uses, signed checkpoints, keys, cosignatures."""
 
 import sqlalchemy as sa
 
@@ -40,4 +40,30 @@ checkpoints = sa.Table(
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("frontier", sa.LargeBinary, nullable=False),
     sa.Column("at", Instant, nullable=False),
+)
+keys = sa.Table(
+    "ledger_keys",
+    metadata,
+    sa.Column("id", sa.String(8), primary_key=True),
+    sa.Column("key", sa.String(300), nullable=False),  # the verifier key, one line
+    sa.Column("secret", sa.String(101), nullable=False),  # the name of the private key in the secrets store
+    sa.Column("announced", sa.String(36), nullable=False),  # the id of the leaf
+    sa.Column("retired", sa.String(36), nullable=False),  # empty while it is in force
+    sa.Column("retire_after", sa.String(27), nullable=False),  # end of the overlap; empty for the newest key
+)
+witnesses = sa.Table(
+    "ledger_witnesses",
+    metadata,
+    sa.Column("key", sa.String(300), primary_key=True),
+    sa.Column("size", sa.Integer, nullable=False),  # of the last checkpoint that it is known to have cosigned
+    sa.Column("refusal", sa.Text, nullable=False),  # what it said last, if it cosigned nothing; empty if all is well
+    sa.Column("breach", sa.Boolean, nullable=False),  # whether that means a fork or a rollback
+    sa.Column("at", Instant, nullable=False),
+)
+cosignatures = sa.Table(
+    "ledger_cosignatures",
+    metadata,
+    sa.Column("size", sa.Integer, primary_key=True),
+    sa.Column("key", sa.String(300), primary_key=True),
+    sa.Column("line", sa.Text, nullable=False),
 )

@@ -10,14 +10,14 @@ import threading
 import sqlalchemy as sa
 
 from macadam.errors import IntegrityError, NotFound, Temporary
-from macadam.ledger.note import Checkpoint, SignerKey, sign_checkpoint
+from macadam.ledger import keys
+from macadam.ledger.note import Checkpoint, sign_checkpoint
+from macadam.ledger.publishing import publish
 from macadam.ledger.schema import checkpoints, leaves
 from macadam.ledger.tree import TILE_HEIGHT, TILE_WIDTH, Frontier, Tile, grow_tiles
 from macadam.ports import Ports
 from macadam.values import utc_now
 
-KEY_SECRET = "ledger-key"  # noqa: S105 - the name of a secret, not a secret
-CHECKPOINT_NAME = "ledger/checkpoint"
 BATCH = 20_000
 """Leaves integrated at once: bounds memory (about 20 MB) and the time that one transaction takes."""
 FIRST_RETRY = 1.0
@@ -105,26 +105,31 @@ def integrate(ports: Ports) -> int:
         if not rows:
             return 0
         size, frontier = _latest(sql)
+        names = keys.signing(keys.held(sql), {row.seq for row in rows})
     hashes = [bytes(row.hash) for row in rows]
     # 1. tiles: immutable for a given width, so two processes that integrate at once write the same bytes.
     grown = grow_tiles(size, hashes, lambda tile: read_tile(ports, tile))
     for tile, content in grown:
         ports.objects.set_name(f"ledger/{tile.path}", content)
-    # 2. the signed checkpoint over all leaves up to here.
+    # 2. the checkpoint over all leaves up to here, signed by each key in force there.
     frontier.extend(hashes)
-    signer = SignerKey.parse(ports.secrets.get(KEY_SECRET).decode())
+    try:
+        signers = keys.signers(ports, names)
+    except NotFound:
+        if _size(ports) == size:
+            raise
+        return len(rows)  # another process has integrated these, and destroyed a key that they retire
     checkpoint = Checkpoint(
-        origin=signer.name, size=frontier.size, root=frontier.root(), extensions=(f"previous {size}",)
+        origin=signers[0].name, size=frontier.size, root=frontier.root(), extensions=(f"previous {size}",)
     )
-    note = sign_checkpoint(checkpoint, signer)
+    note = sign_checkpoint(checkpoint, *signers)
     # 3. one transaction: number the leaves, add the checkpoint; a race with another process is lost here, harmlessly.
     state = frontier.to_bytes()
     if not ports.sql.write(lambda sql: _commit(sql, size, rows[0].seq, rows[-1].seq, note, frontier.size, state)):
         return len(rows)
-    # 4. the published copy: always the newest, so that of two processes the slower one does not put an older one back.
-    with ports.sql.read() as sql:
-        newest = sql.execute(sa.select(checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)).scalar_one()
-    ports.objects.set_name(CHECKPOINT_NAME, newest.encode())
+    # 4. the published copy, and the published keys if these leaves announce or retire one.
+    publish(ports)
+    keys.settle(ports)
     # 5. what full tiles have taken the place of; a kill before this leaves at most 255 small files.
     _prune(ports, size, [tile for tile, _ in grown])
     return len(rows)
@@ -139,6 +144,11 @@ def _prune(ports: Ports, size: int, written: list[Tile]) -> None:
         if tile.width == TILE_WIDTH and before > 0:
             for name in list(ports.objects.names(f"ledger/{tile.path}.p/")):
                 ports.objects.remove_name(name)
+
+
+def _size(ports: Ports) -> int:
+    with ports.sql.read() as sql:
+        return int(sql.execute(sa.select(sa.func.max(checkpoints.c.size))).scalar() or 0)
 
 
 def _latest(sql: sa.Connection) -> tuple[int, Frontier]:

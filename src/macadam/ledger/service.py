@@ -4,9 +4,6 @@ Numbering leaves and signing is the sequencer's work; rebuilding and comparing i
 for `reading`, proving them for `proofs`.
 """
 
-import contextlib
-import os
-import secrets as random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,12 +11,13 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from macadam.errors import Conflict, IntegrityError, NotFound
-from macadam.ledger import sequencer, verification
+from macadam.errors import IntegrityError, NotFound
+from macadam.ledger import keys, publishing, sequencer, verification
+from macadam.ledger.keyring import KeyRing
 from macadam.ledger.leaf import Leaf, decode, encode
-from macadam.ledger.note import SignerKey, VerifierKey
+from macadam.ledger.note import SignerKey
 from macadam.ledger.schema import checkpoints, leaves, uses
-from macadam.ledger.sequencer import KEY_SECRET, Sequencer
+from macadam.ledger.sequencer import Sequencer
 from macadam.ledger.tree import TileHashes, inclusion_proof, leaf_hash
 from macadam.ledger.types import ShowCheckpoint, Signed, VerifyLedger
 from macadam.ledger.verification import Found
@@ -28,7 +26,6 @@ from macadam.ports import Ports
 
 __all__ = ["Sequencer", "bootstrap", "find", "queue"]
 
-VERIFIER_KEY_NAME = "ledger/key"
 EVERYWHERE = "*"
 """All projects and the platform itself, where a project is named."""
 _LONGEST_INDEX = 18  # digits
@@ -44,23 +41,20 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 def bootstrap(ports: Ports) -> None:
     """Makes the ledger's key in a fresh home, and publishes its verifier key. Two processes may do so at once."""
-    try:
-        ports.objects.get_name(VERIFIER_KEY_NAME)
-    except NotFound:
-        name = f"macadam.local/{random.token_hex(4)}"
-        with contextlib.suppress(Conflict):  # another process made it: then its key is the ledger's
-            ports.secrets.put(KEY_SECRET, SignerKey(name, os.urandom(32)).secret.encode())
-        ports.objects.set_name(VERIFIER_KEY_NAME, f"{signer(ports).verifier}\n".encode())
+    keys.bootstrap(ports)
+    publishing.catch_up(ports)
 
 
 def signer(ports: Ports) -> SignerKey:
-    """The ledger's private key."""
-    return SignerKey.parse(ports.secrets.get(KEY_SECRET).decode())
+    """The private key that the ledger's word is given with: of those in force the oldest, which most readers know."""
+    with ports.sql.read() as sql:
+        oldest = keys.signing(keys.held(sql))[:1]
+    return keys.signers(ports, oldest)[0]
 
 
-def verifier_key(ports: Ports) -> VerifierKey:
-    """The key that the ledger's checkpoints are checked with."""
-    return VerifierKey.parse(ports.objects.get_name(VERIFIER_KEY_NAME).decode().strip())
+def verifier_keys(ports: Ports) -> KeyRing:
+    """The keys that the ledger's checkpoints are checked with."""
+    return keys.published(ports)
 
 
 _LEAF_COLUMNS = ("id", "at", "kind", "outcome", "actor", "project", "subject", "leaf", "hash")
@@ -197,18 +191,27 @@ def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
     unfit: list[str] = []
     try:
         sequencer.integrate_all(context.ports)
+        keys.settle(context.ports)
     except IntegrityError as error:
         unfit.append(f"queued leaves cannot be integrated: {error.what}")
     with context.read() as sql:
         found = verification.verify(
             context.ports,
             sql,
-            verifier_key(context.ports),
+            verifier_keys(context.ports),
             since=request.since,
             deep=request.deep,
             report=context.progress,
         )
+        unfit += _foreign_keys(request.key, verifier_keys(context.ports))
     return msgspec.structs.replace(found, problems=(*unfit, *found.problems))
+
+
+def _foreign_keys(kept: str, ring: KeyRing) -> list[str]:
+    if not kept:
+        return []
+    strange = [key for key in KeyRing.parse(kept).verifiers if key not in ring.verifiers]
+    return [f"the key given, {key}, is not one of this ledger's: it is another ledger" for key in strange]
 
 
 @operation(
@@ -232,4 +235,4 @@ def verify(_tx: Transaction, _request: VerifyLedger, found: Found) -> Found:
     resource="platform:home",
 )
 def checkpoint(tx: Transaction, _request: ShowCheckpoint) -> Signed:
-    return Signed(note=newest_checkpoint(tx.sql)[1], key=str(verifier_key(tx.ports)))
+    return Signed(note=newest_checkpoint(tx.sql)[1], key=str(verifier_keys(tx.ports)))

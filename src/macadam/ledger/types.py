@@ -16,7 +16,7 @@ Moment = Annotated[datetime, msgspec.Meta(tz=True, description="RFC 3339 with it
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
-    """note: a C2SP signed note. key: the verifier key, one line."""
+    """note: a C2SP signed note. key: the verifier keys, one a line."""
 
     note: str
     key: str
@@ -122,10 +122,12 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class VerifyLedger(Request[Found], frozen=True, kw_only=True):
     """Rebuild the ledger and compare it with everything stored and signed.
 
-    since: a signed checkpoint that was kept elsewhere. deep: also read the objects and table files that leaves name.
+    since: a signed checkpoint that was kept elsewhere. key: verifier keys that were kept elsewhere; each must be one
+    of this ledger's. deep: also read the objects and table files that leaves name.
     """
 
     since: str = ""
+    key: str = ""
     deep: bool = True
 
 
@@ -196,3 +198,43 @@ class ReadLeaves(Request[Page], frozen=True, kw_only=True):
     first: Annotated[int, msgspec.Meta(ge=0)] = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
     size: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class KeyState(msgspec.Struct, frozen=True, kw_only=True):
+    """One key of the ledger. state: announced (no checkpoint covers its leaf yet), in force, or retired. since, until:
+    the smallest and the largest checkpoint that it signs, in leaves; -1 if that is not settled. retire_after: when its
+    overlap with the next key ends, '' if none is announced.
+    """
+
+    id: str
+    key: str
+    state: str
+    since: int
+    until: int
+    retire_after: str
+
+
+class LedgerKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """keys: oldest first. announcements: for `macadam_verify --announced`, '' if the key never changed."""
+
+    keys: tuple[KeyState, ...]
+    announcements: str
+
+
+class ShowKeys(Request[LedgerKeys], frozen=True, kw_only=True):
+    """List the keys that sign the ledger, which checkpoints each signs, and how a reader gets from one to the next."""
+
+
+class RotateKey(Request[KeyState], frozen=True, kw_only=True):
+    """Announce a new key for the ledger. Both sign until the old one is retired.
+
+    overlap_days: how long both sign, in days; 0 takes MACADAM_LEDGER_KEY_OVERLAP.
+    """
+
+    overlap_days: Annotated[int, msgspec.Meta(ge=0, le=3650)] = 0
+
+
+class RetireKey(Request[KeyState], frozen=True, kw_only=True):
+    """End a key of the ledger: it signs no later checkpoint, and its private half is destroyed. key: its id."""
+
+    key: str

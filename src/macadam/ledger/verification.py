@@ -2,7 +2,9 @@
 
 Finds bytes that changed, rows, tiles or checkpoints that are gone, and order that was altered. What leaves point at
 (objects, table files) is checked too when asked. A log that was rewritten *with its key* is found only by someone who
-kept an old checkpoint: pass it as `since`.
+kept an old checkpoint (pass it as `since`), or by witnesses.
+
+Which keys had to sign a checkpoint is taken from the leaves that it covers: see `keyring`.
 
 One pass over the leaves in tree order; tiles, checkpoints and objects are compared as the tree grows past them, so that
 memory does not grow with the ledger.
@@ -16,12 +18,14 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.errors import IntegrityError, InvalidInput, NotFound
+from macadam.ledger import keys
+from macadam.ledger.keyring import KeyHistory, KeyRing
 from macadam.ledger.leaf import Leaf, decode
 from macadam.ledger.named_objects import NamedObjects
-from macadam.ledger.note import VerifierKey, open_checkpoint
+from macadam.ledger.note import Checkpoint, Note
 from macadam.ledger.problems import Problems
+from macadam.ledger.publishing import CHECKPOINT_NAME
 from macadam.ledger.schema import checkpoints, leaves, uses
-from macadam.ledger.sequencer import CHECKPOINT_NAME
 from macadam.ledger.stored_tiles import StoredTiles
 from macadam.ledger.tree import Frontier, leaf_hash
 from macadam.ports import Ports
@@ -44,15 +48,16 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
 
 
-def verify(ports: Ports, sql: sa.Connection, key: VerifierKey, *, since: str = "", deep: bool, report: Report) -> Found:
-    """Checks everything. since: a signed checkpoint that was kept elsewhere ('' = none)."""
+def verify(ports: Ports, sql: sa.Connection, ring: KeyRing, *, since: str = "", deep: bool, report: Report) -> Found:
+    """Checks everything. ring: the published keys. since: a signed checkpoint that was kept elsewhere ('' = none)."""
     # Before the first query: the snapshot then holds at least what was published, also while others go on appending.
     published = _published(ports)
     problems = Problems()
     total = sql.execute(sa.select(sa.func.count()).select_from(leaves).where(leaves.c.idx.is_not(None))).scalar_one()
     tiles = StoredTiles(ports, problems)
-    signed = _SignedCheckpoints(sql, key, problems)
-    kept = _KeptCheckpoint(since, key, problems)
+    history = KeyHistory()
+    signed = _SignedCheckpoints(sql, lambda: history.ring(ring.keys[0]), problems)
+    kept = _KeptCheckpoint(since, problems)
     objects = NamedObjects(ports, problems)
     frontier = Frontier()
     last_seq = 0
@@ -63,6 +68,8 @@ def verify(ports: Ports, sql: sa.Connection, key: VerifierKey, *, since: str = "
         leaf = _decoded(row, problems)
         hashed = leaf_hash(bytes(row.leaf))
         problems.extend(_leaf_problems(position, row, hashed, leaf, said))
+        if leaf is not None:
+            history.read(position, leaf)
         frontier.append(hashed)
         tiles.append(hashed)
         signed.reached(frontier)
@@ -73,8 +80,11 @@ def verify(ports: Ports, sql: sa.Connection, key: VerifierKey, *, since: str = "
             report("leaves", position, total)
     tiles.end()
     signed.end(frontier.size)
-    kept.end(frontier.size)
-    problems.extend(_copy_problems(ports, published, sql, key))
+    announced = history.ring(ring.keys[0])
+    kept.end(frontier.size, announced)
+    problems.extend(history.problems)
+    problems.extend(_key_problems(ports, sql, announced))
+    problems.extend(_copy_problems(ports, published, sql, announced))
     problems.extend(_stray_uses(sql))
     queued = sql.execute(sa.select(sa.func.count()).select_from(leaves).where(leaves.c.idx.is_(None))).scalar_one()
     return Found(
@@ -141,8 +151,9 @@ def _stray_uses(sql: sa.Connection) -> Iterator[str]:
 class _SignedCheckpoints:
     """Each checkpoint is signed, follows the one before it, and has the root of the leaves that are there."""
 
-    def __init__(self, sql: sa.Connection, key: VerifierKey, problems: Problems) -> None:
-        self._key = key
+    def __init__(self, sql: sa.Connection, ring: Callable[[], KeyRing], problems: Problems) -> None:
+        """ring: the keys that the leaves read so far announce."""
+        self._ring = ring
         self._problems = problems
         self._rows = _checkpoint_rows(sql)
         self._next = next(self._rows, None)
@@ -179,7 +190,7 @@ class _SignedCheckpoints:
         """The root that a row's note vouches for, None if it cannot be read."""
         previous, self._previous = self._previous, row.size
         try:
-            signed = open_checkpoint(row.note, [self._key])
+            signed = self._ring().open(row.note)
         except (IntegrityError, InvalidInput) as error:
             self._problems.add(f"checkpoint {row.size}: {error.what}")
             return None
@@ -205,29 +216,68 @@ def _checkpoint_rows(sql: sa.Connection) -> Iterator[sa.Row[Any]]:
 class _KeptCheckpoint:
     """A checkpoint that somebody kept: the ledger must still begin with the leaves that it signs. note: '' = none."""
 
-    def __init__(self, note: str, key: VerifierKey, problems: Problems) -> None:
-        self._problems = problems
-        self._size, self._root = 0, Frontier().root()
+    def __init__(self, note: str, problems: Problems) -> None:
+        self._note, self._problems = note, problems
+        self._kept: Checkpoint | None = None
+        self._same = True
         if note:
             try:
-                kept = open_checkpoint(note, [key])
-            except (IntegrityError, InvalidInput) as error:
+                self._kept = Checkpoint.parse(Note.parse(note).text)
+            except InvalidInput as error:
                 problems.add(f"the checkpoint given: {error.what}")
-            else:
-                self._size, self._root = kept.size, kept.root
         self.reached(Frontier())
 
     def reached(self, frontier: Frontier) -> None:
-        if frontier.size == self._size and frontier.root() != self._root:
+        if self._kept is not None and frontier.size == self._kept.size:
+            self._same = frontier.root() == self._kept.root
+
+    def end(self, size: int, ring: KeyRing) -> None:
+        if self._kept is None:
+            return
+        try:
+            ring.open(self._note)
+        except IntegrityError as error:
+            self._problems.add(f"the checkpoint given: {error.what}")
+            return
+        covered = self._kept.size
+        if covered > size:
             self._problems.add(
-                f"the first {self._size} leaves are not those that the given checkpoint signed: history was rewritten"
+                f"the checkpoint given covers {covered} leaves, the ledger has only {size}: it was truncated"
+            )
+        elif not self._same:
+            self._problems.add(
+                f"the first {covered} leaves are not those that the given checkpoint signed: history was rewritten"
             )
 
-    def end(self, size: int) -> None:
-        if self._size > size:
-            self._problems.add(
-                f"the checkpoint given covers {self._size} leaves, the ledger has only {size}: it was truncated"
-            )
+
+# --- keys
+
+
+def _key_problems(ports: Ports, sql: sa.Connection, announced: KeyRing) -> Iterator[str]:
+    """The index of keys and the published list say what the leaves say."""
+    known = keys.held(sql)
+    if known and keys.ring_of(known) != announced:
+        yield "the index of the ledger's keys differs from the leaves that announce and retire them"
+    end = time.monotonic() + _SETTLING
+    while not _published_fits(ports, announced):
+        if time.monotonic() > end:
+            yield "the published keys are not those that the leaves announce"
+            return
+        time.sleep(_SETTLING / 20)
+
+
+def _published_fits(ports: Ports, announced: KeyRing) -> bool:
+    """Also if another key was announced, or retired, after the snapshot that is verified."""
+    published = keys.published(ports)
+    if published == announced:
+        return True
+    with ports.sql.read() as later:
+        known = keys.held(later)
+    now = keys.ring_of(known) if known else announced
+    return published == now and now.grew_from(announced)
+
+
+# --- the published copy
 
 
 def _published(ports: Ports) -> bytes | None:
@@ -237,20 +287,22 @@ def _published(ports: Ports) -> bytes | None:
         return None
 
 
-def _copy_problems(ports: Ports, published: bytes | None, sql: sa.Connection, key: VerifierKey) -> list[str]:
+def _copy_problems(ports: Ports, published: bytes | None, sql: sa.Connection, ring: KeyRing) -> list[str]:
     """A copy that does not fit is looked at again, since others may be about to publish; one that was put back stays."""
-    found = list(_named_checkpoint_problems(published, sql, key))
+    found = list(_named_checkpoint_problems(published, sql, ring))
     end = time.monotonic() + _SETTLING
     while found and time.monotonic() < end:
         time.sleep(_SETTLING / 20)
         published = _published(ports)
         with ports.sql.read() as later:
-            found = list(_named_checkpoint_problems(published, later, key))
+            found = list(_named_checkpoint_problems(published, later, ring))
     return found
 
 
-def _named_checkpoint_problems(published: bytes | None, sql: sa.Connection, key: VerifierKey) -> Iterator[str]:
-    """The published copy is one of the stored ones. A kill between two steps leaves it one behind, not more."""
+def _named_checkpoint_problems(published: bytes | None, sql: sa.Connection, ring: KeyRing) -> Iterator[str]:
+    """The published copy is one of the stored ones, and maybe cosigned. A kill between two steps leaves it one behind,
+    not more.
+    """
     newest = list(
         sql.execute(sa.select(checkpoints.c.size).order_by(checkpoints.c.size.desc()).limit(2)).scalars()
     )  # and the one before it
@@ -260,12 +312,14 @@ def _named_checkpoint_problems(published: bytes | None, sql: sa.Connection, key:
         return
     try:
         note = published.decode()
-        size = open_checkpoint(note, [key]).size
+        parsed = Note.parse(note)
+        size = Checkpoint.parse(parsed.text).size
     except (IntegrityError, InvalidInput, UnicodeDecodeError) as error:
         yield f"the published checkpoint: {error}"
         return
     stored = sql.execute(sa.select(checkpoints.c.note).where(checkpoints.c.size == size)).scalar_one_or_none()
-    if stored != note:
+    own = [line for line in parsed.signatures if line.name == ring.origin]
+    if stored is None or not note.startswith(stored) or own != [*Note.parse(stored).signatures]:
         yield f"the published checkpoint of size {size} is not among the stored ones: checkpoints or leaves are gone"
     elif size < newest[-1]:
         yield f"the published checkpoint is of size {size}, the newest stored one of {newest[0]}: an old one was put back"

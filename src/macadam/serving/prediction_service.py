@@ -14,7 +14,7 @@ from macadam.journal import record
 from macadam.journal.service import holding
 from macadam.journal.types import TABLE
 from macadam.lazy import lazy
-from macadam.ledger import sequencer
+from macadam.ledger import key_service, sequencer
 from macadam.ledger import service as ledger
 from macadam.models.metrics import Scored
 from macadam.operations import Context, Transaction, operation
@@ -230,7 +230,8 @@ def prove(tx: Transaction, request: Prove, _integrated: None) -> Proof:
         bundle=made.decode(),
         bytes=len(made),
         leaves=leaves,
-        key=str(ledger.verifier_key(tx.ports)),
+        key=str(ledger.verifier_keys(tx.ports)),
+        announcements=key_service.announcements(tx.ports, tx.sql),
     )
 
 
@@ -245,4 +246,4 @@ def fetch_receipt(tx: Transaction, request: FetchReceipt, _integrated: None) -> 
     """For the principal that asked, whatever else they may do: who audits proves instead (`macadam prove`)."""
     wanted = proof.bare_id(request.prediction)
     made = proof.receipt(tx.ports, tx.sql, request.project, wanted, actor=tx.actor.id)
-    return Receipt(prediction=wanted, receipt=made.decode(), bytes=len(made), key=str(ledger.verifier_key(tx.ports)))
+    return Receipt(prediction=wanted, receipt=made.decode(), bytes=len(made), key=str(ledger.verifier_keys(tx.ports)))

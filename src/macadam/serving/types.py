@@ -161,8 +161,8 @@ class ShowPrediction(Request[PredictionPage], frozen=True, kw_only=True):
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """A proof bundle. bundle: the file's exact text; key: the ledger's verifier key, for comparison with the one
-    that the verifier got by another way.
+    """A proof bundle. bundle: the file's exact text; key: the ledger's verifier keys, for comparison with the one
+    that the verifier got by another way; announcements: what leads from an older key to the newest, '' if there is one.
     """
 
     prediction: str
@@ -170,6 +170,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     leaves: int
     key: str
+    announcements: str
 
 
 class Prove(Request[Proof], frozen=True, kw_only=True):

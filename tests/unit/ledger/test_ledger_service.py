@@ -9,11 +9,13 @@ import sqlalchemy as sa
 from unit.ledger.worlds import leaf, open_ports, queue, verify, with_port
 
 from macadam.errors import InvalidInput, NotFound
-from macadam.ledger import problems
+from macadam.ledger import keys, problems
 from macadam.ledger import service as ledger
+from macadam.ledger.keyring import KeyRing
 from macadam.ledger.leaf import decode
+from macadam.ledger.publishing import CHECKPOINT_NAME
 from macadam.ledger.schema import leaves, uses
-from macadam.ledger.sequencer import CHECKPOINT_NAME, integrate_all
+from macadam.ledger.sequencer import integrate_all
 from macadam.ports import Ports
 
 
@@ -73,9 +75,10 @@ def test_a_leaf_that_waits_for_its_checkpoint_has_no_proof_yet(ports: Ports) -> 
 
 
 def test_two_homes_opened_at_once_have_one_key(ports: Ports) -> None:
-    key = ledger.verifier_key(ports)
+    ring = ledger.verifier_keys(ports)
     again = open_ports(ports.settings.home)
-    assert ledger.verifier_key(again) == key == ledger.signer(again).verifier
+    (signer,) = keys.signers(again, [keys.KEY_SECRET])
+    assert ledger.verifier_keys(again) == ring == KeyRing.of(signer.verifier)
     again.sql.close()
 
 

@@ -14,6 +14,7 @@ from unit.ledger.worlds import Fragile, Killed, open_ports, queue, verify, with_
 from macadam.errors import IntegrityError, StorageFull
 from macadam.ledger import sequencer
 from macadam.ledger import service as ledger
+from macadam.ledger.publishing import CHECKPOINT_NAME
 from macadam.ledger.schema import checkpoints, leaves
 from macadam.ledger.sequencer import Sequencer, integrate, integrate_all
 from macadam.ledger.tree import leaf_hash, verify_inclusion
@@ -127,7 +128,7 @@ def test_the_slower_of_two_processes_does_not_publish_an_older_checkpoint(ports:
     with ports.sql.read() as sql:
         size, note = ledger.newest_checkpoint(sql)
     assert size == 5
-    assert ports.objects.get_name(sequencer.CHECKPOINT_NAME).decode() == note
+    assert ports.objects.get_name(CHECKPOINT_NAME).decode() == note
 
 
 def test_partial_tiles_go_once_the_full_one_is_there(ports: Ports) -> None:
@@ -262,15 +263,15 @@ def test_a_checkpoint_that_is_about_to_be_published_is_no_problem_and_an_old_one
     """A kill before publishing leaves the copy one behind; whoever goes on has two, until the copy is written."""
     queue(ports, 1)
     integrate_all(ports)
-    old = ports.objects.get_name(sequencer.CHECKPOINT_NAME)
+    old = ports.objects.get_name(CHECKPOINT_NAME)
     for _ in range(2):
         queue(ports, 1)
         integrate_all(ports)
-    newest = ports.objects.get_name(sequencer.CHECKPOINT_NAME)
-    ports.objects.set_name(sequencer.CHECKPOINT_NAME, old)
-    publishing = threading.Timer(0.2, ports.objects.set_name, (sequencer.CHECKPOINT_NAME, newest))
+    newest = ports.objects.get_name(CHECKPOINT_NAME)
+    ports.objects.set_name(CHECKPOINT_NAME, old)
+    publishing = threading.Timer(0.2, ports.objects.set_name, (CHECKPOINT_NAME, newest))
     publishing.start()
     assert verify(ports).problems == ()
     publishing.join()
-    ports.objects.set_name(sequencer.CHECKPOINT_NAME, old)
+    ports.objects.set_name(CHECKPOINT_NAME, old)
     assert "an old one was put back" in verify(ports).problems[0]

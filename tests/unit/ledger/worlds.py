@@ -60,7 +60,7 @@ def queue(ports: Ports, count: int, *, subject: str = "thing") -> None:
 def verify(ports: Ports, *, since: str = "", deep: bool = False) -> Found:
     with ports.sql.read() as sql:
         return verification.verify(
-            ports, sql, ledger.verifier_key(ports), since=since, deep=deep, report=lambda _what, _done, _of: None
+            ports, sql, ledger.verifier_keys(ports), since=since, deep=deep, report=lambda _what, _done, _of: None
         )
 
 

@@ -16,7 +16,7 @@ from unit.serving.test_gateway import ready
 from macadam.app.platform import Platform
 from macadam.errors import NotAuthorised
 from macadam.journal.types import SealClosed
-from macadam.ledger.service import verifier_key
+from macadam.ledger.service import verifier_keys
 from macadam.ledger.types import VerifyLedger
 from macadam.personal import store
 from macadam.personal.types import EraseSubject, ListErasures
@@ -166,7 +166,7 @@ def _kept(platform: Platform, home: Path, predictions: list[str]) -> tuple[bytes
 
 def _verifies(platform: Platform, folder: Path, bundle: str) -> None:
     (folder / "bundle.json").write_text(bundle)
-    (folder / "key").write_text(f"{verifier_key(platform.ports)}\n")
+    (folder / "key").write_text(f"{verifier_keys(platform.ports)}\n")
     command = [sys.executable, "-m", "macadam_verify", str(folder / "bundle.json"), "--key", str(folder / "key")]
     allowed = [flag for role in ("gate", "evaluation", "approval", "thresholds") for flag in ("--allow-missing", role)]
     done = subprocess.run([*command, *allowed, "--json"], capture_output=True, text=True, check=False)

@@ -302,8 +302,8 @@ def test_it_runs_as_a_module_without_macadam(files: tuple[Path, Path], tmp_path:
     alone = tmp_path / "alone" / "macadam_verify"
     alone.mkdir(parents=True)
     source = Path(verifier.__file__)
-    for name in ("__init__.py", "__main__.py"):
-        (alone / name).write_bytes(source.with_name(name).read_bytes())
+    for path in source.parent.glob("*.py"):
+        (alone / path.name).write_bytes(path.read_bytes())
     program = f"import sys, runpy; sys.path.insert(0, {str(alone.parent)!r}); sys.modules['macadam'] = None; "
     program += f"sys.argv = ['v', {str(whole)!r}, '--key', {str(key)!r}]; runpy.run_module('macadam_verify', run_name='__main__')"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -320,7 +320,7 @@ def test_it_imports_only_the_standard_library_and_cryptography() -> None:
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0
                 imported.add((node.module or "").partition(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"cryptography"}
+    assert imported - set(sys.stdlib_module_names) == {"cryptography", "macadam_verify"}
 
 
 def test_a_bundle_with_a_denied_or_foreign_leaf_of_no_role_is_still_proved() -> None:
