@@ -100,7 +100,7 @@ def sign(context: Context, run: Run) -> Signed:
     files = artifact.files(run.artifact, run.signature)
     with context.read() as sql:
         made_from = dependencies(sql, run)
-    platform = ledger.verifier_key(context.ports).name
+    platform = ledger.verifier_keys(context.ports).origin
     statement = provenance.statement(run, files, made_from, platform=platform)
     objects = context.ports.objects
     return Signed(
