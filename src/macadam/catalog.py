@@ -91,7 +91,8 @@ def _create(sql: sa.Connection, project: str, name: str, metadata_location: str)
         "metadata_location": metadata_location,
         "iceberg_type": "TABLE",
     }
-    return sql.execute(sa.insert(iceberg_tables).values(values)).rowcount
+    sql.execute(sa.insert(iceberg_tables).values(values))
+    return 1
 
 
 def _ensure_namespace(sql: sa.Connection, project: str) -> None:

@@ -20,6 +20,10 @@ metadata = sa.MetaData(
 )
 
 
+WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""A whole number of 64 bits on every database: SQLite's INTEGER is one, and only that counts up by itself."""
+
+
 class Instant(TypeDecorator[datetime]):
     """An aware UTC datetime, stored as RFC 3339 text with microseconds: sorts by time on every database."""
 

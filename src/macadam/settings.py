@@ -14,9 +14,17 @@ from typing import Any, Self
 from macadam.errors import SettingInvalid
 
 
-def setting(default: object, *, env: str, unit: str, why: str) -> Any:
-    """Declares one setting; `unit` and `why` go to the reference page."""
-    return dataclasses.field(default=default, metadata={"env": env, "unit": unit, "why": why})
+def setting(default: object, *, env: str, unit: str, why: str, secret: bool = False) -> Any:
+    """Declares one setting; `unit` and `why` go to the reference page. secret: not shown when settings are printed."""
+    return dataclasses.field(default=default, metadata={"env": env, "unit": unit, "why": why}, repr=not secret)
+
+
+_PRIVATE = ("MACADAM_", "PGPASS", "PGSSLKEY", "PGSERVICE")
+
+
+def without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that code may see which is not the platform's own: no setting of ours, nothing that opens the database."""
+    return {name: value for name, value in environment.items() if not name.startswith(_PRIVATE)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,9 @@ def _parse(variable: str, text: str, kind: type) -> object:
 class Storage(Section):
     """Where state lives. Empty means: under the home."""
 
-    database: str = setting("", env="MACADAM_DATABASE", unit="URL", why="SQLite under the home needs no server")
+    database: str = setting(
+        "", env="MACADAM_DATABASE", unit="URL", why="SQLite under the home needs no server", secret=True
+    )
     objects: str = setting("", env="MACADAM_OBJECTS", unit="URL", why="a local directory needs no server")
     online: str = setting("", env="MACADAM_ONLINE", unit="URL", why="LMDB reads in microseconds and needs no server")
     runner: str = setting("subprocess", env="MACADAM_RUNNER", unit="adapter", why="one machine is enough to start with")

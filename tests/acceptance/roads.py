@@ -41,10 +41,15 @@ def chance() -> random.Random:
 
 @dataclass(frozen=True, kw_only=True)
 class Road:
-    """place: the project's folder; home: the platform's."""
+    """place: the project's folder; home: the platform's; database: MACADAM_DATABASE, '' for SQLite in the home."""
 
     place: Path
     home: Path
+    database: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"MACADAM_DATABASE": self.database} if self.database else {}
 
     def start(self, *words: str, **environment: str) -> "subprocess.Popen[str]":
         """A command of the command line, in the project's folder."""
@@ -52,7 +57,7 @@ class Road:
         return subprocess.Popen(
             [*_MACADAM, *words],
             cwd=self.place,
-            env={**plain, "MACADAM_HOME": str(self.home), **environment},
+            env={**plain, "MACADAM_HOME": str(self.home), **self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -73,7 +78,7 @@ class Road:
         return self.say("tokens", "issue", principal)
 
     def platform(self) -> contextlib.AbstractContextManager[Platform]:
-        return open_platform(self.home)
+        return open_platform(self.home, environment=self.environment)
 
     def copy(self, folder: Path) -> "Road":
         """The same project and home elsewhere. Tables stay where they were written: for reading only."""
@@ -96,11 +101,11 @@ class Way:
     caller: Any
 
 
-def travel(folder: Path) -> Way:
+def travel(folder: Path, database: str = "") -> Way:
     """init, plan, apply, an approval by somebody else, apply."""
     home = folder / "home"
-    Road(place=folder, home=home).say("init", PROJECT)
-    road = Road(place=folder / PROJECT, home=home)
+    Road(place=folder, home=home, database=database).say("init", PROJECT)
+    road = Road(place=folder / PROJECT, home=home, database=database)
     gates = road.place / "gates.yaml"
     gates.write_text(gates.read_text().replace("{required: 0}", "{required: 1, not_author: true}"))
     planned = road.say("plan")

@@ -300,34 +300,33 @@ def _refuse_unfit(encoding: str, version: int) -> None:
 def _migrate(connection: sa.Connection) -> None:
     before = set(sa.inspect(connection).get_table_names())
     upgrade(connection)
-    _order_by_bytes(connection, others=before)
+    _make_text_plain(connection, others=before)
 
 
-# Text columns of the schema's tables, and what they are ordered by.
-_TEXT = """SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod),
-                  o.collname = 'C' OR (o.collname = 'default' AND d.datlocprovider = 'c' AND d.datcollate = 'C')
+# Text columns of the schema's tables, and whether they were made what Macadam makes of them.
+_TEXT = """SELECT c.relname, a.attname, o.collname = 'C' AND a.atttypid = 'text'::regtype
            FROM pg_attribute a
            JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace
            JOIN pg_collation o ON o.oid = a.attcollation
-           JOIN pg_database d ON d.datname = current_database()
-           WHERE a.attnum > 0 AND NOT a.attisdropped
+           WHERE a.attnum > 0 AND NOT a.attisdropped AND a.atttypid IN ('text'::regtype, 'varchar'::regtype)
            ORDER BY 1, a.attnum"""
 
 
-def _order_by_bytes(connection: sa.Connection, *, others: set[str]) -> None:
-    """Gives the text columns of Macadam's tables the order of their bytes, which is SQLite's, whatever the database's is.
+def _make_text_plain(connection: sa.Connection, *, others: set[str]) -> None:
+    """Makes the text columns of Macadam's tables what SQLite's are: of any length, and ordered by their bytes.
 
-    Lists so come out the same on both, and an upgrade of the system's language tables cannot break an index.
-    others: tables that were there before; of them only those are ours that have such a column already.
+    Lists so come out the same on both, an upgrade of the system's language tables cannot break an index, and lengths are
+    what the code says they are. others: tables that were there before; of them only those are ours that have such a
+    column already.
     """
     found = connection.exec_driver_sql(_TEXT).all()
-    ours = {table for table, _, _, bytewise in found if bytewise or table not in others}
+    ours = {table for table, _, plain in found if plain or table not in others}
     quoted = connection.dialect.identifier_preparer.quote
     for table in sorted(ours):
         changes = [
-            f'ALTER COLUMN {quoted(column)} TYPE {kind} COLLATE "C"'
-            for of, column, kind, bytewise in found
-            if of == table and not bytewise
+            f'ALTER COLUMN {quoted(column)} TYPE text COLLATE "C"'
+            for of, column, plain in found
+            if of == table and not plain
         ]
         if changes:
             connection.exec_driver_sql(f"ALTER TABLE {quoted(table)} {', '.join(changes)}")

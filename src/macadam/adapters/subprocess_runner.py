@@ -27,6 +27,7 @@ import msgspec
 
 from macadam.errors import StorageFull, Unavailable, UserCodeFailed
 from macadam.ports import Job, JobResult
+from macadam.settings import without_credentials
 
 TIMED_OUT = 124  # exit code of a command that met its time limit, as `timeout` of coreutils gives
 _KILLED = 137
@@ -86,7 +87,7 @@ class SubprocessRunner:
 
 def _variables() -> dict[str, str]:
     """What the project's code may see of this process's variables, that which builds its requirements included."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("MACADAM_")}
+    return without_credentials(os.environ)
 
 
 def _make(place: Path, python: Path, requirements: str, log: "_Log") -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from macadam.access import revoking
 from macadam.access import service as access
+from macadam.app import belonging
 from macadam.app.dispatcher import Dispatcher, no_progress
 from macadam.errors import NotFound, SettingInvalid
 from macadam.ledger import service as ledger
@@ -132,6 +133,7 @@ class Platform:
 
     def _migrate_and_bootstrap(self) -> None:
         self.ports.sql.migrate()
+        belonging.claim(self.ports)
         ledger.bootstrap(self.ports)
         access.bootstrap(self.ports)
         announce_first(self.ports, self._policy_set)
@@ -155,6 +157,12 @@ def load_if_unknown(request: type[Request[Any]]) -> None:
         load()
 
 
+def _database(settings: Settings) -> object:
+    if settings.storage.database:
+        return adapter("postgres")(settings.storage.database, settings.sql)
+    return adapter("sqlite")(settings.home / belonging.SQLITE_FILE, settings.sql)
+
+
 def _connect(settings: Settings) -> Ports:
     """Builds the adapters. Anything may be loaded here, but no adapter imports its heavy package before use."""
     home = settings.home
@@ -166,15 +174,16 @@ def _connect(settings: Settings) -> Ports:
             f"The home {home} cannot be made: {error.strerror}.",
             next_step="Set MACADAM_HOME to a directory that you may write.",
         ) from error
-    if settings.storage.database or settings.storage.objects or settings.storage.online:
+    if settings.storage.objects or settings.storage.online:
         raise SettingInvalid(
-            "MACADAM_DATABASE, MACADAM_OBJECTS and MACADAM_ONLINE name scale adapters, which this release lacks.",
+            "MACADAM_OBJECTS and MACADAM_ONLINE name scale adapters, which this release lacks.",
             next_step="Unset them: the embedded adapters under the home are used.",
         )
+    belonging.check(settings)
     objects: Any = adapter("local_objects")(home / "objects")
     return Ports(
         settings=settings,
-        sql=cast("Any", adapter("sqlite")(home / "macadam.sqlite", settings.sql)),
+        sql=cast("Any", _database(settings)),
         objects=objects,
         tables=cast("Any", adapter("iceberg")(home / "warehouse")),
         online=cast("Any", adapter("lmdb")(home / "online")),

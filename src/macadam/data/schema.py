@@ -5,7 +5,7 @@ Which snapshot of a table is published is not said here but in `macadam.catalog`
 
 import sqlalchemy as sa
 
-from macadam.schema import Instant, Json, metadata
+from macadam.schema import WHOLE, Instant, Json, metadata
 
 contracts = sa.Table(
     "data_contracts",
@@ -34,7 +34,7 @@ offsets = sa.Table(
     sa.Column("project", sa.String(64), primary_key=True),
     sa.Column("source", sa.String(64), primary_key=True),
     sa.Column("path", sa.String(1000), primary_key=True),
-    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("size", WHOLE, nullable=False),
     sa.Column("sha256", sa.String(80), nullable=False),
     sa.Column("snapshot_id", sa.String(20), nullable=False),
     sa.Column("at", Instant, nullable=False),

@@ -1,4 +1,4 @@
-"""Applies a plan as a durable flow (DBOS, on its own SQLite file in the home): killed anywhere, it goes on at its step.
+"""Applies a plan as a durable flow (DBOS, beside the platform's state: a file in the home, or a schema in Postgres): killed anywhere, it goes on at its step.
 
 Each step is one operation with an idempotency key of the flow and the step. DBOS remembers steps that have returned;
 one that was cut off is called again with the same key and gets the first answer if its transaction had committed.
@@ -27,6 +27,7 @@ from macadam.delivery.plan import Plan, Step, compare
 from macadam.errors import Busy, GateRefused, StorageFull
 from macadam.lazy import lazy
 from macadam.models.types import GateResult
+from macadam.settings import Settings
 from macadam.values import instant, parse_instant, utc_now, uuid7
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _FLOW = "macadam-apply"
 # Part of what a stored flow means: raise it when the steps of an old one could no longer be carried on.
 _FLOW_VERSION = "1"
 _OPEN = ["PENDING", "ENQUEUED", "DELAYED"]
+_PG_FULL = {"53100", "58030"}  # disk_full, io_error
 _POLL = 0.2  # s between looks at a resumed flow
 
 
@@ -131,7 +133,7 @@ def apply(platform: Platform, directory: Path, on_event: OnEvent = ignore) -> Ap
     """
     started = time.monotonic()
     home = platform.settings.home
-    with _alone(home), _full_disk_said(), _engine(home) as engine:
+    with _alone(home), _full_disk_said(), _engine(platform.settings) as engine:
         made = plan(platform, directory)
         for note in made.left:
             on_event(Event(kind="left", text=note))
@@ -300,24 +302,37 @@ def _full_disk_said() -> Iterator[None]:
     try:
         yield
     except sa.exc.OperationalError as error:
-        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+        full = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+        if not full and getattr(error.orig, "sqlstate", "") not in _PG_FULL:
             raise
         raise StorageFull(
-            "The disk of the home is full: the apply stopped where it was.",
+            "The disk of the database is full: the apply stopped where it was.",
             next_step="Free space and run `macadam apply` again: it goes on at that step.",
         ) from error
 
 
+def _store(settings: Settings) -> "dbos.DBOSConfig":
+    """Where DBOS keeps flows. In Postgres in a schema of its own, without its triggers: only what it is asked is read."""
+    if settings.storage.database:
+        return {
+            "system_database_url": settings.storage.database,
+            "dbos_system_schema": "macadam_flows",
+            "use_listen_notify": False,
+            "sys_db_pool_size": 4,
+        }
+    return {"system_database_url": f"sqlite:///{settings.home / 'flows.sqlite'}"}
+
+
 @contextmanager
-def _engine(home: Path) -> Iterator[_Engine]:
-    """DBOS on the home's flows.sqlite, with nothing said on the console and no server of its own."""
+def _engine(settings: Settings) -> Iterator[_Engine]:
+    """DBOS with nothing said on the console and no server of its own."""
     logger = logging.getLogger("dbos")
     logger.addHandler(logging.NullHandler())  # it adds a console handler only where it finds none
     logger.propagate = False
     engine = dbos.DBOS(
         config={
             "name": "macadam",
-            "system_database_url": f"sqlite:///{home / 'flows.sqlite'}",
+            **_store(settings),
             "application_version": _FLOW_VERSION,
             # A new name each time: DBOS then takes up no flow by itself, `_unfinished` decides which.
             "executor_id": uuid7(),

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from macadam.faces import logs
-from macadam.settings import Settings
+from macadam.settings import Settings, without_credentials
 
 _log = logging.getLogger(logs.LOGGER)
 COMMAND = (sys.executable, "-m", "macadam.serving.gateway")
@@ -141,10 +141,13 @@ def _log_file(home: Path) -> Path:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of this process, with what flags changed."""
+    """The environment of this process, with what flags changed, and without what opens the database: it uses none."""
     server = settings.server
+    own = {name: value for name, value in os.environ.items() if name.startswith("MACADAM_")}
+    own.pop("MACADAM_DATABASE", None)
     return {
-        **os.environ,
+        **without_credentials(os.environ),
+        **own,
         "MACADAM_HOME": str(settings.home),
         "MACADAM_HOST": server.host,
         "MACADAM_PORT": str(server.port),

@@ -18,6 +18,7 @@ import msgspec
 
 from macadam.errors import MacadamError, NotFound, UserCodeFailed
 from macadam.features import define
+from macadam.settings import without_credentials
 
 _TIMEOUT = 60.0  # s; definitions are values, and nothing in them should take long
 _FAILED = 70  # EX_SOFTWARE: the file raised
@@ -33,7 +34,7 @@ def definitions_of(file: Path, *, timeout: float = _TIMEOUT) -> dict[str, object
         raise NotFound(f"There is no file {file}.", next_step="Write feature definitions into features.py.")
     command = [sys.executable, "-P", "-m", "macadam.features.load", str(file.resolve())]
     # Credentials are not the project's business.
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("MACADAM_")}
+    variables = without_credentials(os.environ)
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, on a file that the caller named
             command, cwd=file.resolve().parent, env=variables, capture_output=True, timeout=timeout, check=False

@@ -2,14 +2,15 @@
 
 import sqlalchemy as sa
 
-from macadam.schema import Instant, metadata
+from macadam.schema import WHOLE, Instant, metadata
 
 leaves = sa.Table(
     "ledger_leaves",
     metadata,
-    # Order of commit. AUTOINCREMENT, so that a number is never given twice, whatever is deleted.
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("idx", sa.Integer, unique=True),  # place in the tree; empty until it is integrated
+    # Order of commit: numbers are given under the writers' lock, which is held until the commit (see the sequencer).
+    # AUTOINCREMENT, so that a number is never given twice, whatever is deleted; Postgres's sequences do so anyway.
+    sa.Column("seq", WHOLE, primary_key=True, autoincrement=True),
+    sa.Column("idx", WHOLE, unique=True),  # place in the tree; empty until it is integrated
     sa.Column("id", sa.String(36), nullable=False, unique=True),
     sa.Column("at", sa.String(27), nullable=False),
     sa.Column("kind", sa.String(100), nullable=False),
@@ -36,7 +37,7 @@ uses = sa.Table(
 checkpoints = sa.Table(
     "ledger_checkpoints",
     metadata,
-    sa.Column("size", sa.Integer, primary_key=True),
+    sa.Column("size", WHOLE, primary_key=True),
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("frontier", sa.LargeBinary, nullable=False),
     sa.Column("at", Instant, nullable=False),

@@ -20,6 +20,7 @@ import msgspec
 
 from macadam.errors import IntegrityError, InvalidInput, TooLarge, UserCodeFailed
 from macadam.models.types import Environment, Hardware
+from macadam.settings import without_credentials
 from macadam.values import digest_of
 
 SUFFIXES = (".py", ".yaml", ".yml", ".toml", ".txt", ".sql")
@@ -131,7 +132,7 @@ def _git(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> byte
     """What git says, None if it could not. settings: names of those that count as empty."""
     # Optional locks off: looking must not write into the user's repository, and nothing it names may be run.
     command = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(directory), *arguments)
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("MACADAM_", "GIT_"))}
+    variables = {k: v for k, v in without_credentials(os.environ).items() if not k.startswith("GIT_")}
     variables["GIT_CONFIG_COUNT"] = str(len(settings))
     for number, name in enumerate(settings):
         variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": ""}

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from macadam.schema import WHOLE
+
 revision = "0003_ledger"
 down_revision = "0002_access"
 
@@ -10,8 +12,8 @@ down_revision = "0002_access"
 def upgrade() -> None:
     op.create_table(
         "ledger_leaves",
-        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("idx", sa.Integer, unique=True),
+        sa.Column("seq", WHOLE, primary_key=True, autoincrement=True),
+        sa.Column("idx", WHOLE, unique=True),
         sa.Column("id", sa.String(36), nullable=False, unique=True),
         sa.Column("at", sa.String(27), nullable=False),
         sa.Column("kind", sa.String(100), nullable=False, index=True),
@@ -30,7 +32,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "ledger_checkpoints",
-        sa.Column("size", sa.Integer, primary_key=True),
+        sa.Column("size", WHOLE, primary_key=True),
         sa.Column("note", sa.Text, nullable=False),
         sa.Column("frontier", sa.LargeBinary, nullable=False),
         sa.Column("at", sa.String(27), nullable=False),

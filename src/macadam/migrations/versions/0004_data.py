@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from macadam.schema import WHOLE
+
 revision = "0004_data"
 down_revision = "0003_ledger"
 
@@ -29,7 +31,7 @@ def upgrade() -> None:
         sa.Column("project", sa.String(64), primary_key=True),
         sa.Column("source", sa.String(64), primary_key=True),
         sa.Column("path", sa.String(1000), primary_key=True),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("size", WHOLE, nullable=False),
         sa.Column("sha256", sa.String(80), nullable=False),
         sa.Column("snapshot_id", sa.String(20), nullable=False),
         sa.Column("at", sa.String(27), nullable=False),
