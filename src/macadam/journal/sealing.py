@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from macadam.errors import Busy, IntegrityError, NotFound
+from macadam.errors import Busy, IntegrityError, InvalidInput, NotFound
 from macadam.journal import places, record
-from macadam.journal.layout import CLOSED, OPEN
+from macadam.journal.layout import CLOSED, OPEN, VERIFY
 from macadam.journal.places import Place
-from macadam.journal.segment import SealedSegment, SegmentReader, is_written, recover, seal
+from macadam.journal.segment import Record, SealedSegment, is_written, recover, seal
 from macadam.lazy import lazy
 from macadam.ledger.tree import leaf_hash, root_of
 from macadam.ports import Objects
@@ -91,14 +91,15 @@ def batch(paths: Sequence[Path]) -> list[Path]:
 
 def store(path: Path, objects: Objects) -> Closed:
     """Raises IntegrityError if a byte is not as it was written, StorageFull."""
-    facts = seal(path, leaf_hash=leaf_hash, root=root_of)
     found: list[Place] = []
     rows: list[dict[str, Any]] = []
-    with SegmentReader(path) as reader:
-        for item in reader:
-            row = _row(item.payload, facts.id, item.index)
-            rows.append(row)
-            found.append(Place(uuid.UUID(row["id"]).bytes, item.offset, item.index))
+
+    def each(item: Record) -> None:
+        row, identity = _read(path, item)
+        rows.append(row)
+        found.append(Place(identity, item.offset, item.index))
+
+    facts = seal(path, leaf_hash=leaf_hash, root=root_of, each=each)
     ids = [row["id"] for row in rows]
     return Closed(
         path=path,
@@ -109,6 +110,19 @@ def store(path: Path, objects: Objects) -> Closed:
         last_id=max(ids, default=""),
         rows=rows,
     )
+
+
+def _read(path: Path, item: Record) -> tuple[dict[str, Any], bytes]:
+    """The row of a record, and its id's bytes. Raises IntegrityError: a record that says nonsense is damage as well."""
+    try:
+        row = _row(item.payload, path.stem, item.index)
+        return row, uuid.UUID(row["id"]).bytes
+    except (InvalidInput, ValueError, OverflowError) as error:
+        raise IntegrityError(
+            f"The record at offset {item.offset} of {path} cannot be read: {error}",
+            next_step=VERIFY,
+            details={"path": str(path), "offset": item.offset},
+        ) from error
 
 
 def _row(payload: bytes, segment: str, position: int) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class _At(msgspec.Struct):
     at: str
 
 
+_WINDOW = 1 << 18
+"""Bytes read at once."""
 _crc = google_crc32c.value
 _header_decode = msgspec.json.Decoder(SegmentHeader).decode
 _footer_decode = msgspec.json.Decoder(SegmentFooter).decode
@@ -101,6 +103,7 @@ class SegmentReader:
         self.count = 0
         self.end = 0
         self._digest = hashlib.sha256()
+        self._window: tuple[int, bytes] = (0, b"")
         try:
             self._fd = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
@@ -155,8 +158,16 @@ class SegmentReader:
             raise self._damage(offset, "the footer is there, not a record")
         return payload
 
+    def _bytes(self, offset: int, length: int) -> bytes:
+        """So many bytes, fewer at the end: out of a window, since a system call for each costs more than the bytes."""
+        start, data = self._window
+        if offset < start or offset + length > start + len(data):
+            wanted = max(length, min(_WINDOW, self._size - offset))
+            start, data = self._window = offset, os.pread(self._fd, wanted, offset)
+        return data[offset - start : offset - start + length]
+
     def _read_header(self) -> SegmentHeader:
-        magic = os.pread(self._fd, len(MAGIC), 0)
+        magic = self._bytes(0, len(MAGIC))
         if magic != MAGIC:
             raise self._damage(0, f"it begins with {magic!r}, expected {MAGIC!r}")
         start, payload, is_footer = self._frame_at(len(MAGIC))
@@ -182,7 +193,7 @@ class SegmentReader:
         its own checksum is damage, never torn: nothing tells then where the tail begins.
         """
         left = self._size - offset
-        start = os.pread(self._fd, FRAME.size, offset)
+        start = self._bytes(offset, FRAME.size)
         if left < FRAME.size:
             return True
         if not any(start):
@@ -192,15 +203,15 @@ class SegmentReader:
         if check != _crc(start[:8]) or length > MAX_PAYLOAD:
             return False
         needed = FRAME.size + length
-        return bool(needed > left or (needed == left and os.pread(self._fd, 1, self._size - 1) == b"\0"))
+        return bool(needed > left or (needed == left and self._bytes(self._size - 1, 1) == b"\0"))
 
     def _zeros_from(self, offset: int) -> bool:
         if self._size - offset > MAX_PAYLOAD + FRAME.size:
             return False
-        return not any(os.pread(self._fd, self._size - offset, offset))
+        return not any(self._bytes(offset, self._size - offset))
 
     def _frame_at(self, offset: int) -> tuple[bytes, bytes, bool]:
-        start = os.pread(self._fd, FRAME.size, offset)
+        start = self._bytes(offset, FRAME.size)
         if len(start) < FRAME.size:
             raise self._damage(offset, "the file ends inside a frame")
         length, crc, check = FRAME.unpack(start)
@@ -210,7 +221,7 @@ class SegmentReader:
         length &= ~FOOTER_FLAG
         if length > MAX_PAYLOAD:
             raise self._damage(offset, f"a length of {length} bytes is over the limit of {MAX_PAYLOAD}")
-        payload = os.pread(self._fd, length, offset + FRAME.size)
+        payload = self._bytes(offset + FRAME.size, length)
         if len(payload) != length or _crc(payload) != crc:
             raise self._damage(offset, "a payload does not match its checksum")
         return start, payload, is_footer
@@ -311,16 +322,25 @@ def _writer_gone(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def seal(path: Path, *, leaf_hash: Callable[[bytes], bytes], root: Callable[[Sequence[bytes]], bytes]) -> SealedSegment:
+def seal(
+    path: Path,
+    *,
+    leaf_hash: Callable[[bytes], bytes],
+    root: Callable[[Sequence[bytes]], bytes],
+    each: Callable[[Record], None] | None = None,
+) -> SealedSegment:
     """Reads a closed segment to its end, checking every byte, and returns what the ledger records about it.
 
-    leaf_hash and root: `leaf_hash` and `root_of` of `macadam.ledger.tree`. Raises NotFound and IntegrityError.
+    leaf_hash and root: `leaf_hash` and `root_of` of `macadam.ledger.tree`. each: called with every record; what it gathers
+    counts only if this returns. Raises NotFound and IntegrityError.
     """
     hashes: list[bytes] = []
     first = last = ""
     with SegmentReader(path, strict=True) as reader:
         for record in reader:
             hashes.append(leaf_hash(record.payload))
+            if each is not None:
+                each(record)
             at = _at_of(path, record)
             first = min(first or at, at)
             last = max(last, at)
