@@ -22,6 +22,7 @@ from macadam.delivery.project import FILE, Project, read
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.features import define, load
 from macadam.features.types import ListOnline, ListTrainingSets, ListViews
+from macadam.journal.types import JournalPolicy, JournalStatus
 from macadam.models import capture
 from macadam.models.types import ListEvaluations, ListModels, ListRuns, Run, ShowModel, ShowThresholds, Thresholds
 from macadam.operations import Request
@@ -110,10 +111,12 @@ def actual(platform: Platform, project: Project) -> Actual:
     if _found(platform, ShowProject(project=name)) is None:
         return Actual()
     views = platform.call(ListViews(project=name, limit=1))
+    journal = platform.call(JournalStatus(project=name))
     sets = platform.call(ListTrainingSets(project=name, limit=_LIMIT))
     online = platform.call(ListOnline(project=name))
     return Actual(
         exists=True,
+        journal=JournalPolicy(durability=journal.durability, on_journal_failure=journal.on_journal_failure),
         contracts={c.ref: c.digest for c in platform.call(ListContracts(project=name))},
         sources=_sources(platform, name),
         snapshots={t.name: t.snapshot.ref for t in platform.call(ListTables(project=name)) if t.snapshot is not None},

@@ -13,6 +13,7 @@ from macadam.data.types import Contract
 from macadam.delivery.project import FILE, ModelSection, Project
 from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
+from macadam.journal.types import JournalPolicy
 from macadam.models import gates
 from macadam.models.gate_service import CHAMPION
 from macadam.models.types import Evaluation, ModelVersion, Run, Thresholds
@@ -113,11 +114,12 @@ class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Actual(msgspec.Struct, frozen=True, kw_only=True):
-    """What is registered. contracts: reference → digest; snapshots: table → reference of the published snapshot;
-    models: those that the files name; other_models: names of the others.
+    """What is registered. journal: what it asks of its journal; contracts: reference → digest; snapshots: table → reference
+    of the published snapshot; models: those that the files name; other_models: names of the others.
     """
 
     exists: bool = False
+    journal: JournalPolicy = JournalPolicy()
     contracts: dict[str, str] = {}
     sources: dict[str, SourceState] = {}
     snapshots: dict[str, str] = {}
@@ -136,6 +138,7 @@ def compare(desired: Desired, actual: Actual) -> Plan:
     """The steps from what is to what is asked for. Raises Conflict for a contract changed under its old version."""
     steps: list[Step] = []
     _project(desired, actual, steps)
+    _journal(desired, actual, steps)
     changing = _data(desired, actual, steps)
     _views(desired, actual, steps)
     served: dict[str, Reference] = {}
@@ -177,6 +180,23 @@ def _project(desired: Desired, actual: Actual, steps: list[Step]) -> None:
             arguments={"project": asked.name, **arguments},
             title=f"Create project {asked.name}",
             why="It does not exist.",
+        )
+    )
+
+
+def _journal(desired: Desired, actual: Actual, steps: list[Step]) -> None:
+    project, now = desired.project.document.project, actual.journal
+    asked = JournalPolicy(durability=project.durability, on_journal_failure=project.on_journal_failure)
+    if asked == now:
+        return
+    facts: dict[str, object] = {"durability": asked.durability, "on_journal_failure": asked.on_journal_failure}
+    steps.append(
+        Step(
+            key="journal",
+            request="DeclareJournal",
+            arguments={"project": project.name, **facts},
+            title=f"Declare the journal: {asked.durability}, {asked.on_journal_failure}",
+            why=f"It is {now.durability}, {now.on_journal_failure}.",
         )
     )
 

@@ -16,6 +16,7 @@ import msgspec
 
 from macadam.access.types import Owner, Risk
 from macadam.errors import InvalidInput, NotFound
+from macadam.journal.types import Durability, OnFailure
 from macadam.lazy import lazy
 from macadam.models.types import EntryText, Parameter, ParameterName
 from macadam.values import Name, parse_instant
@@ -42,12 +43,16 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ProjectSection(Section, frozen=True, kw_only=True):
-    """Whose it is. owner: '' is whoever applies it first."""
+    """Whose it is. owner: '' is whoever applies it first. durability, on_journal_failure: when an answer may leave, and
+    what happens to answers whose record cannot be written.
+    """
 
     name: Name
     owner: Owner = ""
     description: str = ""
     risk: Risk = "limited"
+    durability: Durability = "group"
+    on_journal_failure: OnFailure = "stop"
 
 
 class SourceSection(Section, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from macadam.delivery.plan import From, StartOf, Step, find_evaluation, find_run
 from macadam.delivery.project import read
 from macadam.errors import UserCodeFailed
 from macadam.features.types import BuildTrainingSet, MaterialiseOnline, RegisterViews
+from macadam.journal.types import DeclareJournal
 from macadam.models import capture
 from macadam.models.types import (
     CheckGate,
@@ -33,6 +34,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     kind.__name__: kind
     for kind in (
         CreateProject,
+        DeclareJournal,
         RegisterContract,
         RegisterSource,
         Ingest,

@@ -409,11 +409,20 @@ class JournalWriter:
             self._closed = True
         self._wake.set()
         self._thread.join()
+        self._tell_gap()
         try:
             self._sync(self._segment)
         finally:
             self._tell_waiting(last=True)
             self._segment.finish()
+
+    def _tell_gap(self) -> None:
+        """What is counted is told by a last segment; where that finds no room, its file waits for the next writer."""
+        if self._failure is None and self._gap is not None and self._gap.answers:
+            try:
+                self.rotate()
+            except (StorageFull, Unavailable) as error:
+                _log.warning("The journal ends before it could tell of answers without a record: %s", error)
 
     def _begin(self) -> _Segment:
         gateway, worker, project = self._names

@@ -13,6 +13,7 @@ from macadam.delivery.project import Project, parse
 from macadam.delivery.steps import REQUESTS, resolved
 from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
+from macadam.journal.types import JournalPolicy
 from macadam.models.types import Code, Comparison, Evaluation, Hardware, ModelVersion, Run, Thresholds
 from macadam.values import Money, digest_of
 
@@ -396,3 +397,14 @@ def test_the_digest_of_what_is_asked_for_moves_with_all_of_it() -> None:
     ]
     assert len({d.digest for d in (one, *others)}) == 5
     assert one.digest == desired().digest
+
+
+def test_what_a_project_asks_of_its_journal_is_declared_once() -> None:
+    asked = YAML.replace(
+        "{name: p}", "{name: p, durability: answer-after-fsync, on_journal_failure: answer-unrecorded}"
+    )
+    steps = {step.key: step for step in compare(desired(asked), SETTLED).steps}
+    assert steps["journal"].arguments["durability"] == "answer-after-fsync"
+    assert "journal" not in keys(compare(desired(), SETTLED).steps)
+    policy = JournalPolicy(durability="answer-after-fsync", on_journal_failure="answer-unrecorded")
+    assert compare(desired(asked), but(journal=policy)).steps == compare(desired(), SETTLED).steps
