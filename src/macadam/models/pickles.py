@@ -16,7 +16,7 @@ _DECIMAL = re.compile(rb"-?[0-9]+")
 _FLOAT = re.compile(rb"[-+0-9.eEinfa]+")
 _LONGEST_LINE = 4096
 """Bytes of a text argument in a pickle that is hidden inside of something else: bounds the search of each start."""
-_MOST_STEPS = 2_000_000
+_MOST_STEPS = 500_000
 """Opcodes that are followed, about two seconds. What goes on for longer is taken for a pickle that will call something."""
 
 _GLOBALS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}

@@ -252,7 +252,7 @@ def _refuse_object_array(data: bytes, path: str) -> None:
         kinds = str(header["descr"])
     except Exception as error:  # literal_eval raises by what the text is: also of memory and recursion
         raise _Unsafe(path, "is a NumPy array whose header cannot be read") from error
-    if size > _TAR_BLOCK * 128 or re.search(r"['|<>=]O\d*'", kinds):
+    if size > _TAR_BLOCK * 128 or re.search(r"(^|['|<>=])O\d*('|$)", kinds):
         raise _Unsafe(path, "is a NumPy array of Python objects, which are kept as a pickle")
 
 
