@@ -39,7 +39,13 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
     "journal": (("macadam.journal.service", "macadam.serving.journal_service"), "Segments of prediction records"),
     "ledger": (
-        ("macadam.ledger.service", "macadam.ledger.reading", "macadam.ledger.proofs", "macadam.ledger.key_service"),
+        (
+            "macadam.ledger.service",
+            "macadam.ledger.reading",
+            "macadam.ledger.proofs",
+            "macadam.lineage.service",
+            "macadam.ledger.key_service",
+        ),
         "The record that cannot be rewritten",
     ),
     "contracts": (("macadam.data.service",), "What data must look like (ODCS)"),

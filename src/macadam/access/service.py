@@ -169,7 +169,7 @@ def _identity(text: str, kind: str) -> tuple[str, str]:
 
 @operation(CreatePrincipal, permission="principals:create", http="POST /api/v1/principals", cli="principals create",
            resource=PLATFORM)  # fmt: skip
-def createfind_principal(tx: Transaction, request: CreatePrincipal) -> Principal:
+def create_principal(tx: Transaction, request: CreatePrincipal) -> Principal:
     """Raises Conflict if it exists: an identity is never handed to somebody else, also not after it was disabled."""
     identity, kind = _identity(request.principal, request.kind)
     made = Principal(id=identity, kind=kind, created=tx.now, created_by=tx.actor.id)
@@ -183,7 +183,7 @@ def createfind_principal(tx: Transaction, request: CreatePrincipal) -> Principal
 
 @operation(DisablePrincipal, permission="principals:disable", http="POST /api/v1/principals/{principal}/disable",
            cli="principals disable", resource=PLATFORM)  # fmt: skip
-def disablefind_principal(tx: Transaction, request: DisablePrincipal) -> Principal:
+def disable_principal(tx: Transaction, request: DisablePrincipal) -> Principal:
     """Raises Conflict for the last active administrator. Its grants stay on record, without effect."""
     found = find_principal(tx.sql, request.principal)
     _keep_an_administrator(tx.sql, without=found.id)
