@@ -105,7 +105,7 @@ def _owner(sql: sa.Connection) -> str:
 
 def _has_keys(ports: Ports) -> bool:
     try:
-        ledger.verifier_key(ports)
+        ledger.verifier_keys(ports)
     except NotFound:
         return False
     return True

@@ -289,6 +289,7 @@ def test_every_operation_that_changes_who_may_do_what_or_what_answers_is_known_t
         "models.register_version",
         "models.declare_thresholds",
         "models.evaluate",
+        "models.rotate_signing_key",
         "serving.record_feedback",
         "serving.declare_journal",
         "serving.erase_subject",
