@@ -85,10 +85,11 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class Http:
     """The control plane's HTTP face over a platform, without a socket. Use as a context manager.
 
-    It is also an httpx transport, so that `client(token)` gives the real client.
+    It is also an httpx transport, so that `client(token)` gives the real client. address: where calls seem to come from.
     """
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform, *, address: str = "") -> None:
+        self.address = address
         self.app = ControlPlane(platform)
         self._runner = asyncio.Runner()
 
@@ -120,6 +121,7 @@ class Http:
             "raw_path": parts.path.encode(),
             "query_string": parts.query.encode(),
             "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+            "client": (self.address, 50_000) if self.address else None,
         }
         pieces = [data[i : i + chunk] for i in range(0, len(data), chunk)] or [b""]
         sent: list[MutableMapping[str, Any]] = []

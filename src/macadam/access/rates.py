@@ -40,8 +40,8 @@ class Bucket:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.interval = 1.0 / limit.per_second if limit.per_second else 0.0
-        # The half keeps the last of a burst from failing on the rounding of all before it.
-        self.burst_seconds = self.interval * (limit.burst + 0.5)
+        # The twentieth keeps the last of a burst from failing on the rounding of all before it.
+        self.burst_seconds = self.interval * (limit.burst + 0.05)
         self.full_at = 0.0
 
     def take(self, now: float) -> bool:
@@ -67,7 +67,7 @@ class Bucket:
         return RateLimited(
             f"More than {limit.per_second:g} requests a second, or {limit.burst} at once.",
             next_step="Wait as long as Retry-After says; an administrator can raise it (`macadam principals limit`).",
-            details={"retry_after": self.wait(now)},
+            details={"retry_after": self.wait(now), "per_second": limit.per_second, "burst": limit.burst},
         )
 
     def headers(self, now: float) -> list[tuple[bytes, bytes]]:
@@ -116,6 +116,21 @@ class Buckets:
             del self._buckets[key]
         while len(self._buckets) >= self._most:
             del self._buckets[next(iter(self._buckets))]
+
+
+def refusal_headers(error: RateLimited) -> list[tuple[bytes, bytes]]:
+    """What a 429 says beside its body: when to come back, and by which policy."""
+    facts = error.details
+    wait, rate, burst = (facts.get(name) for name in ("retry_after", "per_second", "burst"))
+    if not (isinstance(wait, int) and isinstance(rate, float) and isinstance(burst, int)):
+        return [(b"retry-after", b"1")]
+    state = f'"default";r=0;t={wait}'
+    policy = Limit(per_second=rate, burst=burst).policy
+    return [
+        (b"retry-after", str(wait).encode()),
+        (b"ratelimit-policy", policy.encode()),
+        (b"ratelimit", state.encode()),
+    ]
 
 
 def address_key(address: str) -> str:

@@ -3,6 +3,7 @@
 A rule that no policy text can express is here: the platform keeps one active administrator.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from macadam.access import state as access
 from macadam.access.authentication import KnownToken, Reach
 from macadam.access.bootstrap import bootstrap
 from macadam.access.engine import AccessSnapshot
+from macadam.access.rates import Limit
 from macadam.access.schema import grants, principals, projects, tokens
 from macadam.access.types import (
     CreatePrincipal,
@@ -64,6 +66,11 @@ def decide(
     if decision.allowed and elsewhere:
         raise _no_project(project)
     return decision
+
+
+def rates(sql: sa.Connection) -> Mapping[str, Limit]:
+    """The principals whose limit differs from the settings'."""
+    return access.engine(sql).snapshot.rates
 
 
 def snapshot(sql: sa.Connection) -> AccessSnapshot:

@@ -21,6 +21,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.access import service as access
+from macadam.access.rates import Limit
 from macadam.app import idempotency
 from macadam.errors import Conflict, InvalidInput, MacadamError, NotAuthenticated, NotAuthorised
 from macadam.ledger import service as ledger
@@ -43,6 +44,8 @@ from macadam.ports import Ports
 from macadam.values import digest_of, instant, uuid7
 
 StillAllowed = Callable[[sa.Connection], None]
+Meter = Callable[[Actor, Mapping[str, Limit]], None]
+"""Called with who calls and the limits of principals that have their own; raises RateLimited."""
 
 ANONYMOUS = Actor(id="anonymous", kind="unknown")
 # A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
@@ -116,11 +119,18 @@ class Dispatcher:
         return self._change(call, request, prepared, still_allowed, idempotency_key)  # 5, 6
 
     def admit(
-        self, operation: Operation, arguments: Mapping[str, object], token: str, declared: Declared = UNDECLARED
+        self,
+        operation: Operation,
+        arguments: Mapping[str, object],
+        token: str,
+        declared: Declared = UNDECLARED,
+        *,
+        meter: Meter | None = None,
     ) -> Call:
         """Steps 1 and 2: who calls, and may they? Faces call it by itself before they read a body.
 
-        Raises NotAuthenticated, NotAuthorised; a refused change leaves a leaf.
+        meter: asked in between, so that neither decisions nor the leaves of denials are had faster than allowed.
+        Raises NotAuthenticated, NotAuthorised, and what the meter raises; a refused change leaves a leaf.
         """
         now = self._clock()
         project = str(arguments.get("project", ""))
@@ -142,6 +152,8 @@ class Dispatcher:
                 )
                 denied: MacadamError = error
             else:
+                if meter is not None:
+                    meter(actor, access.rates(sql))
                 resource = _filled(operation.resource, arguments)
                 decision = access.decide(
                     sql, actor, operation.permission, resource, project, now, declared

@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from macadam.access import revoking
+from macadam.access.types import DenialCount, RecordDenials
 from macadam.app.platform import LOCAL_TOKEN, Platform
 from macadam.errors import MacadamError
 from macadam.faces import logs
@@ -18,6 +21,7 @@ from macadam.journal.layout import CLOSED
 from macadam.journal.types import SealClosed
 from macadam.ledger import key_service
 from macadam.ledger.types import RetireKey
+from macadam.serving import denials
 from macadam.values import instant, utc_now
 
 _log = logging.getLogger(logs.LOGGER)
@@ -65,9 +69,24 @@ def retire_ledger_keys(platform: Platform) -> None:
         platform.call(RetireKey(key=key), token=platform.ports.secrets.get(LOCAL_TOKEN).decode())
 
 
+def record_denials(platform: Platform) -> None:
+    """Turns what gateways refused into leaves. A report goes once its leaf is durable; twice recorded is once counted."""
+    token = platform.ports.secrets.get(LOCAL_TOKEN).decode()
+    for path in denials.finished(platform.settings.home / denials.FOLDER, time.time()):
+        counts, others = denials.read(path)
+        if counts or others:
+            found = tuple(
+                DenialCount(count=count, **msgspec.structs.asdict(denial)) for denial, count in sorted(counts.items())
+            )
+            platform.call(RecordDenials(report=path.stem, denials=found, others=others), token=token)
+        path.unlink(missing_ok=True)
+
+
 DUTIES: tuple[Duty, ...] = (
     # Looking is a directory listing; a segment closes at most every MACADAM_JOURNAL_SEGMENT_AGE.
     Duty(name="seal journal", every=5.0, act=seal_journal),
+    # A gateway ends its report with the minute.
+    Duty(name="record denials", every=5.0, act=record_denials),
     # Reading one small file; a revocation itself is published by whoever revokes.
     Duty(name="renew revocations", every=5.0, act=renew_revocations),
     # An overlap is counted in days.

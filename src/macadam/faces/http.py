@@ -18,9 +18,11 @@ from urllib.parse import parse_qs
 import msgspec
 
 from macadam import __version__, operations
+from macadam.access.rates import refusal_headers
 from macadam.app.platform import Platform
-from macadam.errors import Busy, InvalidInput, MacadamError, TooLarge
+from macadam.errors import Busy, InvalidInput, MacadamError, NotAuthenticated, RateLimited, TooLarge
 from macadam.faces import fields, logs, metrics, openapi, problem
+from macadam.faces.limits import Limits
 from macadam.faces.routes import Routes
 from macadam.faces.tiled_log import PREFIX as LEDGER
 from macadam.faces.tiled_log import TiledLog
@@ -40,6 +42,7 @@ _WAITING = {"quick": 256, "slow": 16}  # calls that may wait for a thread: beyon
 _RETRY_AFTER = b"1"  # seconds
 _TOKEN_BYTES = 4096
 _PATH_BYTES = 4096
+_QUERY_BYTES = 16 * 1024
 _KEY_CHARACTERS = 200
 
 
@@ -55,13 +58,14 @@ class Answer:
 
 @dataclass(kw_only=True)
 class Inquiry:
-    """One HTTP request's head. operation: its name once found, for logs and metrics."""
+    """One HTTP request's head. address: of the peer, '' if there is none; operation: its name once found, for logs."""
 
     method: str
     path: str
     query: str
     headers: dict[str, str]
     receive: Receive
+    address: str = ""
     operation: str = ""
     started: float = field(default_factory=time.perf_counter)
 
@@ -78,6 +82,7 @@ class ControlPlane:
         self._tiled_log = TiledLog(platform)
         self._openapi = b""
         self.metrics = metrics.Metrics()
+        self._limits = Limits(platform.settings.access)
         self._quick = _Threads("quick", _QUICK_THREADS)
         self._slow = _Threads("slow", _SLOW_THREADS)
         self._pages: dict[str, Callable[[], Awaitable[Answer]]] = {
@@ -130,11 +135,13 @@ class ControlPlane:
     async def _operate(self, inquiry: Inquiry) -> Answer:
         if len(inquiry.path) > _PATH_BYTES:  # a refusal names what was asked for in a leaf, which has a size too
             raise TooLarge(f"The path is over {_PATH_BYTES} bytes.", next_step="Give large values in the body.")
+        if len(inquiry.query) > _QUERY_BYTES:
+            raise TooLarge(f"The query is over {_QUERY_BYTES} bytes.", next_step="Give large values in the body.")
         operation, named = self._routes.find(inquiry.method, inquiry.path)
         inquiry.operation = operation.name
         token = _bearer(inquiry.headers)
         # 1. Who calls, and may they? Nothing of the body has been read yet.
-        await self._quick.run(lambda: self._platform.dispatcher.admit(operation, named, token))
+        caller = await self._admitted(operation, named, token, inquiry.address)
         # 2. The request: path, query, body.
         arguments = _arguments(operation, named, inquiry.query)
         arguments.update(await self._body(operation, inquiry, arguments))
@@ -144,7 +151,17 @@ class ControlPlane:
         response = await threads.run(
             lambda: self._platform.dispatcher.run(operation, arguments, token=token, idempotency_key=key)
         )
-        return Answer(status=200, body=msgspec.json.encode(response))
+        return Answer(status=200, body=msgspec.json.encode(response), headers=self._limits.headers(caller))
+
+    async def _admitted(self, operation: Operation, named: dict[str, str], token: str, address: str) -> str:
+        """The caller's id. Raises RateLimited for who asks too fast, known or not."""
+        admit = partial(self._platform.dispatcher.admit, operation, named, token, meter=self._limits.charge)
+        try:
+            call = await self._quick.run(admit)
+        except NotAuthenticated:
+            self._limits.charge_stranger(address)
+            raise
+        return call.actor.id
 
     async def _body(self, operation: Operation, inquiry: Inquiry, known: dict[str, object]) -> dict[str, object]:
         """The body's fields. Raises TooLarge, InvalidInput."""
@@ -265,6 +282,7 @@ def _inquiry(scope: MutableMapping[str, Any], receive: Receive) -> Inquiry:
         query=scope.get("query_string", b"").decode("ascii", "replace"),
         headers=headers,
         receive=receive,
+        address=str((scope.get("client") or ("",))[0]),
     )
 
 
@@ -344,7 +362,9 @@ def _refusal(error: MacadamError) -> Answer:
     headers = [(b"cache-control", b"no-store")]  # what is not there, or not for this caller, may be tomorrow
     if error.status == 401:  # noqa: PLR2004 - RFC 9110, 11.6.1: a 401 names the scheme
         headers.append((b"www-authenticate", b'Bearer realm="macadam"'))
-    if problem.is_temporary(error):
+    if isinstance(error, RateLimited):
+        headers += refusal_headers(error)
+    elif problem.is_temporary(error):
         headers.append((b"retry-after", _RETRY_AFTER))
     if isinstance(error, problem.MethodNotAllowed):
         allow = error.details.get("allow")

@@ -52,7 +52,10 @@ def to_error(said: Mapping[str, object], status: int) -> MacadamError:
 
 def is_temporary(error: MacadamError) -> bool:
     """Whether the same call may work a moment later. A full disk does not empty itself within a retry."""
-    return isinstance(error, Temporary) and error.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+    return isinstance(error, Temporary) and error.status in (
+        http.HTTPStatus.SERVICE_UNAVAILABLE,
+        http.HTTPStatus.TOO_MANY_REQUESTS,
+    )
 
 
 def _phrase(status: int) -> str:

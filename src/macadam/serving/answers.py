@@ -7,7 +7,8 @@ import http
 
 import msgspec
 
-from macadam.errors import MacadamError
+from macadam.access.rates import refusal_headers
+from macadam.errors import MacadamError, RateLimited
 
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
@@ -31,8 +32,10 @@ def answer(status: int, media_type: bytes, body: bytes, extra: bytes = b"") -> b
     )
 
 
-def problem(status: int, code: str, detail: str, *, next_step: str = "", details: object = None) -> bytes:
-    """An answer that says what was wrong."""
+def problem(
+    status: int, code: str, detail: str, *, next_step: str = "", details: object = None, extra: bytes = b""
+) -> bytes:
+    """An answer that says what was wrong. extra: header lines, each with its CRLF."""
     said: dict[str, object] = {
         "type": _TYPE + code,
         "title": code.replace("-", " ").capitalize(),
@@ -44,16 +47,25 @@ def problem(status: int, code: str, detail: str, *, next_step: str = "", details
         said["next"] = next_step
     if details:
         said["details"] = details
-    extra = _CHALLENGE if status == http.HTTPStatus.UNAUTHORIZED else b""
-    if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
-        extra = _RETRY
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        extra += _CHALLENGE
+    elif status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        extra += _RETRY
     return answer(status, PROBLEM, _encode(said), extra)
 
 
 def of_error(error: MacadamError, status: int = 0) -> bytes:
     """status: 0 = the error's own."""
+    extra = b""
+    if isinstance(error, RateLimited):
+        extra = b"".join(b"%b: %b\r\n" % header for header in refusal_headers(error))
     return problem(
-        status or error.status, error.code, error.what, next_step=error.next_step, details=error.details or None
+        status or error.status,
+        error.code,
+        error.what,
+        next_step=error.next_step,
+        details=error.details or None,
+        extra=extra,
     )
 
 

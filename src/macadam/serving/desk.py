@@ -14,10 +14,12 @@ from datetime import datetime
 import msgspec
 
 from macadam.access.engine import Engine
+from macadam.access.rates import Bucket
 from macadam.errors import MacadamError, NotAuthenticated
 from macadam.operations import Actor
 from macadam.serving import answers
 from macadam.serving.batch import Ask, Batcher, decode_body
+from macadam.serving.guard import Guard
 from macadam.serving.journals import Journals
 from macadam.serving.metrics import Metrics
 from macadam.serving.outbox import Entry, Outbox
@@ -40,13 +42,14 @@ PREDICT, REPLAY = "predictions:create", "predictions:replay"
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller at an endpoint, allowed. expires: of the token."""
+    """A caller at an endpoint, allowed. expires: of the token; bucket: the caller's."""
 
     slot: Slot
     actor: Actor
     project: str
     endpoint: str
     expires: datetime | None
+    bucket: Bucket
 
 
 class Clerk:
@@ -63,6 +66,7 @@ class Clerk:
         loop: asyncio.AbstractEventLoop,
         *,
         journals: Journals,
+        guard: Guard,
         gauges: Callable[[], dict[str, float]],
         is_draining: Callable[[], bool],
     ) -> None:
@@ -71,12 +75,14 @@ class Clerk:
         self._metrics = metrics
         self._loop = loop
         self._journals = journals
+        self._guard = guard
         self._gauges = gauges
         self.outbox = Outbox(loop, self._deliver)
         self._is_draining = is_draining
         self._pending: list[Incoming] = []
         self._routes: dict[tuple[bytes, bytes], Route] = {}
         self._scheduled = False
+        self._now = 0.0
         self.closed = b""
 
     @property
@@ -103,6 +109,7 @@ class Clerk:
             self._scheduled = True
             self._loop.call_soon(self._turn)
         start = time.perf_counter()
+        self._now = time.monotonic()
         asks: dict[int, Ask] = {}
         for position, request in enumerate(batch):
             if not request.answer:
@@ -166,17 +173,16 @@ class Clerk:
 
     def _ask(self, request: Incoming) -> Ask | None:
         """What to answer in the batch; None if it is answered already."""
-        if self.closed and request.target.startswith(b"/v1/"):
-            return self._refuse(request, self.closed, int(self.closed[9:12]))
         route = self._routes.get((request.target, request.authorization))
-        if route is None or request.method != b"POST" or (route.expires and route.expires <= utc_now()):
-            try:
-                found = self._route(request)
-            except MacadamError as error:
-                return self._refuse(request, answers.of_error(error), error.status)
+        if route is None or self.closed or request.method != b"POST" or (route.expires and route.expires <= utc_now()):
+            found = self._found(request)
             if isinstance(found, bytes):
                 return self._refuse(request, found, int(found[9:12]))
             route = found
+        if not route.bucket.take(self._now):
+            asset = f"endpoint:{route.endpoint}"
+            refused = self._guard.too_fast(route.actor.id, route.project, asset, route.bucket, self._now)
+            return self._refuse(request, refused, 429)
         serving = route.slot.serving
         if serving is None:
             why = route.slot.problem.what if route.slot.problem else "It is being loaded."
@@ -191,7 +197,7 @@ class Clerk:
             body = decode_body(request.body)
         except msgspec.ValidationError as error:
             return self._refuse(request, _invalid(error), 422)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             problem = answers.problem(
                 400, "invalid-input", f"The body is not JSON: {error}.", next_step="Send a JSON object."
             )
@@ -213,6 +219,17 @@ class Clerk:
         self._metrics.unrecorded[status] = self._metrics.unrecorded.get(status, 0) + 1
         return None
 
+    def _found(self, request: Incoming) -> Route | bytes:
+        """The caller at an endpoint, looked up anew. Bytes: the answer."""
+        if self.closed and request.target.startswith(b"/v1/"):
+            return self.closed
+        try:
+            return self._route(request)
+        except NotAuthenticated as error:
+            return self._guard.stranger(request.connection.peer, answers.of_error(error), self._now)
+        except MacadamError as error:
+            return answers.of_error(error)
+
     def _route(self, request: Incoming) -> Route | bytes:
         """Raises NotAuthenticated. Bytes: the answer."""
         path = request.target.partition(b"?")[0]
@@ -227,15 +244,21 @@ class Clerk:
         project, endpoint = match[1].decode(), match[2].decode()
         revoked = self._runtime.revocations.revoked
         actor = engine.authenticate(_bearer(request.authorization), utc_now(), revoked)
+        bucket = self._guard.known.of(actor.id)
         decision = engine.decide(actor, PREDICT, f"endpoint:{endpoint}", project)
         if not decision.allowed:
-            return _denied(actor, PREDICT, f"endpoint:{endpoint}", decision.reason, decision.policies)
+            return self._guard.forbid(actor, PREDICT, f"endpoint:{endpoint}", project, decision)
         slot = self._runtime.slots.get((project, endpoint))
         if slot is None:
             detail = f"Project {project!r} has no endpoint {endpoint!r}."
             return answers.problem(404, "not-found", detail, next_step="List them: macadam endpoints list.")
         route = Route(
-            slot=slot, actor=actor, project=project, endpoint=endpoint, expires=_expires(engine, request.authorization)
+            slot=slot,
+            actor=actor,
+            project=project,
+            endpoint=endpoint,
+            expires=_expires(engine, request.authorization),
+            bucket=bucket,
         )
         if len(request.target) + len(request.authorization) <= _LONGEST_ROUTE:
             if len(self._routes) >= _MOST_ROUTES:
@@ -255,7 +278,7 @@ class Clerk:
         decision = engine.decide(route.actor, REPLAY, f"endpoint:{route.endpoint}", route.project)
         if decision.allowed:
             return b""
-        return _denied(route.actor, REPLAY, f"endpoint:{route.endpoint}", decision.reason, decision.policies)
+        return self._guard.forbid(route.actor, REPLAY, f"endpoint:{route.endpoint}", route.project, decision)
 
     def _plain(self, method: bytes, path: bytes) -> bytes:
         """Health and metrics, for anybody who reaches the port: they name no data."""
@@ -330,16 +353,6 @@ def _allow(methods: bytes) -> bytes:
     whole = answers.problem(405, "method-not-allowed", f"The path takes {methods.decode()}.")
     head, _, rest = whole.partition(b"\r\n")
     return head + b"\r\nallow: " + methods + b"\r\n" + rest
-
-
-def _denied(actor: Actor, permission: str, resource: str, reason: str, policies: tuple[str, ...]) -> bytes:
-    return answers.problem(
-        403,
-        "not-authorised",
-        f"{actor.id} may not {permission} on {resource}: {reason}.",
-        next_step="Ask an administrator for a role that allows it (`macadam roles grant`).",
-        details={"permission": permission, "resource": resource, "policies": list(policies)},
-    )
 
 
 def _invalid(error: msgspec.ValidationError) -> bytes:

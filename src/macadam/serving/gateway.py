@@ -31,7 +31,9 @@ from macadam.ports import Objects, OnlineStore, Secrets
 from macadam.ports import load as adapter
 from macadam.serving import answers, state
 from macadam.serving.batch import Batcher
+from macadam.serving.denials import FOLDER
 from macadam.serving.desk import Clerk
+from macadam.serving.guard import Guard
 from macadam.serving.journals import Journals
 from macadam.serving.metrics import Metrics
 from macadam.serving.protocol import Connection, Desk
@@ -61,6 +63,7 @@ class Gateway:
         self.journals = Journals(settings)
         self.runtime = Runtime(self.objects)
         self.metrics = Metrics()
+        self.guard = Guard(settings.access, home / FOLDER)
         self._seen = b""
         self._began = time.monotonic()
 
@@ -77,6 +80,7 @@ class Gateway:
             self.metrics,
             loop,
             journals=self.journals,
+            guard=self.guard,
             gauges=self._gauges,
             is_draining=lambda: self.desk.draining,
         )
@@ -91,6 +95,7 @@ class Gateway:
             stopping.cancel()
             server.close()
             await self._drain()
+            self.guard.denials.close()
             for task in tasks:
                 task.cancel()
             done = await asyncio.gather(*tasks, return_exceptions=True)
@@ -149,6 +154,7 @@ class Gateway:
         new, engine = await asyncio.to_thread(_read_state, data)
         self.runtime.apply(new, engine)
         self.journals.declare(new.journals)
+        self.guard.known.override(new.access.rates)
         self.clerk.forget_routes()
         self._seen = data
 
@@ -204,6 +210,7 @@ class Gateway:
         while True:
             await asyncio.sleep(1.0)
             self.desk.sweep(loop.time())
+            self.guard.denials.tend()
             self.clerk.outbox.sweep()
             self.journals.require_working()
 

@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_parser",
         "_paused",
+        "_peer",
         "_refused",
         "_since",
         "_stalled",
@@ -120,10 +121,19 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._length = self._headers = self._hosts = self._header_bytes = 0
         self._expects = b""
+        self._peer = ""
         self._state = _IDLE
         self._since = self._stalled = 0.0
         self._closing = self._paused = self._refused = False
         self.waiting = 0
+
+    @property
+    def peer(self) -> str:
+        """The client's address, '' if the socket has none."""
+        if not self._peer and self._transport is not None:
+            name = self._transport.get_extra_info("peername")
+            self._peer = str(name[0]) if isinstance(name, tuple) and name else ""
+        return self._peer
 
     # --- asyncio's calls
 
