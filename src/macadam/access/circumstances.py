@@ -13,7 +13,21 @@ import msgspec
 
 from macadam.access.policies import ProjectText
 from macadam.access.policies.parsing import EVERYTHING
-from macadam.operations import Declared
+from macadam.errors import InvalidInput
+from macadam.operations import UNDECLARED, Declared
+
+
+def declared(purpose: str, location: str) -> Declared:
+    """What a caller says, checked. Raises InvalidInput: text of any length and kind would stand in the ledger."""
+    if not purpose and not location:
+        return UNDECLARED
+    try:
+        return msgspec.convert({"purpose": purpose, "location": location}, Declared)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(
+            f"The purpose or location that the call declares does not fit: {error}.",
+            next_step="Name each in at most 63 letters, digits, dots and dashes, such as x-macadam-purpose: billing.",
+        ) from error
 
 
 class KnownAsset(msgspec.Struct, frozen=True, kw_only=True):

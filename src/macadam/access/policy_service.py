@@ -7,14 +7,18 @@ take these steps is decided by the platform's set alone.
 
 import sqlalchemy as sa
 
+from macadam.access import policy_replay as replay
 from macadam.access import state as access
-from macadam.access.policies import PolicyText, ProjectText, effective_digest, effective_document
-from macadam.access.policies.compiled import CompiledPolicies, compiled
+from macadam.access.policies import ProjectText, effective_digest, effective_document
+from macadam.access.policies.compiled import compiled
+from macadam.access.policy_replay import Judge, Tally
 from macadam.access.policy_types import (
     ActivatePolicies,
     Activation,
     Approval,
     ApprovePolicies,
+    Difference,
+    DiffPolicies,
     ListPolicies,
     PolicyHistory,
     PolicyVersion,
@@ -122,6 +126,49 @@ def show_policies(tx: Transaction, request: ShowPolicies) -> PolicyVersion:
 )
 def policy_history(tx: Transaction, request: PolicyHistory) -> tuple[Activation, ...]:
     return tuple(reversed(_activations(tx.sql, request.project)))
+
+
+# --- what would change
+
+
+def _replayed(context: Context, request: DiffPolicies) -> Difference:
+    """Raises InvalidInput, naming file and line."""
+    context.authorise("ledger:read", "ledger:home")
+    began = replay.since(context.call.now, request.days)
+    proposed = ProjectText.of(request.project, request.files) if request.files else None
+    with context.read() as sql:
+        base = access.snapshot(sql)
+        policies = compiled(base.policies, proposed)
+        before = Judge(base, request.project, base.projects[request.project].policies)
+        after = Judge(base, request.project, proposed)
+        tally, total = Tally(before, after), replay.count(sql, request.project, began)
+        for one in replay.decisions(sql, request.project, began):
+            tally.add(one)
+            if tally.replayed % 500 == 0:
+                context.progress("decisions asked again", tally.replayed, total)
+    return Difference(
+        project=request.project,
+        days=request.days,
+        replayed=tally.replayed,
+        otherwise=tally.otherwise,
+        newly_denied=tally.total("newly denied"),
+        newly_allowed=tally.total("newly allowed"),
+        changes=tally.changes,
+        roles=replay.matrix(before, after, policies.actions - policies.words.governing),
+    )
+
+
+@operation(
+    DiffPolicies,
+    permission="policies:read",
+    http="POST /api/v1/projects/{project}/policies/diff",
+    cli="policy diff",
+    resource=_HERE,
+    prepare=_replayed,
+    reads=True,
+)
+def diff_policies(_tx: Transaction, _request: DiffPolicies, found: Difference) -> Difference:
+    return found
 
 
 # --- approving
@@ -331,12 +378,3 @@ def _activations(sql: sa.Connection, project: str) -> list[Activation]:
     a = policy_activations.c
     query = sa.select(policy_activations).where(a.project == project).order_by(a.number)
     return [Activation(**row._asdict()) for row in sql.execute(query)]
-
-
-def proposed_or_active(sql: sa.Connection, project: str, files: dict[str, str] | None) -> CompiledPolicies:
-    """The set that would decide in a project with this text; None: as it is. Raises InvalidInput."""
-    platform: PolicyText = access.platform_text(sql)
-    if files is not None:
-        return compiled(platform, ProjectText.of(project, files) if files else None)
-    active = _active_version(sql, project)
-    return compiled(platform, _text(sql, project, active) if active else None)

@@ -118,3 +118,54 @@ class RollBackPolicies(Request[Activation], frozen=True, kw_only=True):
     project: Name
     to: Annotated[int, msgspec.Meta(ge=0)] | None = None
     reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """Recorded calls of one principal that would be decided otherwise. roles: that it held at the last of them."""
+
+    verdict: str
+    who: str
+    roles: tuple[str, ...]
+    permission: str
+    calls: int
+    examples: tuple[str, ...]
+    first: datetime
+    last: datetime
+
+
+class MatrixChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A role and a permission that the policies would speak otherwise about. kind: person or service."""
+
+    role: str
+    kind: str
+    permission: str
+    verdict: str
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """What proposed policies would change, against those in force. replayed: recorded decisions asked again.
+
+    otherwise: of these, decisions that the policies in force would make otherwise than recorded, since they changed or
+    because the ledger does not say all that was known: how far the counts can be trusted. Readings that were allowed
+    are not in the ledger; the table of roles covers them.
+    """
+
+    project: str
+    days: int
+    replayed: int
+    otherwise: int
+    newly_denied: int
+    newly_allowed: int
+    changes: tuple[Change, ...]
+    roles: tuple[MatrixChange, ...]
+
+
+class DiffPolicies(Request[Difference], frozen=True, kw_only=True):
+    """Say what proposed policies would change: for the decisions of the last days, and for each role.
+
+    files: text by name, or @DIR for the files below a folder; days: how far back recorded decisions are asked again
+    """
+
+    project: Name
+    files: dict[FileName, str]
+    days: Annotated[int, msgspec.Meta(ge=1, le=3660)] = 30

@@ -18,7 +18,7 @@ from macadam.app.dispatcher import Dispatcher, no_progress
 from macadam.errors import NotFound, SettingInvalid
 from macadam.ledger import service as ledger
 from macadam.ledger.key_service import announce_first
-from macadam.operations import Operation, Progress, Request, load, of_request
+from macadam.operations import UNDECLARED, Declared, Operation, Progress, Request, load, of_request
 from macadam.ports import Objects, Ports, Secrets
 from macadam.ports import load as adapter
 from macadam.serving.publishing import Publisher
@@ -32,10 +32,18 @@ LOCAL_TOKEN = "local-token"  # noqa: S105 - the name of a secret, not a secret
 class Platform:
     """An open home. Use as a context manager, or call `close()`.
 
-    token: the caller's credential; '' takes MACADAM_TOKEN, else the local administrator's of this home.
+    token: the caller's credential; '' takes MACADAM_TOKEN, else the local administrator's of this home. declared: what
+    its calls are for, and from where, for policies that ask.
     """
 
-    def __init__(self, settings: Settings, *, token: str = "", clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        token: str = "",
+        declared: Declared = UNDECLARED,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
         self.settings = settings
         self.ports = _connect(settings)
         self._migrate_and_bootstrap()
@@ -44,12 +52,13 @@ class Platform:
         self.committed()  # what a killed process had committed and not followed up
         self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self.committed)
         self._token = token or os.environ.get("MACADAM_TOKEN", "") or self._local_token()
+        self._declared = declared
         self._closing = threading.Lock()
 
     @classmethod
-    def open(cls, home: Path | str | None = None, *, token: str = "") -> "Platform":
+    def open(cls, home: Path | str | None = None, *, token: str = "", declared: Declared = UNDECLARED) -> "Platform":
         """Opens (or creates) the home, by default MACADAM_HOME or `.macadam` here. Raises SettingInvalid."""
-        return cls(Settings.load(home=Path(home) if home else None), token=token)
+        return cls(Settings.load(home=Path(home) if home else None), token=token, declared=declared)
 
     def call(
         self,
@@ -78,15 +87,19 @@ class Platform:
         token: str = "",
         lax: bool = False,
         idempotency_key: str = "",
+        declared: Declared | None = None,
         progress: Progress = no_progress,
     ) -> Any:
-        """Like `call`, with the request as plain values: what faces use. token: '' is this platform's own caller."""
+        """Like `call`, with the request as plain values: what faces use. token: '' is this platform's own caller;
+        declared: None for what this platform's own caller says of its calls.
+        """
         return self.dispatcher.run(
             operation,
             arguments,
             token=token or self._token,
             lax=lax,
             idempotency_key=idempotency_key,
+            declared=self._declared if declared is None else declared,
             progress=progress,
         )
 

@@ -16,7 +16,7 @@ from macadam import operations
 from macadam.errors import MacadamError, Unavailable
 from macadam.faces import fields, problem
 from macadam.lazy import lazy
-from macadam.operations import Operation, Progress, Request
+from macadam.operations import UNDECLARED, Declared, Operation, Progress, Request
 from macadam.values import uuid7
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Client:
     """A server's operations.
 
     url: such as http://127.0.0.1:8480. timeout: seconds to wait for an answer; training runs inside a call, so the
-    default is an hour. retries: how often a temporary failure is tried again. sleep and
-    transport: given in tests.
+    default is an hour. retries: how often a temporary failure is tried again. declared: what the calls are for, and
+    from where, for policies that ask. sleep and transport: given in tests.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Client:
         retries: int = 4,
         sleep: Callable[[float], None] = time.sleep,
         transport: "httpx.BaseTransport | None" = None,
+        declared: Declared = UNDECLARED,
     ) -> None:
         self.url = url.rstrip("/")
         self._token = token
+        self._declared = declared
         self._retries = retries
         self._sleep = sleep
         self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS), transport=transport)
@@ -73,6 +75,10 @@ class Client:
         del progress
         path, rest = _addressed(operation, arguments)
         headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
+        if self._declared.purpose:
+            headers["x-macadam-purpose"] = self._declared.purpose
+        if self._declared.location:
+            headers["x-macadam-location"] = self._declared.location
         if operation.changes:
             headers["idempotency-key"] = idempotency_key or uuid7()
         body: bytes | None = None

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from macadam import __version__, operations
+from macadam.access.circumstances import declared
 from macadam.access.rates import refusal_headers
 from macadam.app.platform import Platform
 from macadam.errors import Busy, InvalidInput, MacadamError, NotAuthenticated, RateLimited, TooLarge
@@ -26,7 +27,7 @@ from macadam.faces.limits import Limits
 from macadam.faces.routes import Routes
 from macadam.faces.tiled_log import PREFIX as LEDGER
 from macadam.faces.tiled_log import TiledLog
-from macadam.operations import Operation
+from macadam.operations import Declared, Operation
 from macadam.values import uuid7
 
 T = TypeVar("T")
@@ -140,8 +141,9 @@ class ControlPlane:
         operation, named = self._routes.find(inquiry.method, inquiry.path)
         inquiry.operation = operation.name
         token = _bearer(inquiry.headers)
+        says = declared(inquiry.headers.get("x-macadam-purpose", ""), inquiry.headers.get("x-macadam-location", ""))
         # 1. Who calls, and may they? Nothing of the body has been read yet.
-        caller = await self._admitted(operation, named, token, inquiry.address)
+        caller = await self._admitted(operation, named, token, says, inquiry.address)
         # 2. The request: path, query, body.
         arguments = _arguments(operation, named, inquiry.query)
         arguments.update(await self._body(operation, inquiry, arguments))
@@ -149,13 +151,15 @@ class ControlPlane:
         threads = self._slow if operation.prepare else self._quick
         key = _key(inquiry.headers) if operation.changes else ""
         response = await threads.run(
-            lambda: self._platform.dispatcher.run(operation, arguments, token=token, idempotency_key=key)
+            lambda: self._platform.dispatcher.run(operation, arguments, token=token, idempotency_key=key, declared=says)
         )
         return Answer(status=200, body=msgspec.json.encode(response), headers=self._limits.headers(caller))
 
-    async def _admitted(self, operation: Operation, named: dict[str, str], token: str, address: str) -> str:
+    async def _admitted(
+        self, operation: Operation, named: dict[str, str], token: str, says: Declared, address: str
+    ) -> str:
         """The caller's id. Raises RateLimited for who asks too fast, known or not."""
-        admit = partial(self._platform.dispatcher.admit, operation, named, token, meter=self._limits.charge)
+        admit = partial(self._platform.dispatcher.admit, operation, named, token, says, meter=self._limits.charge)
         try:
             call = await self._quick.run(admit)
         except NotAuthenticated:

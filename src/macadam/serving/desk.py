@@ -13,10 +13,11 @@ from datetime import datetime
 
 import msgspec
 
+from macadam.access.circumstances import declared
 from macadam.access.engine import Engine
 from macadam.access.rates import Bucket
 from macadam.errors import MacadamError, NotAuthenticated
-from macadam.operations import Actor
+from macadam.operations import Actor, Declared
 from macadam.serving import answers
 from macadam.serving.batch import Ask, Batcher, decode_body
 from macadam.serving.guard import Guard
@@ -42,7 +43,7 @@ PREDICT, REPLAY = "predictions:create", "predictions:replay"
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller at an endpoint, allowed. expires: of the token; bucket: the caller's."""
+    """A caller at an endpoint, allowed. expires: of the token; bucket: the caller's; declared: what it says of its call."""
 
     slot: Slot
     actor: Actor
@@ -50,6 +51,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     expires: datetime | None
     bucket: Bucket
+    declared: Declared
 
 
 class Clerk:
@@ -80,7 +82,7 @@ class Clerk:
         self.outbox = Outbox(loop, self._deliver)
         self._is_draining = is_draining
         self._pending: list[Incoming] = []
-        self._routes: dict[tuple[bytes, bytes], Route] = {}
+        self._routes: dict[tuple[bytes, ...], Route] = {}
         self._scheduled = False
         self._now = 0.0
         self.closed = b""
@@ -173,7 +175,7 @@ class Clerk:
 
     def _ask(self, request: Incoming) -> Ask | None:
         """What to answer in the batch; None if it is answered already."""
-        route = self._routes.get((request.target, request.authorization))
+        route = self._routes.get(_caller(request))
         if route is None or self.closed or request.method != b"POST" or (route.expires and route.expires <= utc_now()):
             found = self._found(request)
             if isinstance(found, bytes):
@@ -245,7 +247,8 @@ class Clerk:
         revoked = self._runtime.revocations.revoked
         actor = engine.authenticate(_bearer(request.authorization), utc_now(), revoked)
         bucket = self._guard.known.of(actor.id)
-        decision = engine.decide(actor, PREDICT, f"endpoint:{endpoint}", project)
+        says = declared(request.purpose.decode("latin-1"), request.location.decode("latin-1"))
+        decision = engine.decide(actor, PREDICT, f"endpoint:{endpoint}", project, declared=says)
         if not decision.allowed:
             return self._guard.forbid(actor, PREDICT, f"endpoint:{endpoint}", project, decision)
         slot = self._runtime.slots.get((project, endpoint))
@@ -259,11 +262,13 @@ class Clerk:
             endpoint=endpoint,
             expires=_expires(engine, request.authorization),
             bucket=bucket,
+            declared=says,
         )
-        if len(request.target) + len(request.authorization) <= _LONGEST_ROUTE:
+        key = _caller(request)
+        if sum(map(len, key)) <= _LONGEST_ROUTE and engine.lasts(PREDICT, project):
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
-            self._routes[request.target, request.authorization] = route
+            self._routes[key] = route
         return route
 
     def _refused_replay(self, route: Route, at: datetime) -> bytes:
@@ -275,7 +280,9 @@ class Clerk:
         engine = self._runtime.engine
         if engine is None:
             return _NO_STATE
-        decision = engine.decide(route.actor, REPLAY, f"endpoint:{route.endpoint}", route.project)
+        decision = engine.decide(
+            route.actor, REPLAY, f"endpoint:{route.endpoint}", route.project, declared=route.declared
+        )
         if decision.allowed:
             return b""
         return self._guard.forbid(route.actor, REPLAY, f"endpoint:{route.endpoint}", route.project, decision)
@@ -333,6 +340,11 @@ _BUSY = answers.problem(503, "busy", f"More than {MOST_PENDING} requests are wai
 _NO_STATE = answers.problem(
     503, "unavailable", "The gateway knows no endpoints yet.", next_step="Open the home once: macadam up."
 )
+
+
+def _caller(request: Incoming) -> tuple[bytes, ...]:
+    """What a route that is kept depends on: where to, who, and what is said of the call."""
+    return (request.target, request.authorization, request.purpose, request.location)
 
 
 def _bearer(authorization: bytes) -> str:

@@ -31,6 +31,11 @@ _LINGER_SECONDS = 1.0
 _IDLE, _HEADER, _BODY = range(3)
 
 
+# What a caller says beside who it is: header → the field that keeps it.
+_SAID = {b"traceparent": "trace", b"x-macadam-purpose": "purpose", b"x-macadam-location": "location"}
+_SAID_LENGTHS = frozenset(map(len, _SAID))
+
+
 class Incoming:
     """One request, and its answer once there is one. fixed: bytes to send as they are, for what is no request.
 
@@ -44,8 +49,10 @@ class Incoming:
         "connection",
         "fixed",
         "keep_alive",
+        "location",
         "method",
         "old",
+        "purpose",
         "target",
         "trace",
     )
@@ -56,6 +63,8 @@ class Incoming:
         self.target = b""
         self.authorization = b""
         self.trace = b""
+        self.purpose = b""
+        self.location = b""
         self.body = b""
         self.keep_alive = True
         self.old = False
@@ -214,8 +223,8 @@ class Connection(asyncio.Protocol):
                 self._take_authorization(value)
         elif size == 4:  # noqa: PLR2004
             self._hosts += name.lower() == b"host"
-        elif size == 11 and name.lower() == b"traceparent":  # noqa: PLR2004
-            self._current.trace = value
+        elif size in _SAID_LENGTHS and (said := _SAID.get(name.lower())):
+            setattr(self._current, said, value)
         elif size == 6:  # noqa: PLR2004
             if name.lower() == b"expect":
                 self._expects = value.lower()

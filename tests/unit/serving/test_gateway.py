@@ -13,6 +13,7 @@ import pytest
 from unit.serving import homes
 from unit.serving.homes import ENDPOINT, INPUTS, MODEL, PATH, PROJECT
 
+from macadam.access.policy_types import ActivatePolicies, ApprovePolicies, ProposePolicies
 from macadam.access.types import IssueToken, RevokeToken
 from macadam.app.platform import Platform
 from macadam.errors import IntegrityError, Unavailable
@@ -232,3 +233,26 @@ def test_a_gateway_whose_home_is_gone_ends(home: Path, tmp_path: Path) -> None:
         home.rename(tmp_path / "elsewhere")
         assert gateway.process.wait(10) == 0
         (tmp_path / "elsewhere").rename(home)
+
+
+def test_a_project_s_policies_reach_the_gateway_and_hold_there_for_each_purpose(
+    deployed: Platform, home: Path, token: str
+) -> None:
+    text = (
+        '@id("care-only") forbid (principal, action == Action::"predictions:create", resource)\n'
+        'unless { context has purpose && context.purpose == "care" };'
+    )
+    made = deployed.call(ProposePolicies(project=PROJECT, files={"policies/care.cedar": text}))
+    ann = token_of(deployed, "ann", {PROJECT: "approver"})
+    with homes.gateway(home) as gateway, gateway.client(token) as client:
+        ready(client)
+        assert predict(client).status_code == 200
+        deployed.call(ApprovePolicies(project=PROJECT, version=made.version), token=ann)
+        deployed.call(ActivatePolicies(project=PROJECT, version=made.version))
+        until(lambda: predict(client).status_code == 403)
+        for _ in range(2):  # a route that was allowed for one purpose is none for another
+            for purpose, status in (("care", 200), ("ads", 403), ("", 403), ("?!", 400)):
+                headers = {"x-macadam-purpose": purpose}
+                assert client.post(PATH, json={"inputs": INPUTS}, headers=headers).status_code == status
+        refused = predict(client).json()
+        assert refused["details"]["policies"] == [f"{PROJECT}/care-only"]
