@@ -270,7 +270,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly(run: Run, monkeypat
 def test_the_same_command_goes_to_a_server_when_one_is_named(
     run: Run, http: Http, admin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callers, "Client", lambda _url, token: http.client(token))
+    monkeypatch.setattr(callers, "Client", lambda _url, token, **_: http.client(token))
     code, out, _ = run("projects", "show", "flights", "--url", "http://x", "--token", admin, "--json")
     assert (code, json.loads(out)["name"]) == (0, "flights")
     assert not Path("home").exists()

@@ -95,7 +95,8 @@ def _rows(name: str, text: str) -> list[tuple[int, Mapping[str, object]]]:
 def _yaml_rows(name: str, text: str) -> list[tuple[int, Mapping[str, object]]]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        found = yaml.safe_load(text)
+        # Text stays text: YAML 1.1 would read the column `on` as a boolean. This loader makes nothing but text.
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
     except yaml.YAMLError as error:
         raise InvalidInput(f"{name} is not YAML: {error}.", next_step="Correct it.") from error
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):

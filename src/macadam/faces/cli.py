@@ -6,6 +6,7 @@ single operation are named in VERBS and written by hand in modules of their own.
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +49,7 @@ FLAGGED: dict[str, tuple[str, str]] = {
 }
 # The same for verbs that stand among a group's operations.
 GROUP_VERBS: dict[str, tuple[str, str]] = {
+    "policy test": ("macadam.faces.policy_verbs:TEST", "Hold a table of who may do what against policies"),
     "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
     "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),
     "models verify": ("macadam.faces.model_verbs:VERIFY", "Check a model in a folder against its signature, offline"),
@@ -68,11 +70,11 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Errors become a line and a next step, never a stack trace."""
     words = list(sys.argv[1:] if argv is None else argv)
-    json = "--json" in words
+    as_json = "--json" in words
     try:
         return _run(words)
     except MacadamError as error:
-        printing.error(error, json=json)
+        printing.error(error, json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Macadam failed in a way that it does not know: {type(error).__name__}: {error}.",
             next_step="Set MACADAM_DEBUG=1 and run it again for the details, and report them.",
         )
-        printing.error(unexpected, json=json)
+        printing.error(unexpected, json=as_json)
         return unexpected.exit_code
 
 
@@ -201,7 +203,7 @@ def positional(operation: Operation, known: Iterable[Field]) -> list[str]:
     about_projects = operation.cli.startswith("projects ")
     candidates = [f for f in known if about_projects or f.name != "project"]
     in_path = [name for name in fields.in_path(operation) if any(f.name == name for f in candidates)]
-    required = [f.name for f in candidates if f.required and f.kind in ("text", "integer")]
+    required = [f.name for f in candidates if f.required and f.kind in ("text", "integer", "mapping")]
     return in_path or required[:1]
 
 
@@ -256,11 +258,15 @@ def _arguments(operation: Operation, chosen: argparse.Namespace, session: Sessio
 
 
 def _from_file(field: Field, text: str) -> str:
-    """`@FILE` stands for the file's text, `@@…` for a text that begins with @."""
+    """`@FILE` stands for the file's text, `@@…` for a text that begins with @; where text by name is asked for, `@DIR`
+    for the files below it, by their path.
+    """
     if text.startswith("@@"):
         return text[1:]
     if not text.startswith("@"):
         return text
+    if field.kind == "mapping" and Path(text[1:]).is_dir():
+        return json.dumps(files_below(Path(text[1:])))
     try:
         return Path(text[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -269,6 +275,18 @@ def _from_file(field: Field, text: str) -> str:
             next_step="Correct the path; for a text that begins with @ write @@.",
             details={"field": field.name},
         ) from error
+
+
+def files_below(folder: Path) -> dict[str, str]:
+    """The text of each file, by its path from here. Hidden ones are left out. Raises InvalidInput."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            try:
+                found[path.as_posix().removeprefix("./")] = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidInput(f"{path} cannot be read as text: {error}.", next_step="Remove it.") from error
+    return found
 
 
 def overview() -> str:
