@@ -96,10 +96,10 @@ def _yaml_rows(name: str, text: str) -> list[tuple[int, Mapping[str, object]]]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         # Text stays text: YAML 1.1 would read the column `on` as a boolean. This loader makes nothing but text.
-        found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+        found = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise InvalidInput(f"{name} is not YAML: {error}.", next_step="Correct it.") from error
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+    if node is None or not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InvalidInput(f"{name} is no list of rows.", next_step="Write - {who: …, does: …, expect: allow}.")
     return [(item.start_mark.line + 1, row) for item, row in zip(node.value, found, strict=True)]
 

@@ -25,6 +25,7 @@ READS = {
     "projects:read", "roles:read", "ledger:read", "journal:read", "contracts:read", "sources:read", "tables:read",
     "quarantine:read", "features:read", "training_sets:read", "online:read", "runs:read", "models:read",
     "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read", "policies:read",
+    "erasures:read",
 }  # fmt: skip
 OWN = {"principals:self", "projects:list", "tokens:issue", "tokens:read", "tokens:revoke", "tokens:rotate"}
 MAY = {
@@ -32,13 +33,13 @@ MAY = {
     "developer": READS
     | {"contracts:register", "sources:register", "tables:ingest", "features:register", "training_sets:build",
        "online:write", "runs:train", "models:register", "models:promote", "thresholds:declare", "evaluations:run",
-       "gates:check", "predictions:prove", "inspection:run", "policies:propose", "journal:declare"},
-    "approver": READS | {"approvals:give", "gates:check", "predictions:prove", "policies:approve"},
+       "gates:check", "predictions:prove", "inspection:run", "policies:propose", "models:export", "journal:declare"},
+    "approver": READS | {"approvals:give", "gates:check", "models:export", "predictions:prove", "policies:approve"},
     "operator": READS
     | {"tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
        "journal:seal", "predictions:create", "predictions:replay", "predictions:prove", "feedback:record",
-       "inspection:run", "policies:activate", "journal:declare", "predictions:receipt"},
-    "auditor": READS | {"principals:read", "rates:read", "predictions:prove"},
+       "inspection:run", "policies:activate", "models:export", "journal:declare", "predictions:receipt"},
+    "auditor": READS | {"principals:read", "rates:read", "models:export", "predictions:prove"},
     "caller": {"predictions:create", "predictions:replay", "predictions:receipt", "feedback:record", "online:write"},
     "admin": set(PERMISSIONS),
 }  # fmt: skip
