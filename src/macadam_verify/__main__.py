@@ -262,6 +262,18 @@ class Chain:
         self.run = self.need("run", link, lambda leaf: leaf.subject in self.made.uses, before=self.made)
         self.holds(link, f"{ref} was trained by {self.run.subject}")
 
+    def vouched(self) -> None:
+        """Version -> signature; deployment -> signature"""
+        link, body = "version -> signature", self.made.body
+        signature, provenance, key = (body.get(name) for name in ("model_signature", "provenance", "signing_key"))
+        if not (signature and provenance and key):
+            self.report.not_proved.append(f"{link}: {self.made} names no signature of the model's files")
+            return
+        if self.deployed.body.get("model_signature") != signature:
+            raise Broken("deployment -> signature", f"it deploys another signature than {self.made.subject} has")
+        self.holds(link, f"its files are signed with the key {key} ({signature}), which also signed {provenance}")
+        self.holds("deployment -> signature", "that signature is what gateways verify before they load the files")
+
     def data(self) -> None:
         """Run -> snapshots -> contracts; run -> environment"""
         link, users = "run -> snapshots", {ref: self.run for ref in self.run.uses if ref.startswith("table:")}
@@ -447,8 +459,9 @@ def verify(data: bytes, key: str | Trust, allowed: list[str], announced: str = "
         size, root = checkpoint(bundle["checkpoint"], trust, report)
         inclusion(leaves, size, root, report)
         chain = Chain(bundle, leaves, allowed, report)
-        for walk in (chain.projects, chain.segment, chain.deployment, chain.version, chain.data, chain.evaluation):
+        for walk in (chain.projects, chain.segment, chain.deployment, chain.version, chain.vouched, chain.data):
             walk()
+        chain.evaluation()
         chain.approved()
         chain.policies()
         report.story = chain.story()

@@ -55,6 +55,10 @@ RECORD: dict[str, Any] = {
 }
 
 
+DEPLOYED: dict[str, Any] = {"model_signature": "sha256:" + "d" * 64}
+SIGNED: dict[str, Any] = {**DEPLOYED, "provenance": "sha256:" + "e" * 64, "signing_key": "f" * 64}
+
+
 def chain() -> list[tuple[str, dict[str, Any]]]:
     """(role, leaf) in ledger order. Role '' stays out of the bundle."""
     version = "model:delay-risk@7"
@@ -65,12 +69,15 @@ def chain() -> list[tuple[str, dict[str, Any]]]:
         ("training_set", fields(3, "features.build_training_set", "training_set:delays@1", uses=["table:flights@42"])),
         ("environment", fields(4, "models.train", "environment:py311@1")),
         ("run", fields(5, "models.train", "run:r1", uses=["training_set:delays@1", "environment:py311@1"])),
-        ("version", fields(6, "models.register_version", version, uses=["run:r1"], body={"artifact": ARTIFACT})),
+        (
+            "version",
+            fields(6, "models.register_version", version, uses=["run:r1"], body={"artifact": ARTIFACT, **SIGNED}),
+        ),
         ("thresholds", fields(7, "models.declare_thresholds", "thresholds:delay@1")),
         ("evaluation", fields(8, "models.evaluate", "evaluation:e1", uses=[version, "thresholds:delay@1"])),
         ("gate", fields(9, "models.check_gate", version, uses=["evaluation:e1"], body={"verdict": "pass"})),
         ("approval", fields(11, "models.approve", version, actor="principal:bob")),
-        ("deployment", fields(10, "serving.deploy", "endpoint:delays", uses=[version])),
+        ("deployment", fields(10, "serving.deploy", "endpoint:delays", uses=[version], body=dict(DEPLOYED))),
         ("", fields(12, "models.log", "run:other")),
         ("segment", fields(13, "journal.seal_segment", "segment:s1", project="")),
         ("", fields(14, "models.log", "run:later")),

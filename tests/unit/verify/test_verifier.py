@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from unit.verify import chains
-from unit.verify.chains import SIGNER, WITNESS, Ledger, fields, uuid
+from unit.verify.chains import SIGNED, SIGNER, WITNESS, Ledger, fields, uuid
 
 from macadam.ledger import bundle, note
 from macadam_verify import __main__ as verifier
@@ -29,6 +29,17 @@ def test_a_whole_chain_is_proved_and_told_in_words() -> None:
     story = "\n".join(report.story)
     for said in (uuid(77), "model:delay-risk@7", "run:r1", "table:flights@42", "contract:flights@1", "principal:bob"):
         assert said in story
+
+
+def test_a_version_that_names_no_signature_is_said_to_be_not_proved_signed() -> None:
+    ledger = Ledger()
+    assert ("version -> signature", SIGNED["signing_key"]) in [
+        (link, what.partition("the key ")[2][:64]) for link, what in check(ledger).links
+    ]
+    ledger.of("version")["body"].pop("provenance")
+    report = check(ledger)
+    assert report.broken is None
+    assert report.not_proved == ["version -> signature: version leaf 6 names no signature of the model's files"]
 
 
 def _set(role: str, **changes: Any) -> Callable[[Ledger], None]:
@@ -95,6 +106,8 @@ BROKEN: list[tuple[str, Callable[[Ledger], None], str]] = [
     ("an empty deployment", _record(deployment=""), "record -> deployment"),
     ("another endpoint", _record(endpoint="other"), "record -> deployment"),
     ("a deployment of another version", _set("deployment", uses=["model:delay-risk@6"]), "deployment -> version"),
+    ("a deployment of another signature", _set("deployment", body={"model_signature": "x"}), "deployment -> signature"),
+    ("a deployment of no signature", _set("deployment", body={}), "deployment -> signature"),
     ("deployed after the segment was sealed", _swap("deployment", "segment"), "record -> deployment"),
     ("a segment with another root", _body("segment", root="sha256:" + "0" * 64), "record -> segment"),
     ("a segment with another count", _body("segment", count=4), "record -> segment"),
