@@ -111,9 +111,12 @@ class Vault:
             ) from error
 
     def close(self) -> None:
-        self._sql.close()
-        self._map.close()
-        os.close(self._lock)
+        """Closing twice does nothing."""
+        if self._lock >= 0:
+            self._sql.close()
+            self._map.close()
+            os.close(self._lock)
+            self._lock = -1
 
     # --- one at a time
 
