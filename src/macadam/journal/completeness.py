@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from macadam.journal.gaps import Gap
+
 
 class SealedCounts(msgspec.Struct, frozen=True, kw_only=True):
     """What a seal's leaf says. records, answers: None if it does not say; gaps: id → answers without a record, and when."""
@@ -62,12 +64,12 @@ class Completeness(msgspec.Struct, frozen=True, kw_only=True):
 
 def of_leaf(subject: str, body: Mapping[str, object]) -> SealedCounts:
     """Reads a seal's leaf, whatever it says."""
-    told = body.get("gaps")
-    gaps = {}
-    for gap in told if isinstance(told, list) else ():
-        causes = gap.get("causes", {})
-        counted = sum(count for count in causes.values() if isinstance(count, int))
-        gaps[str(gap.get("id"))] = (counted, str(gap.get("first_at")), str(gap.get("last_at")))
+    try:
+        told = msgspec.convert(body.get("gaps", []), list[Gap])
+    except msgspec.ValidationError:
+        # Not none: what cannot be read may be any number of answers, and the row then is a fault.
+        told = [Gap(id="?", first_at="?", last_at="?", causes={})]
+    gaps = {gap.id: (gap.answers, gap.first_at, gap.last_at) for gap in told}
     return SealedCounts(
         segment=subject,
         gateway=str(body.get("gateway", "")),
@@ -104,7 +106,7 @@ def _row(one: SealedCounts, seen: set[str]) -> Row:
             f"{one.segment} has {records} receipts, the gateway counted {answers} answers: {answers - records} are missing"
         )
     faults += [
-        f"{count} answers between {first} and {last} left without a record (told by {one.segment})"
+        f"{count or 'an unknown number of'} answers between {first} and {last} left without a record (told by {one.segment})"
         for count, first, last in fresh.values()
     ]
     return Row(
