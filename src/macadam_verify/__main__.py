@@ -388,19 +388,18 @@ def receipt_in(data: bytes) -> str:
     return data.decode() if value.get("format") == "macadam-receipt/1" else inner if type(inner) is str else ""
 
 
-def read_receipt(text: str) -> tuple[dict[str, Any], Leaf, dict[str, Any]]:
-    """The receipt, the leaf of the seal, and the record."""
+def read_receipt(text: str) -> tuple[dict[str, Any], Leaf]:
+    """The receipt, shaped like a bundle of one leaf, and that leaf: the segment's seal."""
     receipt = read_json(text, "the receipt")
     if canonical(receipt) + "\n" != text:
         raise Broken("form", "the receipt is not in its canonical spelling (sorted keys, no spaces, one final newline)")
     expect(receipt, RECEIPT, "the receipt")
     expect(receipt["segment"], SEALED, "the segment")
     expect(receipt["leaf"], IN_LEDGER, "the leaf")
-    record = read_json(receipt["record"], "the record")
-    expect(record, RECORD, "the record", others=True)
-    if receipt["format"] != "macadam-receipt/1" or receipt["claim"] != f"prediction:{record['id']}":
-        raise Broken("form", f"it is a {receipt['format']} about {receipt['claim']}, the record is {record['id']}")
-    return receipt, read_leaf({"role": "segment", **receipt["leaf"]}), record
+    if receipt["format"] != "macadam-receipt/1":
+        raise Broken("form", f"the format is {receipt['format']!r}, expected 'macadam-receipt/1'")
+    sealed = read_leaf({"role": "segment", **receipt["leaf"]})
+    return {**receipt, "segment": {"leaf": 0, **receipt["segment"]}}, sealed
 
 
 def verify_receipt(text: str, key: str | Trust, answer: bytes | None, announced: str = "") -> Report:
@@ -409,43 +408,38 @@ def verify_receipt(text: str, key: str | Trust, answer: bytes | None, announced:
 
     def links(report: Report) -> None:
         follow(announced, trust)
-        receipt, sealed, record = read_receipt(text)
+        receipt, sealed = read_receipt(text)
         size, root = checkpoint(receipt["checkpoint"], trust, report)
         inclusion([sealed], size, root, report)
-        recorded(receipt, sealed, record, report)
+        chain = Chain(receipt, [sealed], [], report)
+        chain.projects()
+        chain.segment()
         if answer is not None:
-            answered(answer, record, report)
+            answered(answer, chain.record, report)
+        told = chain.record
         report.story = [
-            f"Prediction {record['id']} of {record['actor']} is recorded: asked at {record['at']} at endpoint",
-            f"  {record['endpoint']} of {record['project']}, answered by {record['version']}, outcome {record['outcome']}.",
+            f"Prediction {told['id']} of {told['actor']} is recorded: asked at {told['at']} at endpoint {told['endpoint']}",
+            f"  of {told['project']}, answered by {told['version']}, outcome {told['outcome']}.",
             "How the model came to be is not shown by a receipt: that is what a proof bundle is for.",
         ]
 
     return walked(links)
 
 
-def recorded(receipt: dict[str, Any], sealed: Leaf, record: dict[str, Any], report: Report) -> None:
-    """Record -> segment"""
-    link, at = "record -> segment", receipt["segment"]
-    if sealed.project != record["project"]:
-        raise Broken(f"project of {sealed}", f"it is of {sealed.project!r}, not of {record['project']!r}")
-    path = read_hashes(at["path"], "the segment's path")
-    root = root_from_path(receipt["record"].encode(), at["index"], at["count"], path, link)
-    if sealed.body.get("root") != f"sha256:{root.hex()}" or sealed.body.get("count") != at["count"]:
-        raise Broken(link, "the record is not in the sealed segment")
-    report.links.append((link, f"it is number {at['index']} of the {at['count']} that were sealed at {sealed.at}"))
-
-
 def answered(data: bytes, record: dict[str, Any], report: Report) -> None:
-    """Answer -> record: the id, version and output that the caller was sent are those of the record."""
-    link, wanted = "answer -> record", {"prediction": record["id"], **{k: record.get(k) for k in ("version", "output")}}
-    answer = decoded(data, "the answer")
-    if type(answer) is not dict or not set(wanted) <= set(answer):
+    """Answer -> record: what the caller was sent is what was recorded"""
+    link, answer = "answer -> record", decoded(data, "the answer")
+    pairs = {"prediction": "id", "version": "version", "output": "output"}
+    if type(answer) is not dict or not set(pairs) <= set(answer):
         raise Unreadable("the answer is no prediction: it has no id, version and output")
-    for name, value in wanted.items():
-        if canonical(answer[name]) != canonical(value):
-            raise Broken(link, f"its {name} is {canonical(answer[name])}, recorded is {canonical(value)}")
-    report.links.append((link, "id, version and output are those of the record"))
+    personal = record.get("personal")
+    hidden = personal.get("fields") if type(personal) is dict else None
+    for name, told in pairs.items():
+        if name == "output" and type(hidden) is dict and name in hidden:
+            report.not_proved.append(f"{link}: the output is personal, so the record holds only a commitment to it")
+        elif canonical(answer[name]) != canonical(record.get(told)):
+            raise Broken(link, f"its {name} is {canonical(answer[name])}, recorded is {canonical(record.get(told))}")
+    report.links.append((link, "the kept answer is the recorded one"))
 
 
 def verify(data: bytes, key: str | Trust, allowed: list[str], announced: str = "") -> Report:
