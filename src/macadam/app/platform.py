@@ -18,6 +18,7 @@ from macadam.app.dispatcher import Dispatcher, no_progress
 from macadam.errors import NotFound, SettingInvalid
 from macadam.ledger import service as ledger
 from macadam.ledger.key_service import announce_first
+from macadam.ledger.witnesses import Submitter
 from macadam.operations import UNDECLARED, Declared, Operation, Progress, Request, load, of_request
 from macadam.ports import Objects, Ports, Secrets
 from macadam.ports import load as adapter
@@ -47,7 +48,8 @@ class Platform:
         self.settings = settings
         self.ports = _connect(settings)
         self._migrate_and_bootstrap()
-        self._sequencer = ledger.Sequencer(self.ports)
+        self._submitter = Submitter(self.ports)
+        self._sequencer = ledger.Sequencer(self.ports, then=self._submitter.nudge)
         self._publisher = Publisher(self.ports)
         self.committed()  # what a killed process had committed and not followed up
         self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self.committed)
@@ -108,6 +110,11 @@ class Platform:
         """Why queued leaves are not under a checkpoint yet, '' if nothing is wrong. They are safe in SQL meanwhile."""
         return self._sequencer.failure
 
+    @property
+    def ledger_alarm(self) -> str:
+        """What witnesses hold against this ledger, '' if nothing: it was rolled back, or forked."""
+        return self._submitter.alarm
+
     def close(self) -> None:
         """Integrates what is queued for the ledger and closes every adapter, also after one that failed.
 
@@ -118,6 +125,7 @@ class Platform:
                 last_first.callback(self.ports.sql.close)
                 last_first.callback(self.ports.online.close)
                 last_first.callback(self._publisher.close)
+                last_first.callback(self._submitter.close)
                 last_first.callback(self._sequencer.close)
                 last_first.callback(self.ports.runner.close)
 

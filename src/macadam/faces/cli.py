@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "apply": ("macadam.faces.project_verbs:APPLY", "Make the platform what the project's files say"),
     "up": ("macadam.faces.up:VERB", "Start the control plane and the gateway here"),
     "prove": ("macadam.faces.evidence_verbs:PROVE", "Write the file that proves one prediction"),
+    "witness": ("macadam.faces.witness:VERB", "Cosign the ledgers of others, so that none can be rewritten"),
     "inspect": ("macadam.faces.evidence_verbs:INSPECT", "The 42 points of a project, each with its status"),
     "docs": ("macadam.faces.reference:VERB", "Write the reference pages from the code"),
     "version": ("macadam.faces.version:VERB", "Print the version"),

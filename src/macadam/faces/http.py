@@ -206,6 +206,7 @@ class ControlPlane:
         await self._quick.run(ask)
         # The reason may name paths: it is in the log, and not for everyone.
         ledger = "waiting" if self._platform.ledger_failure else "ok"
+        ledger = "contradicted" if self._platform.ledger_alarm else ledger
         return _json({"status": "ok", "version": __version__, "ledger": ledger})
 
     async def _version(self) -> Answer:

@@ -1,4 +1,6 @@
-"""Rotating the ledger's key: a leaf announces the new one, both sign for a while, a leaf retires the old one.
+"""Who vouches for the ledger: its keys, which take over from one another, and its witnesses.
+
+Rotating the key: a leaf announces the new one, both sign for a while, a leaf retires the old one.
 
 The steps are ordered so that a kill between any two leaves a valid ledger, and the same call can be made again:
 the private key is durable before its leaf is (a key without a leaf signs nothing; the next rotation takes it up), the
@@ -20,8 +22,10 @@ from macadam.ledger.leaf import Leaf
 from macadam.ledger.note import SignerKey
 from macadam.ledger.schema import checkpoints
 from macadam.ledger.schema import keys as key_table
+from macadam.ledger.schema import witnesses as witness_table
 from macadam.ledger.service import Prover, by_id, queue
-from macadam.ledger.types import KeyState, LedgerKeys, RetireKey, RotateKey, ShowKeys
+from macadam.ledger.types import KeyState, LedgerKeys, RetireKey, RotateKey, ShowKeys, ShowWitnesses, WitnessState
+from macadam.ledger.witnesses import configured
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
 from macadam.values import digest_of, instant, utc_now, uuid7
@@ -218,3 +222,27 @@ def _announcement(index: int, leaf: bytes, path: list[bytes], note: str) -> str:
         "checkpoint": note,
     }
     return json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+@operation(
+    ShowWitnesses,
+    permission="ledger:read",
+    http="GET /api/v1/ledger/witnesses",
+    cli="ledger witnesses",
+    resource="platform:home",
+)
+def show_witnesses(tx: Transaction, _request: ShowWitnesses) -> tuple[WitnessState, ...]:
+    said = {row.key: row for row in tx.sql.execute(sa.select(witness_table))}
+    shown = []
+    for witness in configured(tx.ports):
+        row = said.get(str(witness.key))
+        shown.append(
+            WitnessState(
+                key=str(witness.key),
+                url=witness.url,
+                size=row.size if row else 0,
+                refusal=row.refusal if row else "",
+                breach=row.breach if row else False,
+            )
+        )
+    return tuple(shown)

@@ -6,6 +6,7 @@ leaves, so writing them again changes nothing), then one transaction numbers the
 
 import logging
 import threading
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
@@ -34,8 +35,10 @@ class Sequencer:
     is logged each time, and the next nudge, or the retry, or the next start of the platform tries again.
     """
 
-    def __init__(self, ports: Ports) -> None:
+    def __init__(self, ports: Ports, then: Callable[[], None] = lambda: None) -> None:
+        """then: called, and to return at once, whenever there may be a new checkpoint."""
         self._ports = ports
+        self._then = then
         self._wanted = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -63,6 +66,7 @@ class Sequencer:
             self._thread.join()
         try:
             integrate_all(self._ports)
+            self._then()
         except Temporary as error:
             _log.warning("ledger: what is queued waits for the next start: %s", error)
 
@@ -86,6 +90,7 @@ class Sequencer:
                 )
             else:
                 self.failure = ""
+                self._then()
 
 
 def integrate_all(ports: Ports) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.errors import IntegrityError, NotFound
-from macadam.ledger import keys, publishing, sequencer, verification
+from macadam.ledger import keys, publishing, sequencer, verification, witnesses
 from macadam.ledger.keyring import KeyRing
 from macadam.ledger.leaf import Leaf, decode, encode
 from macadam.ledger.note import SignerKey
@@ -163,11 +163,11 @@ def require(sql: sa.Connection, leaf: str, project: str) -> Entry:
 
 
 def newest_checkpoint(sql: sa.Connection) -> tuple[int, str]:
-    """Size and signed note of the newest checkpoint. Raises NotFound in a ledger without leaves."""
+    """Size and signed note of the newest checkpoint, with the cosignatures that are known for it. Raises NotFound in a ledger without leaves."""
     row = sql.execute(sa.select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1)).first()
     if row is None:
         raise NotFound("The ledger has no checkpoint yet.", next_step="Run an operation that changes something.")
-    return row.size, row.note
+    return row.size, publishing.cosigned(sql, row.size, row.note)
 
 
 class Prover:
@@ -194,6 +194,8 @@ def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
         keys.settle(context.ports)
     except IntegrityError as error:
         unfit.append(f"queued leaves cannot be integrated: {error.what}")
+    if request.witnesses:
+        witnesses.try_cosign(context.ports, anew=True)
     with context.read() as sql:
         found = verification.verify(
             context.ports,
@@ -203,8 +205,11 @@ def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
             deep=request.deep,
             report=context.progress,
         )
-        unfit += _foreign_keys(request.key, verifier_keys(context.ports))
-    return msgspec.structs.replace(found, problems=(*unfit, *found.problems))
+        ring = verifier_keys(context.ports)
+        unfit += _foreign_keys(request.key, ring)
+        unfit += witnesses.breaches(sql, witnesses.configured(context.ports))
+        cosigned, missing = witnesses.quorum_problems(context.ports, sql, ring, request.witnesses, request.witness_key)
+    return msgspec.structs.replace(found, cosigned=cosigned, problems=(*unfit, *found.problems, *missing))
 
 
 def _foreign_keys(kept: str, ring: KeyRing) -> list[str]:

@@ -123,11 +123,14 @@ class VerifyLedger(Request[Found], frozen=True, kw_only=True):
     """Rebuild the ledger and compare it with everything stored and signed.
 
     since: a signed checkpoint that was kept elsewhere. key: verifier keys that were kept elsewhere; each must be one
-    of this ledger's. deep: also read the objects and table files that leaves name.
+    of this ledger's. witnesses: how many must have cosigned the newest checkpoint. witness_key: their verifier keys;
+    '' takes those that are configured. deep: also read the objects and table files that leaves name.
     """
 
     since: str = ""
     key: str = ""
+    witnesses: Annotated[int, msgspec.Meta(ge=0, le=90)] = 0
+    witness_key: str = ""
     deep: bool = True
 
 
@@ -238,3 +241,19 @@ class RetireKey(Request[KeyState], frozen=True, kw_only=True):
     """End a key of the ledger: it signs no later checkpoint, and its private half is destroyed. key: its id."""
 
     key: str
+
+
+class WitnessState(msgspec.Struct, frozen=True, kw_only=True):
+    """A witness of this ledger. size: of the last checkpoint that it is known to have cosigned. refusal: why it cosigned
+    nothing when it was asked last, '' if it did. breach: whether that means that this ledger was rolled back or forked.
+    """
+
+    key: str
+    url: str
+    size: int
+    refusal: str
+    breach: bool
+
+
+class ShowWitnesses(Request[tuple[WitnessState, ...]], frozen=True, kw_only=True):
+    """List the witnesses that are asked to cosign this ledger, and what each said last."""

@@ -38,7 +38,9 @@ _SETTLING = 1.0
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What verification found. problems: sentences; empty means that everything is as recorded."""
+    """What verification found. problems: sentences; empty means that everything is as recorded. cosigned: how many of
+    the known witnesses have cosigned the newest checkpoint.
+    """
 
     size: int
     root: str
@@ -46,6 +48,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     objects: int
     problems: tuple[str, ...]
+    cosigned: int = 0
 
 
 def verify(ports: Ports, sql: sa.Connection, ring: KeyRing, *, since: str = "", deep: bool, report: Report) -> Found:

@@ -14,7 +14,7 @@ from macadam.journal import record
 from macadam.journal.service import holding
 from macadam.journal.types import TABLE
 from macadam.lazy import lazy
-from macadam.ledger import key_service, sequencer
+from macadam.ledger import key_service, sequencer, witnesses
 from macadam.ledger import service as ledger
 from macadam.models.metrics import Scored
 from macadam.operations import Context, Transaction, operation
@@ -210,8 +210,9 @@ def show_prediction(tx: Transaction, request: ShowPrediction) -> PredictionPage:
 
 
 def _integrate(context: Context, _request: Prove | FetchReceipt) -> None:
-    """So that leaves of a moment ago have their checkpoint."""
+    """So that leaves of a moment ago have their checkpoint, and that its witnesses."""
     sequencer.integrate_all(context.ports)
+    witnesses.try_cosign(context.ports)
 
 
 @operation(
