@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from unit.models import worlds
 
@@ -132,7 +132,14 @@ def held(sql: sa.Connection, now: datetime) -> dict[str, object]:
         },
         "policies": policies,
         "aliases": {
-            (a.project, a.model, a.alias, a.document["model_ref"], a.document["gate"], tuple(a.document["approvals"]))
+            (
+                a.project,
+                a.model,
+                a.alias,
+                a.document["model_ref"],
+                a.document["gate"],
+                frozenset(a.document["approvals"]),
+            )
             for a in sql.execute(sa.select(aliases))
         },
         "endpoints": {(e.project, e.name, e.id, e.document["version"]) for e in sql.execute(answering)},
@@ -146,7 +153,14 @@ def told(found: PastState) -> dict[str, object]:
         "tokens": {(t.id, t.principal, t.expires or None) for t in found.tokens},
         "policies": {p.project: p.policy_set for p in found.policies},
         "aliases": {
-            (a.project, a.model, a.alias, a.version, a.gate.ref if a.gate else "", tuple(x.ref for x in a.approvals))
+            (
+                a.project,
+                a.model,
+                a.alias,
+                a.version,
+                a.gate.ref if a.gate else "",
+                frozenset(x.ref for x in a.approvals),
+            )
             for a in found.aliases
         },
         "endpoints": {(e.project, e.endpoint, e.deployment, e.version) for e in found.endpoints},
@@ -197,7 +211,9 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+)
 @given(st.lists(STEPS, min_size=10, max_size=40))
 def test_the_state_folded_at_any_time_is_what_the_database_held_then(furnished: Path, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as place:
