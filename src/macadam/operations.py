@@ -37,6 +37,10 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "roles": (("macadam.access.service", "macadam.access.sign_in"), "Who may do what in which project"),
     "policy": (("macadam.access.policy_service",), "A project's own policies: who may do what, and why"),
     "tokens": (("macadam.access.token_service",), "Credentials: issue, rotate, list, revoke"),
+    "workloads": (
+        ("macadam.access.workloads", "macadam.serving.link_service"),
+        "Programs that prove themselves by certificates, and gateways on other machines",
+    ),
     "journal": (("macadam.journal.service", "macadam.serving.journal_service"), "Segments of prediction records"),
     "ledger": (
         (

@@ -73,6 +73,9 @@ class Server(Section):
     host: str = setting("127.0.0.1", env="MACADAM_HOST", unit="address", why="nothing is exposed unless asked for")
     port: int = setting(8480, env="MACADAM_PORT", unit="TCP port", why="not taken by common tools")
     gateway_port: int = setting(8481, env="MACADAM_GATEWAY_PORT", unit="TCP port", why="next to the control plane")
+    gateway_name: str = setting(
+        "", env="MACADAM_GATEWAY_NAME", unit="name", why="what journal segments say who wrote them; empty: host:port"
+    )
     max_body: int = setting(
         32 * 1024 * 1024, env="MACADAM_MAX_BODY", unit="bytes", why="a request is held in memory, a dataset is not"
     )
@@ -208,6 +211,23 @@ class Ledger(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Link(Section):
+    """How gateways on other machines reach the control plane: mutual TLS with workload identities."""
+
+    port: int = setting(0, env="MACADAM_LINK_PORT", unit="TCP port", why="0: off; nothing is exposed unless asked for")
+    host: str = setting("127.0.0.1", env="MACADAM_LINK_HOST", unit="address", why="as for the other servers")
+    trust_domain: str = setting(
+        "macadam.local", env="MACADAM_TRUST_DOMAIN", unit="SPIFFE trust domain", why="one platform, one domain"
+    )
+    svid_dir: str = setting(
+        "",
+        env="MACADAM_SVID_DIR",
+        unit="directory",
+        why="where an external SPIFFE agent keeps svid.pem, svid_key.pem and svid_bundle.pem; empty: issued here",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prices(Section):
     """What compute costs when no bill says better."""
 
@@ -228,6 +248,7 @@ class Settings:
     access: Access = dataclasses.field(default_factory=Access)
     oidc: Oidc = dataclasses.field(default_factory=Oidc)
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
+    link: Link = dataclasses.field(default_factory=Link)
     prices: Prices = dataclasses.field(default_factory=Prices)
 
     @classmethod
@@ -247,5 +268,6 @@ class Settings:
             access=Access.read(env),
             oidc=Oidc.read(env),
             ledger=Ledger.read(env),
+            link=Link.read(env),
             prices=Prices.read(env),
         )

@@ -15,7 +15,16 @@ from macadam.testing import Http
 
 OPERATIONS = list(operations.table().values())
 # What the policy "everyone-is-someone" lets any known caller do with what is their own.
-OWN = {"principals:self", "projects:list", "tokens:issue", "tokens:revoke", "tokens:read", "tokens:rotate"}
+OWN = {
+    "principals:self",
+    "projects:list",
+    "tokens:issue",
+    "tokens:revoke",
+    "tokens:read",
+    "tokens:rotate",
+    "workloads:certify",
+    "link:state",
+}
 every = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
 guarded = pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.permission not in OWN], ids=lambda o: o.name)
 changing = pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.changes], ids=lambda o: o.name)

@@ -88,6 +88,19 @@ denials = sa.Table(
     sa.Column("digest", sa.String(80), nullable=False),
     sa.Column("at", Instant, nullable=False),
 )
+workloads = sa.Table(
+    "access_workloads",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("principal", sa.String(100), nullable=False, unique=True),
+    sa.Column("spiffe_id", sa.String(400), nullable=False, unique=True),
+    sa.Column("external", sa.Boolean, nullable=False),
+    sa.Column("created", Instant, nullable=False),
+    sa.Column("created_by", sa.String(100), nullable=False),
+    sa.Column("certified", Instant),
+    sa.Column("expires", Instant),
+    sa.Column("revoked", Instant),
+)
 policy_sets = sa.Table(
     "access_policy_sets",
     metadata,

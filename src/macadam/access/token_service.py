@@ -88,6 +88,11 @@ def _lifetime(limits: Access, kind: str, request: IssueToken) -> timedelta:
 
 def _check_reach(tx: Transaction, holder: str, reach: Reach, expires: datetime) -> None:
     """A token is no way to get more than one has: not by reach, not by time, not by taking another's name."""
+    if not tx.actor.token:
+        raise NotAuthorised(
+            f"{tx.actor.id} proved itself by a certificate, and so is known without a token.",
+            next_step="Use the certificate; an administrator can issue tokens.",
+        )
     own = own_token(tx)
     _check_within(own, reach)
     if _manages_tokens(tx):

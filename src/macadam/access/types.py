@@ -8,10 +8,10 @@ import msgspec
 from macadam.operations import Request
 from macadam.values import Name, Somewhere
 
-Role = Literal["viewer", "developer", "approver", "operator", "auditor", "admin", "caller"]
+Role = Literal["viewer", "developer", "approver", "operator", "auditor", "admin", "caller", "gateway"]
 Risk = Literal["minimal", "limited", "high"]
 Kind = Literal["person", "service"]
-ROLES: tuple[Role, ...] = ("viewer", "developer", "approver", "operator", "auditor", "admin", "caller")
+ROLES: tuple[Role, ...] = ("viewer", "developer", "approver", "operator", "auditor", "admin", "caller", "gateway")
 
 PrincipalName = Annotated[
     str,
@@ -335,3 +335,71 @@ class RecordDenials(Request[DenialReport], frozen=True, kw_only=True):
     report: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,200}$")]
     denials: Annotated[tuple[DenialCount, ...], msgspec.Meta(max_length=300)]
     others: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """A program with an identity. external: another SPIFFE authority issues its certificates.
+
+    certified, expires: its newest certificate, None if it has none from here. revoked: since when.
+    """
+
+    name: str
+    principal: str
+    spiffe_id: str
+    external: bool
+    created: datetime
+    created_by: str
+    certified: datetime | None = None
+    expires: datetime | None = None
+    revoked: datetime | None = None
+
+
+class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a workload needs for its first certificate. join: works once, until `expires`; shown this once.
+
+    authorities: the certificates (PEM) that it trusts.
+    """
+
+    workload: str
+    principal: str
+    spiffe_id: str
+    join: str
+    authorities: str
+    expires: datetime
+
+
+class Certified(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate (PEM), and the authorities (PEM) in force. expires: UTC; ask again half-way there."""
+
+    certificate: str
+    authorities: str
+    expires: datetime
+
+
+class EnrollWorkload(Request[Enrolment], frozen=True, kw_only=True):
+    """Enroll a workload: a service that proves itself by a certificate. projects: whose endpoints it serves.
+
+    spiffe_id: only if another SPIFFE authority issues its certificates. minutes: until the join token ends. Enrolling
+    again lets a workload join anew, also after it was revoked.
+    """
+
+    workload: Name
+    projects: tuple[Name, ...] = ()
+    spiffe_id: Annotated[str, msgspec.Meta(max_length=400)] = ""
+    minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 60
+
+
+class CertifyWorkload(Request[Certified], frozen=True, kw_only=True):
+    """Ask for a certificate for oneself. request: PKCS#10 in PEM, of an EC key on curve P-256."""
+
+    request: Annotated[str, msgspec.Meta(max_length=8192)]
+
+
+class RevokeWorkload(Request[Workload], frozen=True, kw_only=True):
+    """Revoke a workload: its certificates are refused from its next call on, and no new one is issued."""
+
+    workload: Name
+
+
+class ListWorkloads(Request[tuple[Workload, ...]], frozen=True, kw_only=True):
+    """List workloads."""

@@ -21,7 +21,9 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.access import service as access
+from macadam.access import workloads
 from macadam.access.rates import Limit
+from macadam.access.spiffe import Peer
 from macadam.app import idempotency
 from macadam.errors import Conflict, InvalidInput, MacadamError, NotAuthenticated, NotAuthorised
 from macadam.ledger import service as ledger
@@ -46,6 +48,8 @@ from macadam.values import digest_of, instant, uuid7
 StillAllowed = Callable[[sa.Connection], None]
 Meter = Callable[[Actor, Mapping[str, Limit]], None]
 """Called with who calls and the limits of principals that have their own; raises RateLimited."""
+Credential = str | Peer
+"""A token, or the certificate that a connection presented."""
 
 ANONYMOUS = Actor(id="anonymous", kind="unknown")
 # A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
@@ -80,7 +84,7 @@ class Dispatcher:
         operation: Operation,
         arguments: Mapping[str, object],
         *,
-        token: str,
+        token: Credential,
         lax: bool = False,
         idempotency_key: str = "",
         declared: Declared = UNDECLARED,
@@ -122,7 +126,7 @@ class Dispatcher:
         self,
         operation: Operation,
         arguments: Mapping[str, object],
-        token: str,
+        token: Credential,
         declared: Declared = UNDECLARED,
         *,
         meter: Meter | None = None,
@@ -138,7 +142,7 @@ class Dispatcher:
         request_digest = _request_digest(operation, arguments, key)
         with self._ports.sql.read() as sql:
             try:
-                actor = access.authenticate(sql, token, now)  # 1. authenticate
+                actor = _holder(sql, token, now)  # 1. authenticate
             except NotAuthenticated as error:
                 refused = Decision(id=uuid7(), allowed=False, policies=(), policy_set="", reason=error.what)
                 call = Call(
@@ -200,10 +204,10 @@ class Dispatcher:
         _follow_up(acts)
         return response
 
-    def _still_allowed(self, call: Call, resource: str, token: str, sql: sa.Connection) -> None:
+    def _still_allowed(self, call: Call, resource: str, token: Credential, sql: sa.Connection) -> None:
         """Asks again, on the state that the transaction sees. Raises NotAuthenticated, NotAuthorised."""
         now = self._clock()
-        actor = access.authenticate(sql, token, now)
+        actor = _holder(sql, token, now)
         decision = access.decide(sql, actor, call.operation.permission, resource, call.project, now, call.declared)
         if not decision.allowed:
             raise _refusal(call.operation.permission, resource, actor, decision)
@@ -248,6 +252,13 @@ class Dispatcher:
         asked = dataclasses.replace(call, project=_cut(call.project))
         self._ports.sql.write(lambda sql: _queue_leaf(sql, asked, evidence))
         self._sequence()
+
+
+def _holder(sql: sa.Connection, credential: Credential, now: datetime) -> Actor:
+    """Raises NotAuthenticated."""
+    if isinstance(credential, Peer):
+        return workloads.authenticate(sql, credential, now)
+    return access.authenticate(sql, credential, now)
 
 
 def _follow_up(acts: list[Callable[[], None]]) -> None:

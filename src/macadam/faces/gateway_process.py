@@ -152,4 +152,6 @@ def _environment(settings: Settings) -> dict[str, str]:
         "MACADAM_HOST": server.host,
         "MACADAM_PORT": str(server.port),
         "MACADAM_GATEWAY_PORT": str(server.gateway_port),
+        "MACADAM_GATEWAY_NAME": server.gateway_name,
+        "MACADAM_JOURNAL_SEGMENT_BYTES": str(settings.journal.segment_bytes),
     }

@@ -20,6 +20,8 @@ import msgspec
 from macadam import __version__, operations
 from macadam.access.circumstances import declared
 from macadam.access.rates import refusal_headers
+from macadam.access.spiffe import Peer
+from macadam.app.dispatcher import Credential
 from macadam.app.platform import Platform
 from macadam.errors import Busy, InvalidInput, MacadamError, NotAuthenticated, RateLimited, TooLarge
 from macadam.faces import fields, logs, metrics, openapi, problem
@@ -45,6 +47,8 @@ _TOKEN_BYTES = 4096
 _PATH_BYTES = 4096
 _QUERY_BYTES = 16 * 1024
 _KEY_CHARACTERS = 200
+PEER = "macadam.peer"
+"""The ASGI extension under which a server says whom a connection's certificate names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class Inquiry:
     headers: dict[str, str]
     receive: Receive
     address: str = ""
+    peer: Peer | None = None
     operation: str = ""
     started: float = field(default_factory=time.perf_counter)
 
@@ -140,8 +145,8 @@ class ControlPlane:
             raise TooLarge(f"The query is over {_QUERY_BYTES} bytes.", next_step="Give large values in the body.")
         operation, named = self._routes.find(inquiry.method, inquiry.path)
         inquiry.operation = operation.name
-        token = _bearer(inquiry.headers)
         says = declared(inquiry.headers.get("x-macadam-purpose", ""), inquiry.headers.get("x-macadam-location", ""))
+        token = inquiry.peer or _bearer(inquiry.headers)
         # 1. Who calls, and may they? Nothing of the body has been read yet.
         caller = await self._admitted(operation, named, token, says, inquiry.address)
         # 2. The request: path, query, body.
@@ -156,7 +161,7 @@ class ControlPlane:
         return Answer(status=200, body=msgspec.json.encode(response), headers=self._limits.headers(caller))
 
     async def _admitted(
-        self, operation: Operation, named: dict[str, str], token: str, says: Declared, address: str
+        self, operation: Operation, named: dict[str, str], token: Credential, says: Declared, address: str
     ) -> str:
         """The caller's id. Raises RateLimited for who asks too fast, known or not."""
         admit = partial(self._platform.dispatcher.admit, operation, named, token, says, meter=self._limits.charge)
@@ -288,6 +293,7 @@ def _inquiry(scope: MutableMapping[str, Any], receive: Receive) -> Inquiry:
         headers=headers,
         receive=receive,
         address=str((scope.get("client") or ("",))[0]),
+        peer=scope.get("extensions", {}).get(PEER),
     )
 
 

@@ -27,6 +27,7 @@ from macadam.faces import logs
 from macadam.faces.duties import Clerk
 from macadam.faces.gateway_process import GatewayProcess, end_leftover
 from macadam.faces.http import ControlPlane
+from macadam.faces.link import LinkServer
 from macadam.faces.session import Session, Verb
 from macadam.settings import Settings
 
@@ -78,6 +79,8 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
         websockets=False,
     )
     gateway = GatewayProcess(settings)
+    link = LinkServer(platform, app) if settings.link.port else None
+    linking = asyncio.create_task(link.serve() if link else stop.wait())
     serving = asyncio.create_task(server.serve())
     watching = asyncio.create_task(gateway.watch())
     stopping = asyncio.create_task(stop.wait())
@@ -85,10 +88,11 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
     try:
         if await _healthy(settings, serving, gateway, stop):
             _announce(session, settings, time.perf_counter() - began)
-            await asyncio.wait({stopping, serving, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopping, serving, watching, linking}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
         watching.cancel()
+        linking.cancel()
         await gateway.stop()
         if not serving.done():
             server.stop()  # type: ignore[no-untyped-call] # granian ships no types for it
@@ -97,7 +101,7 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
         await asyncio.to_thread(app.close)
         logs.stop(handler)
     if not stop.is_set():
-        for task in (serving, watching):
+        for task in (serving, watching, linking):
             if task.done() and not task.cancelled():
                 task.result()
         raise Unavailable("The control plane stopped by itself.", next_step=f"Look in {settings.home / 'logs'}.")

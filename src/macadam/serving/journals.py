@@ -129,7 +129,7 @@ class Journals:
         self._policies: dict[str, JournalPolicy] = {}
         self._opening = threading.Lock()
         self._conditions: dict[str, str] = {}
-        self._name = f"{socket.gethostname()}:{settings.server.gateway_port}"
+        self._name = settings.server.gateway_name or f"{socket.gethostname()}:{settings.server.gateway_port}"
 
     def declare(self, policies: dict[str, JournalPolicy]) -> None:
         """Takes over what projects ask of their journals."""

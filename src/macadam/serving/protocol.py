@@ -144,6 +144,13 @@ class Connection(asyncio.Protocol):
             self._peer = str(name[0]) if isinstance(name, tuple) and name else ""
         return self._peer
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """What the client presented (DER), over TLS and if it did."""
+        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        found: bytes | None = None if tls is None else tls.getpeercert(binary_form=True)
+        return found
+
     # --- asyncio's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

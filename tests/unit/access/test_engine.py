@@ -27,7 +27,16 @@ READS = {
     "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read", "policies:read",
     "erasures:read",
 }  # fmt: skip
-OWN = {"principals:self", "projects:list", "tokens:issue", "tokens:read", "tokens:revoke", "tokens:rotate"}
+OWN = {
+    "principals:self",
+    "projects:list",
+    "tokens:issue",
+    "tokens:read",
+    "tokens:revoke",
+    "tokens:rotate",
+    "workloads:certify",
+    "link:state",
+}
 MAY = {
     "viewer": READS,
     "developer": READS
@@ -41,6 +50,7 @@ MAY = {
        "inspection:run", "policies:activate", "models:export", "journal:declare", "predictions:receipt"},
     "auditor": READS | {"principals:read", "rates:read", "models:export", "predictions:prove"},
     "caller": {"predictions:create", "predictions:replay", "predictions:receipt", "feedback:record", "online:write"},
+    "gateway": {"link:serve", "link:objects", "link:deliver"},
     "admin": set(PERMISSIONS),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from macadam.access.policies import built_in
 from macadam.access.policies.compiled import compiled
 
 # Asked for inside a handler, or by a gateway, instead of by an operation's declaration.
-ASKED_ELSEWHERE = {"tokens:manage", "predictions:create", "predictions:replay", "personal:read"}
+ASKED_ELSEWHERE = {"tokens:manage", "predictions:create", "predictions:replay", "personal:read", "link:serve"}
 
 
 def test_every_permission_is_known_to_the_policies_and_every_action_is_used() -> None:

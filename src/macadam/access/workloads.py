@@ -1,0 +1,228 @@
+"""Workloads: programs that prove who they are by a short-lived certificate instead of a token.
+
+A workload is a service principal with a SPIFFE id. It is enrolled once, joins with a credential that works once, and from
+then on renews its certificate by itself; revoking it takes effect on its next call. An external SPIFFE authority
+(such as SPIRE) may issue the certificates instead: then only the id is enrolled.
+"""
+
+import logging
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from macadam.access import service as access
+from macadam.access import spiffe
+from macadam.access import state as access_state
+from macadam.access.authentication import token_digest
+from macadam.access.bootstrap import new_secret
+from macadam.access.schema import grants, principals, tokens, workloads
+from macadam.access.spiffe import Authority, Peer, SpiffeId
+from macadam.access.types import (
+    Certified,
+    CertifyWorkload,
+    EnrollWorkload,
+    Enrolment,
+    ListWorkloads,
+    RevokeWorkload,
+    Workload,
+)
+from macadam.errors import Conflict, NotAuthenticated, NotAuthorised, NotFound
+from macadam.operations import Actor, Transaction, operation
+from macadam.ports import Ports
+from macadam.values import uuid7
+
+ROLE = "gateway"
+"""The role under which a workload serves a project's endpoints."""
+CERTIFY = "workloads:certify"
+CONTROL_PLANE = "/control-plane"
+"""The path of the control plane's own id."""
+_PLATFORM = "platform:home"
+_AUTHORITY = "workload-authority"
+_log = logging.getLogger(__name__)
+
+
+# --- the authority
+
+
+def authorities(ports: Ports, now: datetime) -> list[Authority]:
+    """The keys whose certificates are good, oldest first; the last one signs. Makes the first, and each successor.
+
+    A successor is made half-way through the life of the newest, so that all hear of it before they need it.
+    """
+    found = _stored(ports)
+    if not found or found[-1].is_half_spent(now):
+        made = Authority.create(ports.settings.link.trust_domain, now)
+        try:
+            ports.secrets.put(f"{_AUTHORITY}-{len(found) + 1}", made.pem)
+        except Conflict:  # another process made it
+            return [one for one in _stored(ports) if one.expires > now]
+        _log.warning("a new authority for workloads signs until %s", made.expires)
+        found.append(made)
+    return [one for one in found if one.expires > now]
+
+
+def _stored(ports: Ports) -> list[Authority]:
+    found: list[Authority] = []
+    try:
+        while True:
+            found.append(Authority(ports.secrets.get(f"{_AUTHORITY}-{len(found) + 1}")))
+    except NotFound:
+        return found
+
+
+def trusted(ports: Ports, now: datetime) -> bytes:
+    """The certificates (PEM) of all authorities in force."""
+    return b"".join(one.public_pem for one in authorities(ports, now))
+
+
+# --- who a certificate belongs to
+
+
+def authenticate(sql: sa.Connection, peer: Peer, now: datetime) -> Actor:
+    """Who holds the certificate. Raises NotAuthenticated, in the same words for an unknown and a revoked workload."""
+    row = sql.execute(sa.select(workloads).where(workloads.c.spiffe_id == str(peer.id))).first()
+    if row is None or row.revoked is not None or peer.expires <= now:
+        raise NotAuthenticated(
+            "The certificate is not valid: its workload is unknown or revoked, or it has expired.",
+            next_step="Enroll the workload (`macadam workloads enroll`).",
+        )
+    holder = access_state.engine(sql).snapshot.principals.get(row.principal)
+    if holder is None or not holder.active:
+        raise NotAuthenticated(
+            "The certificate is not valid: its workload is unknown or revoked, or it has expired.",
+            next_step="Enroll the workload (`macadam workloads enroll`).",
+        )
+    return Actor(id=row.principal, kind=holder.kind)
+
+
+# --- operations
+
+
+@operation(EnrollWorkload, permission="workloads:enroll", http="POST /api/v1/workloads", cli="workloads enroll",
+           resource=_PLATFORM, secret_answer=True)  # fmt: skip
+def enroll_workload(tx: Transaction, request: EnrollWorkload) -> Enrolment:
+    """Raises NotFound for an unknown project, Conflict if the name or the id belongs to somebody else."""
+    identity = _identity(tx, request)
+    principal = f"service:{request.workload}"
+    _make_service(tx, principal)
+    row = tx.sql.execute(sa.select(workloads).where(workloads.c.name == request.workload)).first()
+    taken = tx.sql.execute(sa.select(workloads.c.name).where(workloads.c.spiffe_id == str(identity))).scalar()
+    if taken not in (None, request.workload):
+        raise Conflict(f"{identity} is the id of the workload {taken}.", next_step="Choose another name or id.")
+    values = {"spiffe_id": str(identity), "external": bool(request.spiffe_id), "revoked": None}
+    if row is None:
+        made = {"name": request.workload, "principal": principal, "created": tx.now, "created_by": tx.actor.id}
+        tx.sql.execute(sa.insert(workloads).values(**made, **values))
+    else:
+        tx.sql.execute(sa.update(workloads).where(workloads.c.name == request.workload).values(**values))
+    for project in request.projects:
+        access.require_project(tx.sql, project)
+        _grant(tx, project, principal)
+    expires = tx.now + timedelta(minutes=request.minutes)
+    join = "" if request.spiffe_id else _joining_token(tx, principal, expires)
+    access_state.touch(tx.sql)
+    tx.record(
+        f"workload:{request.workload}",
+        uses=[principal],
+        spiffe_id=str(identity),
+        projects=request.projects,
+        external=bool(request.spiffe_id),
+        join_expires=None if request.spiffe_id else expires,
+    )
+    return Enrolment(
+        workload=request.workload,
+        principal=principal,
+        spiffe_id=str(identity),
+        join=join,
+        authorities=trusted(tx.ports, tx.now).decode(),
+        expires=expires,
+    )
+
+
+def _identity(tx: Transaction, request: EnrollWorkload) -> SpiffeId:
+    if request.spiffe_id:
+        return SpiffeId.parse(request.spiffe_id)
+    return SpiffeId(tx.ports.settings.link.trust_domain, f"/workload/{request.workload}")
+
+
+def _make_service(tx: Transaction, principal: str) -> None:
+    row = tx.sql.execute(sa.select(principals).where(principals.c.id == principal)).first()
+    if row is None:
+        made = {"id": principal, "kind": "service", "created": tx.now, "created_by": tx.actor.id}
+        tx.sql.execute(sa.insert(principals).values(**made))
+    elif row.disabled is not None:
+        raise Conflict(f"{principal} is disabled.", next_step="Choose another name: identities are not reused.")
+
+
+def _grant(tx: Transaction, project: str, principal: str) -> None:
+    same = sa.and_(grants.c.project == project, grants.c.principal == principal, grants.c.role == ROLE)
+    if not tx.sql.execute(sa.select(grants.c.role).where(same)).first():
+        values = {"project": project, "principal": principal, "role": ROLE, "granted": tx.now}
+        tx.sql.execute(sa.insert(grants).values(**values, granted_by=tx.actor.id))
+
+
+def _joining_token(tx: Transaction, principal: str, expires: datetime) -> str:
+    """A token that can do one thing, once: ask for the first certificate."""
+    secret = new_secret()
+    values = {"id": uuid7(), "digest": token_digest(secret), "principal": principal, "scopes": [CERTIFY]}
+    tx.sql.execute(sa.insert(tokens).values(**values, issued=tx.now, issued_by=tx.actor.id, expires=expires))
+    return secret
+
+
+@operation(CertifyWorkload, permission=CERTIFY, http="POST /api/v1/workloads/certify", cli="workloads certify",
+           resource=_PLATFORM)  # fmt: skip
+def certify_workload(tx: Transaction, request: CertifyWorkload) -> Certified:
+    """Raises NotAuthorised for callers that are no workload, or whose certificates another authority issues."""
+    row = tx.sql.execute(sa.select(workloads).where(workloads.c.principal == tx.actor.id)).first()
+    if row is None or row.revoked is not None or row.external:
+        raise NotAuthorised(
+            f"{tx.actor.id} is no workload that this platform issues certificates for.",
+            next_step="Enroll it (`macadam workloads enroll NAME`).",
+        )
+    signing = authorities(tx.ports, tx.now)[-1]
+    certificate = signing.certify(request.request, SpiffeId.parse(row.spiffe_id), tx.now)
+    expires = tx.now + spiffe.SVID_LIFETIME
+    tx.sql.execute(sa.update(workloads).where(workloads.c.name == row.name).values(certified=tx.now, expires=expires))
+    if tx.actor.token:  # a joining token works once
+        tx.sql.execute(sa.update(tokens).where(tokens.c.id == tx.actor.token).values(revoked=tx.now))
+        access_state.touch(tx.sql)
+    tx.record(
+        f"workload:{row.name}",
+        uses=[row.principal],
+        spiffe_id=row.spiffe_id,
+        key=spiffe.fingerprint(certificate),
+        authority=spiffe.fingerprint(signing.public_pem),
+        expires=expires,
+    )
+    return Certified(certificate=certificate.decode(), authorities=trusted(tx.ports, tx.now).decode(), expires=expires)
+
+
+@operation(RevokeWorkload, permission="workloads:revoke", http="POST /api/v1/workloads/{workload}/revoke",
+           cli="workloads revoke", resource=_PLATFORM)  # fmt: skip
+def revoke_workload(tx: Transaction, request: RevokeWorkload) -> Workload:
+    """Raises NotFound."""
+    row = tx.sql.execute(sa.select(workloads).where(workloads.c.name == request.workload)).first()
+    if row is None:
+        raise NotFound(f"There is no workload {request.workload!r}.", next_step="macadam workloads list")
+    if row.revoked is None:
+        tx.sql.execute(sa.update(workloads).where(workloads.c.name == row.name).values(revoked=tx.now))
+        unused = sa.and_(tokens.c.principal == row.principal, tokens.c.revoked.is_(None))
+        tx.sql.execute(sa.update(tokens).where(unused).values(revoked=tx.now))
+        access_state.touch(tx.sql)
+    tx.record(f"workload:{row.name}", uses=[row.principal], spiffe_id=row.spiffe_id, revoked=True)
+    return _workload(tx.sql.execute(sa.select(workloads).where(workloads.c.name == row.name)).one())
+
+
+@operation(ListWorkloads, permission="principals:read", http="GET /api/v1/workloads", cli="workloads list",
+           resource=_PLATFORM)  # fmt: skip
+def list_workloads(tx: Transaction, _request: ListWorkloads) -> tuple[Workload, ...]:
+    return tuple(_workload(row) for row in tx.sql.execute(sa.select(workloads).order_by(workloads.c.name)))
+
+
+def name_of(sql: sa.Connection, principal: str) -> str:
+    """The workload that a principal is, '' for none."""
+    return str(sql.execute(sa.select(workloads.c.name).where(workloads.c.principal == principal)).scalar() or "")
+
+
+def _workload(row: sa.Row[tuple[object, ...]]) -> Workload:
+    return Workload(**row._asdict())

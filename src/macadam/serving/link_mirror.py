@@ -1,0 +1,297 @@
+"""The far end of the link: keeps a home on another machine as the control plane wants it, so that a gateway serves from it.
+
+State and models come in, closed journal segments go out, the certificate is renewed. The gateway itself knows nothing of
+it: it reads its own home, and serves on from what is there while the link is down.
+"""
+
+import http.client
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from macadam.access import spiffe
+from macadam.access.spiffe import SpiffeId, Svid
+from macadam.access.tls import Identity, joining_context, peer_of
+from macadam.errors import (
+    Conflict,
+    IntegrityError,
+    InvalidInput,
+    MacadamError,
+    NotAuthenticated,
+    NotAuthorised,
+    NotFound,
+    Unavailable,
+)
+from macadam.journal.layout import ANSWERS, CLOSED, read_answers
+from macadam.ports import Objects
+from macadam.serving import state
+from macadam.serving.link_service import Delivered, LinkedObject, LinkState, objects_of
+from macadam.values import utc_now
+
+JOINED = "joined.json"
+_TIMEOUT = 20.0
+_MOST_ANSWER = 1 << 30
+"""Bytes: a model in base64."""
+_ERRORS: dict[int, type[MacadamError]] = {
+    400: InvalidInput,
+    401: NotAuthenticated,
+    403: NotAuthorised,
+    404: NotFound,
+    409: Conflict,
+    422: InvalidInput,
+    500: IntegrityError,
+}
+_log = logging.getLogger(__name__)
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a linked home belongs. server: the SPIFFE id that the control plane must show; external: who renews."""
+
+    url: str
+    server: str
+    workload: str
+    external: bool = False
+
+
+class Invitation(msgspec.Struct, frozen=True, kw_only=True):
+    """What `macadam workloads enroll` says, as far as joining needs it."""
+
+    workload: str
+    spiffe_id: str
+    join: str
+    authorities: str
+
+
+class Link:
+    """One connection to the control plane, opened again when it breaks. For one thread at a time."""
+
+    def __init__(self, url: str, server: SpiffeId, context: Callable[[], ssl.SSLContext]) -> None:
+        """Raises InvalidInput unless the URL is https://HOST:PORT."""
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/"):
+            raise InvalidInput(f"{url!r} is no link.", next_step="Give it as https://HOST:PORT.")
+        self._host, self._port = parts.hostname, parts.port or 443
+        self._server = server
+        self._context = context
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def call(self, method: str, path: str, body: object = None, *, token: str = "") -> bytes:
+        """The answer's body. Raises Unavailable if the control plane cannot be reached, else what it refused with."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            connection = self._connection or self._open()
+            connection.request(method, path, body=data, headers=headers)
+            answer = connection.getresponse()
+            whole = answer.read(_MOST_ANSWER)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Unavailable(
+                f"The control plane at {self._host}:{self._port} does not answer: {error}.",
+                next_step="It is tried again; look whether `macadam up` runs there with MACADAM_LINK_PORT.",
+            ) from error
+        if answer.will_close:
+            self.close()
+        if answer.status != http.client.OK:
+            raise _refusal(answer.status, whole)
+        return whole
+
+    def close(self) -> None:
+        """Drops the connection; the next call opens one, with the certificate of then."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self) -> http.client.HTTPSConnection:
+        """Raises NotAuthenticated if the other end is not the control plane, whatever authority vouches for it."""
+        made = http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT, context=self._context())
+        made.connect()
+        try:
+            self._require_server(made)
+        except NotAuthenticated:
+            made.close()
+            raise
+        self._connection = made
+        return made
+
+    def _require_server(self, made: http.client.HTTPSConnection) -> None:
+        certificate = made.sock.getpeercert(binary_form=True) if isinstance(made.sock, ssl.SSLSocket) else None
+        peer = peer_of(certificate)
+        if peer.id != self._server:
+            raise NotAuthenticated(
+                f"The other end is {peer.id}, expected {self._server}.",
+                next_step="Do not send it anything; check the link's URL.",
+            )
+
+
+def _refusal(status: int, body: bytes) -> MacadamError:
+    try:
+        said = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError:
+        said = {}
+    kind = _ERRORS.get(status, Unavailable)
+    return kind(str(said.get("detail", f"The control plane answered {status}.")), next_step=str(said.get("next", "")))
+
+
+def join(home: Path, url: str, invitation: Invitation) -> Joined:
+    """Gets the first certificate and remembers where this home belongs. Raises like `Link.call`."""
+    identity = Identity(home / "link")
+    mine = SpiffeId.parse(invitation.spiffe_id)
+    joined = Joined(url=url, server=f"spiffe://{mine.trust_domain}/control-plane", workload=invitation.workload)
+    link = Link(url, SpiffeId.parse(joined.server), lambda: joining_context(invitation.authorities))
+    try:
+        _certify(link, identity, token=invitation.join)
+    finally:
+        link.close()
+    remember(home, joined)
+    return joined
+
+
+def remember(home: Path, joined: Joined) -> None:
+    """Last of all: a home that has this file has a certificate."""
+    draft = home / "link" / f".{JOINED}.draft"
+    draft.write_bytes(msgspec.json.encode(joined))
+    draft.replace(home / "link" / JOINED)
+
+
+def joined_as(home: Path) -> Joined | None:
+    """Where a home belongs, None if it never joined. Raises IntegrityError."""
+    try:
+        return msgspec.json.decode((home / "link" / JOINED).read_bytes(), type=Joined)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise IntegrityError(
+            f"{home / 'link' / JOINED} is damaged: {error}.", next_step="Remove it and join again."
+        ) from error
+
+
+def _certify(link: Link, identity: Identity, *, token: str = "") -> None:
+    key = spiffe.new_key()
+    request = {"request": spiffe.signing_request(key)}
+    got = msgspec.json.decode(link.call("POST", "/api/v1/workloads/certify", request, token=token))
+    identity.keep(Svid(certificates=got["certificate"].encode(), key=key), got["authorities"].encode())
+
+
+class Mirror:
+    """One linked home. Every method may be repeated after a failure at any point."""
+
+    def __init__(self, home: Path, joined: Joined, identity: Identity, objects: Objects) -> None:
+        self._home = home
+        self._joined = joined
+        self._identity = identity
+        self._objects = objects
+        self.link = Link(joined.url, SpiffeId.parse(joined.server), lambda: identity.context(server=False))
+        self._left_out: tuple[str, ...] = ()
+
+    def renew(self) -> bool:
+        """Renews the certificate if half of its time is over. Files of an external agent are taken as they are."""
+        if not self._joined.external:
+            if utc_now() < spiffe.half_life(self._identity.certificates):
+                return False
+            _certify(self.link, self._identity)
+        elif not self._identity.changed():
+            return False
+        self.link.close()
+        return True
+
+    def fetch(self) -> bool:
+        """Takes over the newest state, its objects first. Returns whether it was a new one.
+
+        A control plane that no longer knows this workload takes its endpoints away: what was revoked does not go on.
+        """
+        try:
+            answer = self.link.call("GET", f"/api/v1/link/state?known={state.published(self._objects)}")
+        except (NotAuthenticated, NotAuthorised):
+            self._withdraw()
+            raise
+        got = msgspec.json.decode(answer, type=LinkState)
+        if got.left_out != self._left_out and got.state:
+            self._left_out = got.left_out
+            for one in got.left_out:
+                _log.warning("not served here: %s", one)
+        if not got.state:
+            return False
+        new = state.decode(got.state.encode())
+        for project, digest in objects_of(new):
+            if not self._objects.exists(digest):
+                self._fetch_object(project, digest)
+        self._objects.set_name(state.NAME, got.state.encode())
+        return True
+
+    def _fetch_object(self, project: str, digest: str) -> None:
+        answer = self.link.call("GET", f"/api/v1/projects/{project}/link/objects/{digest}")
+        data = msgspec.json.decode(answer, type=LinkedObject).data
+        if self._objects.put(data) != digest:
+            raise IntegrityError(
+                f"The control plane sent other bytes than {digest}.", next_step="Do not serve; verify its ledger."
+            )
+
+    def _withdraw(self) -> None:
+        try:
+            known = state.decode(self._objects.get_name(state.NAME))
+        except (NotFound, msgspec.MsgspecError):
+            return
+        if known.endpoints:
+            empty = msgspec.structs.replace(known, generation=f"withdrawn/{known.generation}", endpoints={})
+            self._objects.set_name(state.NAME, state.encode(empty))
+            _log.error("the control plane refuses %s: its endpoints were taken away", self._joined.workload)
+
+    def deliver(self) -> int:
+        """Delivers closed segments, oldest first, and removes each once the control plane has it. Returns how many."""
+        delivered = 0
+        for path in sorted((self._home / "journal").glob(f"*/*{CLOSED}"), key=lambda p: p.stem):
+            body = {"segment": path.stem, "data": path.read_bytes(), "answers": read_answers(path)}
+            answer = self.link.call("POST", f"/api/v1/projects/{path.parent.name}/link/segments", body)
+            told = msgspec.json.decode(answer, type=Delivered)
+            if told.segment != path.stem:
+                raise IntegrityError(f"{path.stem} was delivered and {told.segment} acknowledged.")
+            path.unlink()
+            path.with_suffix(ANSWERS).unlink(missing_ok=True)
+            delivered += 1
+        return delivered
+
+
+class Keeper:
+    """Runs a mirror's duties until it is told to stop; what fails is said once, and tried again later each time."""
+
+    def __init__(self, mirror: Mirror, *, poll: float = 0.2, longest: float = 30.0) -> None:
+        """poll: seconds between two looks at the state; longest: between two tries while the link is down."""
+        self._mirror = mirror
+        self._poll, self._longest = poll, longest
+        self.failure = ""
+
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """wait: waits so many seconds, and says whether to stop."""
+        pause = self._poll
+        due = 0.0
+        while not wait(pause):
+            try:
+                self._mirror.renew()
+                self._mirror.fetch()
+                if time.monotonic() >= due:
+                    self._mirror.deliver()
+                    due = time.monotonic() + 1.0
+            except MacadamError as error:
+                pause = min(max(pause * 2, 1.0), self._longest)
+                if str(error) != self.failure:
+                    self.failure = str(error)
+                    _log.warning("the link is down, the gateway goes on with what it has: %s", error)
+            else:
+                if self.failure:
+                    _log.info("the link is up again")
+                self.failure, pause = "", self._poll
+
+    def finish(self) -> None:
+        """Delivers what the gateway closed when it stopped; what cannot be delivered is, at the next start."""
+        try:
+            self._mirror.deliver()
+        except MacadamError as error:
+            _log.warning("closed segments wait for the next start: %s", error)
+        self._mirror.link.close()

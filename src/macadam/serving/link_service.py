@@ -1,0 +1,263 @@
+"""What a gateway on another machine asks of the control plane: its part of the state, the models, and taking its journal.
+
+It gets the projects in which it holds the role `gateway`, and nothing of the others. Carrying this over mutual TLS is for
+`macadam.faces.link`; the other end is `link_mirror`.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.access import service as access
+from macadam.access import workloads
+from macadam.access.engine import AccessSnapshot
+from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound
+from macadam.features.online import compile_service
+from macadam.journal.layout import ANSWERS, CLOSED, COUNTER, sync_directory
+from macadam.journal.schema import segments
+from macadam.journal.sealing import folder_of
+from macadam.journal.segment import SegmentReader
+from macadam.operations import Context, Request, Transaction, operation
+from macadam.serving import publishing, registry, state
+from macadam.serving.state import ServingState
+from macadam.serving.types import Deployment
+from macadam.values import Digest, Name, digest_of, uuid7
+
+MOST_SEGMENT = 48 * 1024 * 1024
+"""Bytes of a segment that can be delivered: it travels in one request."""
+_SERVE = "link:serve"
+_ARRIVING = ".arriving"
+"""A folder beside those of the projects, whose names start with a letter."""
+_PROJECT = "/api/v1/projects/{project}"
+_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
+SegmentId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+
+
+class LinkState(msgspec.Struct, frozen=True, kw_only=True):
+    """state: the caller's part as published JSON, '' if it has that generation. left_out: what cannot be served far away."""
+
+    generation: str
+    state: str
+    left_out: tuple[str, ...]
+
+
+class ReadLinkState(Request[LinkState], frozen=True, kw_only=True):
+    """Read the caller's part of what gateways know. known: the generation that it has."""
+
+    known: str = ""
+
+
+class LinkedObject(msgspec.Struct, frozen=True, kw_only=True):
+    """data: in base64."""
+
+    digest: str
+    data: bytes
+
+
+class ReadLinkedObject(Request[LinkedObject], frozen=True, kw_only=True):
+    """Read one object that a deployment in the project names."""
+
+    project: Name
+    digest: Digest
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """known: it had been delivered before, and nothing was done."""
+
+    segment: str
+    records: int
+    known: bool
+
+
+class DeliverSegment(Request[Delivered], frozen=True, kw_only=True):
+    """Deliver a closed journal segment that was written on another machine. Delivering twice changes nothing.
+
+    data: the file, in base64; answers: the gateway's own count.
+    """
+
+    project: Name
+    segment: SegmentId
+    data: bytes
+    answers: Annotated[int, msgspec.Meta(ge=0)]
+
+
+# --- state and objects
+
+
+@operation(ReadLinkState, permission="link:state", http="GET /api/v1/link/state", cli="workloads state",
+           resource="platform:home")  # fmt: skip
+def read_link_state(tx: Transaction, request: ReadLinkState) -> LinkState:
+    mine = _served(tx)
+    # Which projects they are is part of the generation: a grant changes that of access, and so does its end.
+    generation = publishing.generation(tx.sql)
+    if request.known == generation:
+        return LinkState(generation=generation, state="", left_out=())
+    whole = publishing.build(tx.sql)
+    kept: dict[str, dict[str, Deployment]] = {}
+    left_out: list[str] = []
+    for project in mine:
+        for name, deployment in whole.endpoints.get(project, {}).items():
+            if why := _unservable(deployment):
+                left_out.append(f"{project}/{name}: {why}")
+            else:
+                kept.setdefault(project, {})[name] = deployment
+    part = msgspec.structs.replace(whole, access=_narrowed(whole.access, mine), endpoints=kept)
+    return LinkState(generation=whole.generation, state=state.encode(part).decode(), left_out=tuple(left_out))
+
+
+def _served(tx: Transaction) -> frozenset[str]:
+    """The projects that the caller may serve."""
+    return frozenset(
+        name
+        for name in access.snapshot(tx.sql).projects
+        if access.decide(tx.sql, tx.actor, _SERVE, f"project:{name}", name, tx.now).allowed
+    )
+
+
+def _unservable(deployment: Deployment) -> str:
+    if deployment.service and compile_service(deployment.service).service.table_views:
+        return "its features are looked up in the online store, which only gateways beside it reach"
+    return ""
+
+
+def _narrowed(whole: AccessSnapshot, projects: frozenset[str]) -> AccessSnapshot:
+    """Who may call in these projects. Others are strangers there, which the gateway tells them."""
+    reached = {*projects, "*"}
+    principals = {
+        name: msgspec.structs.replace(known, roles={p: r for p, r in known.roles.items() if p in reached})
+        for name, known in whole.principals.items()
+        if reached & known.roles.keys()
+    }
+    tokens = {digest: token for digest, token in whole.tokens.items() if token.principal in principals}
+    return msgspec.structs.replace(whole, principals=principals, tokens=tokens, projects=tuple(sorted(projects)))
+
+
+@operation(ReadLinkedObject, permission="link:objects", http=f"GET {_PROJECT}/link/objects/{{digest}}",
+           cli="workloads object")  # fmt: skip
+def read_linked_object(tx: Transaction, request: ReadLinkedObject) -> LinkedObject:
+    """Raises NotFound also for objects that exist and that no deployment of the project names."""
+    if request.digest not in set(_named(registry.all_of(tx.sql, request.project))):
+        raise NotFound(f"No deployment in {request.project} names {request.digest}.", next_step="Read the state again.")
+    return LinkedObject(digest=request.digest, data=tx.ports.objects.get(request.digest))
+
+
+def _named(deployments: tuple[Deployment, ...]) -> Iterator[str]:
+    """Every digest in the deployments: what a gateway needs to serve them."""
+    for found in _DIGEST.finditer(msgspec.json.encode(deployments)):
+        yield found.group().decode()
+
+
+def objects_of(published: ServingState) -> Iterator[tuple[str, str]]:
+    """(project, digest) of all objects that the endpoints of a state need."""
+    for project, endpoints in published.endpoints.items():
+        for digest in sorted(set(_named(tuple(endpoints.values())))):
+            yield project, digest
+
+
+# --- the journal
+
+
+class _Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A segment that was read to its last byte and lies, durable, under a name that nobody looks at."""
+
+    path: Path
+    gateway: str
+    records: int
+    digest: str
+
+
+def _receive(context: Context, request: DeliverSegment) -> _Draft:
+    """Raises IntegrityError if a byte is not as the gateway wrote it, InvalidInput if it is another's segment."""
+    if len(request.data) > MOST_SEGMENT:
+        raise InvalidInput(
+            f"The segment has {len(request.data)} bytes, at most {MOST_SEGMENT} are taken.",
+            next_step="Set MACADAM_JOURNAL_SEGMENT_BYTES lower on the gateway's machine.",
+        )
+    # A folder of its own, on the same disk: the reader holds a segment to the name of its file.
+    place = folder_of(context.ports.settings.home, _ARRIVING) / uuid7()
+    place.mkdir(mode=0o700, parents=True)
+    draft = place / f"{request.segment}.arriving"
+    try:
+        with draft.open("xb") as file:
+            file.write(request.data)
+            file.flush()
+            os.fsync(file.fileno())
+        return _read_through(draft, request)
+    except BaseException:
+        _discard(draft)
+        raise
+
+
+def _read_through(draft: Path, request: DeliverSegment) -> _Draft:
+    with SegmentReader(draft, strict=True) as reader:
+        records = sum(1 for _ in reader)
+        header = reader.header
+    if header.project != request.project:
+        raise InvalidInput(
+            f"The segment says that it is of project {header.project}.",
+            next_step="Deliver each segment to its own project.",
+        )
+    return _Draft(path=draft, gateway=header.gateway, records=records, digest=digest_of(request.data))
+
+
+@operation(DeliverSegment, permission="link:deliver", http=f"POST {_PROJECT}/link/segments",
+           cli="workloads deliver", prepare=_receive)  # fmt: skip
+def deliver_segment(tx: Transaction, request: DeliverSegment, draft: _Draft) -> Delivered:
+    """The file gets its name after the commit; a caller that heard no answer delivers again, and so completes it.
+
+    Raises NotAuthorised for another gateway's segment, Conflict if other bytes have that id.
+    """
+    workload = workloads.name_of(tx.sql, tx.actor.id)
+    if not workload or draft.gateway != workload:
+        _discard(draft.path)
+        raise NotAuthorised(
+            f"{tx.actor.id} delivers a segment of the gateway {draft.gateway!r}.",
+            next_step="Each gateway delivers its own journal, as the workload of that name.",
+        )
+    target = folder_of(tx.ports.settings.home, request.project) / f"{request.segment}{CLOSED}"
+    sealed = tx.sql.execute(sa.select(segments.c.id).where(segments.c.id == request.segment)).first()
+    known = sealed is not None
+    if not known and target.exists():
+        known = target.read_bytes() == request.data
+        if not known:
+            _discard(draft.path)
+            raise Conflict(
+                f"Another segment {request.segment} lies there with other bytes.",
+                next_step="Keep both files and compare them: an id is never used twice.",
+            )
+    tx.record(
+        f"segment:{request.segment}",
+        uses=[tx.actor.id],
+        digest=draft.digest,
+        records=draft.records,
+        answers=request.answers,
+        known=known,
+    )
+    tx.after_commit(partial(_settle, draft.path, target, request.answers, known=known))
+    return Delivered(segment=request.segment, records=draft.records, known=known)
+
+
+def _settle(draft: Path, target: Path, answers: int, *, known: bool) -> None:
+    """The counter first: a segment is never there without it."""
+    if known:
+        _discard(draft)
+        return
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with target.with_suffix(ANSWERS).open("wb") as file:
+        file.write(COUNTER.pack(answers))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(target)
+    sync_directory(target.parent)
+    _discard(draft)
+
+
+def _discard(draft: Path) -> None:
+    draft.unlink(missing_ok=True)
+    draft.parent.rmdir()
