@@ -10,14 +10,15 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
-from macadam.access import spiffe
+from macadam.access import revocation, spiffe
 from macadam.access.spiffe import SpiffeId, Svid
 from macadam.access.tls import Identity, joining_context, peer_of
+from macadam.access.types import Certified
 from macadam.errors import (
     Conflict,
     IntegrityError,
@@ -34,6 +35,7 @@ from macadam.serving import state
 from macadam.serving.link_service import Delivered, LinkedObject, LinkState, objects_of
 from macadam.values import utc_now
 
+T = TypeVar("T")
 JOINED = "joined.json"
 _TIMEOUT = 20.0
 _MOST_ANSWER = 1 << 30
@@ -175,8 +177,19 @@ def joined_as(home: Path) -> Joined | None:
 def _certify(link: Link, identity: Identity, *, token: str = "") -> None:
     key = spiffe.new_key()
     request = {"request": spiffe.signing_request(key)}
-    got = msgspec.json.decode(link.call("POST", "/api/v1/workloads/certify", request, token=token))
-    identity.keep(Svid(certificates=got["certificate"].encode(), key=key), got["authorities"].encode())
+    got = _read(link.call("POST", "/api/v1/workloads/certify", request, token=token), Certified)
+    identity.keep(Svid(certificates=got.certificate.encode(), key=key), got.authorities.encode())
+
+
+def _read(answer: bytes, kind: type[T]) -> T:
+    """Raises Unavailable: a control plane of another release is one that cannot be understood now."""
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(
+            f"The control plane says what this release does not understand: {error}.",
+            next_step="Run the same release of macadam-platform on both machines.",
+        ) from error
 
 
 class Mirror:
@@ -189,6 +202,7 @@ class Mirror:
         self._objects = objects
         self.link = Link(joined.url, SpiffeId.parse(joined.server), lambda: identity.context(server=False))
         self._left_out: tuple[str, ...] = ()
+        self._revoked = ""
 
     def renew(self) -> bool:
         """Renews the certificate if half of its time is over. Files of an external agent are taken as they are."""
@@ -211,14 +225,17 @@ class Mirror:
         except (NotAuthenticated, NotAuthorised):
             self._withdraw()
             raise
-        got = msgspec.json.decode(answer, type=LinkState)
+        got = _read(answer, LinkState)
+        if got.revoked and got.revoked != self._revoked:  # the gateway checks whose signature it has, and its number
+            self._objects.set_name(revocation.NAME, got.revoked.encode())
+            self._revoked = got.revoked
         if got.left_out != self._left_out and got.state:
             self._left_out = got.left_out
             for one in got.left_out:
                 _log.warning("not served here: %s", one)
         if not got.state:
             return False
-        new = state.decode(got.state.encode())
+        new = _read(got.state.encode(), state.ServingState)
         for project, digest in objects_of(new):
             if not self._objects.exists(digest):
                 self._fetch_object(project, digest)
@@ -227,7 +244,7 @@ class Mirror:
 
     def _fetch_object(self, project: str, digest: str) -> None:
         answer = self.link.call("GET", f"/api/v1/projects/{project}/link/objects/{digest}")
-        data = msgspec.json.decode(answer, type=LinkedObject).data
+        data = _read(answer, LinkedObject).data
         if self._objects.put(data) != digest:
             raise IntegrityError(
                 f"The control plane sent other bytes than {digest}.", next_step="Do not serve; verify its ledger."
@@ -249,7 +266,7 @@ class Mirror:
         for path in sorted((self._home / "journal").glob(f"*/*{CLOSED}"), key=lambda p: p.stem):
             body = {"segment": path.stem, "data": path.read_bytes(), "answers": read_answers(path)}
             answer = self.link.call("POST", f"/api/v1/projects/{path.parent.name}/link/segments", body)
-            told = msgspec.json.decode(answer, type=Delivered)
+            told = _read(answer, Delivered)
             if told.segment != path.stem:
                 raise IntegrityError(f"{path.stem} was delivered and {told.segment} acknowledged.")
             path.unlink()

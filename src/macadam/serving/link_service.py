@@ -14,8 +14,8 @@ from typing import Annotated
 import msgspec
 import sqlalchemy as sa
 
+from macadam.access import revocation, workloads
 from macadam.access import service as access
-from macadam.access import workloads
 from macadam.access.engine import AccessSnapshot
 from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound
 from macadam.features.online import compile_service
@@ -24,6 +24,7 @@ from macadam.journal.schema import segments
 from macadam.journal.sealing import folder_of
 from macadam.journal.segment import SegmentReader
 from macadam.operations import Context, Request, Transaction, operation
+from macadam.ports import Objects
 from macadam.serving import publishing, registry, state
 from macadam.serving.state import ServingState
 from macadam.serving.types import Deployment
@@ -40,11 +41,15 @@ SegmentId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-
 
 
 class LinkState(msgspec.Struct, frozen=True, kw_only=True):
-    """state: the caller's part as published JSON, '' if it has that generation. left_out: what cannot be served far away."""
+    """state: the caller's part as published JSON, '' if it has that generation. left_out: what cannot be served far away.
+
+    revoked: the signed list of revoked credentials as it is now, '' if there is none yet.
+    """
 
     generation: str
     state: str
     left_out: tuple[str, ...]
+    revoked: str = ""
 
 
 class ReadLinkState(Request[LinkState], frozen=True, kw_only=True):
@@ -96,8 +101,9 @@ def read_link_state(tx: Transaction, request: ReadLinkState) -> LinkState:
     mine = _served(tx)
     # Which projects they are is part of the generation: a grant changes that of access, and so does its end.
     generation = publishing.generation(tx.sql)
+    revoked = _revoked(tx.ports.objects)
     if request.known == generation:
-        return LinkState(generation=generation, state="", left_out=())
+        return LinkState(generation=generation, state="", left_out=(), revoked=revoked)
     whole = publishing.build(tx.sql)
     kept: dict[str, dict[str, Deployment]] = {}
     left_out: list[str] = []
@@ -107,8 +113,19 @@ def read_link_state(tx: Transaction, request: ReadLinkState) -> LinkState:
                 left_out.append(f"{project}/{name}: {why}")
             else:
                 kept.setdefault(project, {})[name] = deployment
-    part = msgspec.structs.replace(whole, access=_narrowed(whole.access, mine), endpoints=kept)
-    return LinkState(generation=whole.generation, state=state.encode(part).decode(), left_out=tuple(left_out))
+    journals = {project: policy for project, policy in whole.journals.items() if project in mine}
+    narrowed = _narrowed(whole.access, mine)
+    part = msgspec.structs.replace(whole, access=narrowed, endpoints=kept, journals=journals)
+    return LinkState(
+        generation=whole.generation, state=state.encode(part).decode(), left_out=tuple(left_out), revoked=revoked
+    )
+
+
+def _revoked(objects: Objects) -> str:
+    try:
+        return objects.get_name(revocation.NAME).decode()
+    except NotFound:
+        return ""
 
 
 def _served(tx: Transaction) -> frozenset[str]:
@@ -121,6 +138,8 @@ def _served(tx: Transaction) -> frozenset[str]:
 
 
 def _unservable(deployment: Deployment) -> str:
+    if deployment.personal is not None:
+        return "it takes personal values, whose keys do not leave the control plane's machine"
     if deployment.service and compile_service(deployment.service).service.table_views:
         return "its features are looked up in the online store, which only gateways beside it reach"
     return ""
@@ -134,8 +153,9 @@ def _narrowed(whole: AccessSnapshot, projects: frozenset[str]) -> AccessSnapshot
         for name, known in whole.principals.items()
         if reached & known.roles.keys()
     }
+    kept = {name: known for name, known in whole.projects.items() if name in projects}
     tokens = {digest: token for digest, token in whole.tokens.items() if token.principal in principals}
-    return msgspec.structs.replace(whole, principals=principals, tokens=tokens, projects=tuple(sorted(projects)))
+    return msgspec.structs.replace(whole, principals=principals, tokens=tokens, projects=kept)
 
 
 @operation(ReadLinkedObject, permission="link:objects", http=f"GET {_PROJECT}/link/objects/{{digest}}",
