@@ -3,8 +3,9 @@
     python -m macadam_verify bundle.json --key FILE [--announced FILE] [--witness FILE [--quorum K]] [--json]
         [--allow-missing ROLE]
     python -m macadam_verify receipt.json --key FILE … [--answer FILE]
+    python -m macadam_verify --certificate FILE --key FILE …
 
-This file and `signed` are the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
+This file, `signed` and `certificate` are the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
 nothing but the files named. It walks one chain, link by link, and stops at the first that is broken:
 
     signed checkpoint -> every leaf is in the ledger -> the record is in a sealed segment -> deployment -> version
@@ -12,6 +13,7 @@ nothing but the files named. It walks one chain, link by link, and stops at the 
 
 A receipt is for whoever asked for one prediction: signed checkpoint -> the seal is in the ledger -> the record is in the
 sealed segment, and nothing behind it; with --answer also that the answer they kept is the one that was recorded.
+A certificate of erasure is the ledger's signed word on what was destroyed of a person.
 
 The key file holds the ledger's verifier key (a line name+id+base64), got from the operator by another way than the
 bundle. Further lines are other keys of that ledger (` since SIZE` and ` until SIZE` behind one say which checkpoints it
@@ -29,6 +31,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from macadam_verify import certificate
 from macadam_verify.signed import (
     Broken,
     Key,
@@ -463,6 +466,19 @@ def verify(data: bytes, key: str | Trust, allowed: list[str], announced: str = "
     return walked(links)
 
 
+def verify_certificate(data: bytes, key: str | Trust, announced: str = "") -> Report:
+    """Checks a certificate of erasure. Raises Unreadable."""
+    trust = trusted(key) if isinstance(key, str) else key
+
+    def links(report: Report) -> None:
+        if not certificate.is_certificate(data):
+            raise Unreadable("the file is no certificate of erasure")
+        follow(announced, trust)
+        certificate.links(data, trust, report)
+
+    return walked(links)
+
+
 def walked(links: Callable[[Report], None]) -> Report:
     """What was found up to the end, or to the first broken link."""
     report = Report()
@@ -508,7 +524,9 @@ def check(data: bytes, key: str | Trust, allowed: list[str], answer: Path | None
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="macadam_verify", description="Checks a Macadam proof bundle, offline.")
-    parser.add_argument("bundle", type=Path, help="a proof bundle, or a receipt")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("bundle", type=Path, nargs="?", help="a proof bundle, or a receipt")
+    given.add_argument("--certificate", type=Path, help="a certificate of erasure")
     parser.add_argument("--key", type=Path, required=True, help="file with the ledger's verifier key")
     parser.add_argument("--announced", type=Path, help="file with what the ledger says about keys that took over")
     parser.add_argument("--witness", type=Path, help="file with witnesses' verifier keys")
@@ -520,7 +538,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         announced, witness = (path.read_text() if path else "" for path in (options.announced, options.witness))
         trust = trusted(options.key.read_text(), witness, options.quorum)
-        report = check(options.bundle.read_bytes(), trust, options.allow_missing, options.answer, announced)
+        if options.certificate:
+            report = verify_certificate(options.certificate.read_bytes(), trust, announced)
+        else:
+            report = check(options.bundle.read_bytes(), trust, options.allow_missing, options.answer, announced)
     except (OSError, UnicodeDecodeError, Unreadable) as error:
         print(f"macadam_verify: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from macadam.features import online
 from macadam.features import registry as features
 from macadam.features.define import TableView
 from macadam.ledger import service as ledger
+from macadam.ledger.note import SignerKey
 from macadam.operations import Context, Transaction, operation
 from macadam.personal import certificate, store, vault
 from macadam.personal.schema import erased, erasures
@@ -32,10 +33,11 @@ _ONLINE = "online"
 
 
 class _Destroyed(msgspec.Struct, frozen=True, kw_only=True):
-    """What is gone already. rewrapped: keys of others, under a new project key."""
+    """What is gone already. rewrapped: keys of others, under a new project key; signer: of the certificate."""
 
     pending: Pending
     rewrapped: int
+    signer: SignerKey
 
     @property
     def found_nothing(self) -> bool:
@@ -65,7 +67,7 @@ def _destroy(context: Context, request: EraseSubject) -> _Destroyed:
                 rewrapped = keys.rewrap()
     finally:
         keys.close()
-    return _Destroyed(pending=pending, rewrapped=rewrapped)
+    return _Destroyed(pending=pending, rewrapped=rewrapped, signer=ledger.signer(ports))
 
 
 def _counted(ports: Ports, keys: Vault, pending: Pending, views: "_Views", subject: str) -> Pending:
@@ -165,7 +167,7 @@ def erase_subject(tx: Transaction, request: EraseSubject, done: _Destroyed) -> E
         certificate="",
         said=f"Erased: {predictions} predictions, {online_rows} online rows. Keep the certificate.",
     )
-    new = msgspec.structs.replace(new, certificate=certificate.sign(new, ledger.signer(tx.ports)))
+    new = msgspec.structs.replace(new, certificate=certificate.sign(new, done.signer))
     _keep(tx.sql, new)
     return new
 

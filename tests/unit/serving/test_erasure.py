@@ -24,13 +24,16 @@ from macadam.adapters.local_secrets import LocalSecrets
 from macadam.adapters.sqlite import Sqlite
 from macadam.app.platform import Platform
 from macadam.errors import Conflict, NotAuthorised
-from macadam.ledger.types import ShowLog
+from macadam.ledger.note import SignerKey
+from macadam.ledger.service import verifier_keys
+from macadam.ledger.types import ShowCheckpoint, ShowLog
 from macadam.personal import certificate, sidecar, store
 from macadam.personal.types import EraseSubject, Erasure, ListErasures, ShowErasure
 from macadam.personal.vault import Vault
 from macadam.serving.types import PersonalValues, ShowPrediction
 from macadam.settings import Settings
 from macadam.testing import local_token, open_platform, token_of
+from macadam_verify.__main__ import verify_certificate
 
 ANN, BOB = "ann-b7e1-shirley", "bob-91cc-builder"
 ERASE = EraseSubject(project=PROJECT, subject=ANN, request="case 12")
@@ -320,3 +323,41 @@ def test_a_retried_call_gets_the_first_answer(platform: Platform) -> None:
 def test_settings_of_a_platform_in_another_process_see_the_same(home: Path) -> None:
     with Platform(Settings.load({}, home=home)) as platform:
         assert platform.call(ERASE).predictions == 6
+
+
+# --- the certificate, read by the verifier
+
+
+def verified(folder: Path, text: str, key: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "certificate").write_text(text)
+    (folder / "key").write_text(f"{key}\n")
+    files = ["--certificate", str(folder / "certificate"), "--key", str(folder / "key")]
+    command = [sys.executable, "-m", "macadam_verify", *files]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_verifier_reads_a_certificate_without_macadam(platform: Platform, tmp_path: Path) -> None:
+    done = platform.call(ERASE)
+    found = verified(tmp_path, done.certificate, str(verifier_keys(platform.ports)))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "PROVED" in found.stdout
+    assert "Not covered: snapshots of tables" in found.stdout
+    assert done.leaf in found.stdout
+
+
+def test_a_changed_certificate_is_broken(platform: Platform, tmp_path: Path) -> None:
+    text, key = platform.call(ERASE).certificate, str(verifier_keys(platform.ports))
+    assert not verify_certificate(text.encode(), key).broken
+    lines = text.splitlines(keepends=True)
+    for number in range(1, len(lines)):
+        if lines[number].strip():
+            without = "".join(lines[:number] + lines[number + 1 :])
+            assert verify_certificate(without.encode(), key).broken, lines[number]
+    for number in range(len(text) // 7):
+        at = 18 + 7 * number % (len(text) - 18)
+        changed = text[:at] + ("x" if text[at] != "x" else "y") + text[at + 1 :]
+        assert verify_certificate(changed.encode(), key).broken, (at, text[at - 10 : at + 10])
+    other = str(SignerKey("macadam.local/other", bytes(32)).verifier)
+    assert verify_certificate(text.encode(), other).broken
+    checkpoint = platform.call(ShowCheckpoint()).note
+    assert verified(tmp_path, checkpoint, key).returncode == 2
