@@ -20,17 +20,19 @@ from macadam.errors import MacadamError, NotAuthenticated, Unavailable
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
+    from cryptography import exceptions
+    from cryptography.hazmat.primitives.asymmetric import ed25519
     from joserfc import errors as jose_errors
     from joserfc import jwk, jws
 else:
+    exceptions = lazy("cryptography.exceptions")
+    ed25519 = lazy("cryptography.hazmat.primitives.asymmetric.ed25519")
     jwk = lazy("joserfc.jwk")
     jws = lazy("joserfc.jws")
     jose_errors = lazy("joserfc.errors")
 
 _log = logging.getLogger(__name__)
 Claims = Mapping[str, Any]
-FindKey = Callable[[str, str], Mapping[str, Any]]
-"""(key id, algorithm) → the public key as a JWK. Raises NotAuthenticated, Unavailable."""
 
 # Signature algorithms that are taken (RFC 7518, RFC 8037), with the key and the hash (for at_hash) of each. Never
 # `none`, never HS*: a public key taken for a shared secret would let anybody sign.
@@ -45,6 +47,7 @@ ALGORITHMS: dict[str, tuple[str, str, str]] = {
     "ES384": ("EC", "P-384", "sha384"),
     "ES512": ("EC", "P-521", "sha512"),
     "EdDSA": ("OKP", "Ed25519", "sha512"),
+    "Ed25519": ("OKP", "Ed25519", "sha512"),  # the same by its name of RFC 9864
 }
 LEEWAY = 60.0
 """Seconds that two clocks may differ."""
@@ -90,6 +93,14 @@ class KeyCache:
             raise refused("it is signed with a key that the provider does not have")
         return found
 
+    def renew(self) -> bool:
+        """Looks whether the provider has other keys now, unless it did so a moment ago. Whether it looked."""
+        with self._lock:
+            if self._clock() - self._tried <= _REFETCH_SECONDS:
+                return False
+            self._refresh()
+            return True
+
     def _refresh(self) -> None:
         """Keeps the old keys if the provider does not answer, up to their limit."""
         limited = self._clock() - self._tried < _REFETCH_SECONDS
@@ -134,7 +145,7 @@ def _fitting(keys: list[Mapping[str, Any]], key_id: str, algorithm: str) -> Mapp
 
 def check(
     token: str,
-    find_key: FindKey,
+    keys: KeyCache,
     *,
     issuer: str,
     client: str,
@@ -148,7 +159,7 @@ def check(
     """
     header, claims = _opened(token)
     algorithm = str(header["alg"])
-    _verify(token, find_key(str(header.get("kid", "")), algorithm), algorithm)  # 6, 7, 8
+    _verify_with(keys, token, str(header.get("kid", "")), algorithm)  # 6, 7, 8
     if claims.get("iss") != issuer:  # 2
         raise refused("another provider issued it")
     _check_audience(claims, client)  # 3, 4, 5
@@ -184,7 +195,7 @@ def _opened(token: str) -> tuple[Mapping[str, Any], Claims]:
     if len(parts) != _PARTS or not all(_PART.fullmatch(part) for part in parts):
         raise refused("it does not consist of three parts")
     header, claims = _object(parts[0]), _object(parts[1])
-    if header.get("alg") not in ALGORITHMS:
+    if not isinstance(header.get("alg"), str) or header["alg"] not in ALGORITHMS:
         raise refused("its algorithm is not one that is taken")
     if "crit" in header or "b64" in header:  # RFC 7515, 4.1.11: what is critical and not understood is refused
         raise refused("its header demands what is not known here")
@@ -206,6 +217,19 @@ def _object(part: bytes) -> Mapping[str, Any]:
     return said
 
 
+def _verify_with(keys: KeyCache, token: str, key_id: str, algorithm: str) -> None:
+    """Raises NotAuthenticated, Unavailable.
+
+    A provider with one key may leave its id out, so that a new key shows only by a signature that does not fit.
+    """
+    try:
+        _verify(token, keys.find(key_id, algorithm), algorithm)
+    except NotAuthenticated:
+        if key_id or not keys.renew():
+            raise
+        _verify(token, keys.find(key_id, algorithm), algorithm)
+
+
 def _verify(token: str, key: Mapping[str, Any], algorithm: str) -> None:
     """Raises NotAuthenticated."""
     # The public half only, whatever else stands in the key set.
@@ -213,9 +237,24 @@ def _verify(token: str, key: Mapping[str, Any], algorithm: str) -> None:
     if public.get("kty") == "RSA" and len(str(public.get("n", ""))) * 3 // 4 < _RSA_BYTES:
         raise refused("its key is too short")
     try:
-        jws.deserialize_compact(token, jwk.import_key(public), algorithms=[algorithm])
+        if public.get("kty") == "OKP":
+            # Below the library: it warns of the name EdDSA, which providers still write.
+            _verify_ed25519(token, str(public["x"]))
+        else:
+            jws.deserialize_compact(token, jwk.import_key(public), algorithms=[algorithm])
+    except exceptions.InvalidSignature as error:
+        raise refused("its signature is wrong") from error
     except (jose_errors.JoseError, ValueError, TypeError, KeyError) as error:
         raise refused("its signature is wrong") from error
+
+
+def _verify_ed25519(token: str, public: str) -> None:
+    """RFC 8037, 3.1. Raises InvalidSignature, ValueError."""
+    body, _, signature = token.rpartition(".")
+    key, value = (base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for text in (public, signature))
+    if base64.urlsafe_b64encode(value).rstrip(b"=") != signature.encode():
+        raise ValueError("the signature is not in the one spelling of base64")
+    ed25519.Ed25519PublicKey.from_public_bytes(key).verify(value, body.encode())
 
 
 def _check_audience(claims: Claims, client: str) -> None:

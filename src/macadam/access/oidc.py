@@ -272,7 +272,7 @@ class Logins:
         settings = self.provider.settings
         claims = check(
             tokens.id_token,
-            self.provider.keys.find,
+            self.provider.keys,
             issuer=settings.issuer,
             client=settings.client_id,
             nonce=pending.nonce,

@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "apply": ("macadam.faces.project_verbs:APPLY", "Make the platform what the project's files say"),
     "up": ("macadam.faces.up:VERB", "Start the control plane and the gateway here"),
     "gateway": ("macadam.faces.linked_gateway:VERB", "A gateway on a machine of its own, linked to a control plane"),
+    "login": ("macadam.faces.sign_in_verbs:LOGIN", "Sign in through the sign-in provider and print a token"),
     "prove": ("macadam.faces.evidence_verbs:PROVE", "Write the file that proves one prediction"),
     "witness": ("macadam.faces.witness:VERB", "Cosign the ledgers of others, so that none can be rewritten"),
     "inspect": ("macadam.faces.evidence_verbs:INSPECT", "The 42 points of a project, each with its status"),

@@ -23,9 +23,10 @@ from macadam.access.rates import refusal_headers
 from macadam.access.spiffe import Peer
 from macadam.app.dispatcher import Credential
 from macadam.app.platform import Platform
-from macadam.errors import Busy, InvalidInput, MacadamError, NotAuthenticated, RateLimited, TooLarge
-from macadam.faces import fields, logs, metrics, openapi, problem
+from macadam.errors import Busy, InvalidInput, MacadamError, NotAuthenticated, NotFound, RateLimited, TooLarge
+from macadam.faces import fields, login, logs, metrics, openapi, problem
 from macadam.faces.limits import Limits
+from macadam.faces.login import SignIn
 from macadam.faces.routes import Routes
 from macadam.faces.tiled_log import PREFIX as LEDGER
 from macadam.faces.tiled_log import TiledLog
@@ -89,6 +90,7 @@ class ControlPlane:
         self._openapi = b""
         self.metrics = metrics.Metrics()
         self._limits = Limits(platform.settings.access)
+        self._sign_in = SignIn(platform)
         self._quick = _Threads("quick", _QUICK_THREADS)
         self._slow = _Threads("slow", _SLOW_THREADS)
         self._pages: dict[str, Callable[[], Awaitable[Answer]]] = {
@@ -125,6 +127,8 @@ class ControlPlane:
             page = self._pages.get(inquiry.path)
             if page is None and inquiry.path.startswith(LEDGER):
                 page = partial(self._ledger, inquiry)
+            if inquiry.path == login.PATH or inquiry.path.startswith(login.PATH + "/"):
+                return await self._login(inquiry)
             return await (self._operate(inquiry) if page is None else _read_only(inquiry, page))
         except MacadamError as error:
             return _refusal(error)
@@ -159,6 +163,16 @@ class ControlPlane:
             lambda: self._platform.dispatcher.run(operation, arguments, token=token, idempotency_key=key, declared=says)
         )
         return Answer(status=200, body=msgspec.json.encode(response), headers=self._limits.headers(caller))
+
+    async def _login(self, inquiry: Inquiry) -> Answer:
+        """Nobody is known yet, so each step counts against the address."""
+        self._limits.charge_stranger(inquiry.address)
+        body = await _read_body(inquiry, self._max_body) if inquiry.method == "POST" else b""
+        answer = partial(self._sign_in.answer, inquiry.method, inquiry.path, inquiry.query, inquiry.headers, body)
+        page = await self._slow.run(answer)  # the provider may take seconds
+        if page is None:
+            raise NotFound(f"There is nothing at {inquiry.method} {inquiry.path}.", next_step="Begin at GET /login.")
+        return Answer(status=page.status, body=page.body, headers=page.headers)
 
     async def _admitted(
         self, operation: Operation, named: dict[str, str], token: Credential, says: Declared, address: str
