@@ -12,6 +12,7 @@ from typing import NamedTuple
 _PROTO, _STOP = 0x80, 0x2E
 _GLOBAL_LINE = re.compile(rb"c[A-Za-z_][\w.]{0,200}\n[A-Za-z_][\w.]{0,200}\n")
 _NAME = re.compile(rb"[A-Za-z_][\w.]*")
+_WORD = re.compile(rb"[^\x00-\x20]+")
 _DECIMAL = re.compile(rb"-?[0-9]+")
 _FLOAT = re.compile(rb"[-+0-9.eEinfa]+")
 _LONGEST_LINE = 4096
@@ -91,6 +92,8 @@ class _Walk:
         self.globals = 0
         self.stopped = False
         self.steps = 0
+        # Behind a protocol's header a name may be anything; without one, text must not be taken for a name.
+        self.name = _NAME if hidden else None if data[at : at + 1] == b"\x80" else _WORD
 
     def run(self, most: int) -> bool:
         """Whether it loads, calls something first, or takes more than `most` steps."""
@@ -133,7 +136,7 @@ class _Walk:
         end = self.data.find(b"\n", self.at, self.at + _LONGEST_LINE if self.hidden else len(self.data))
         if end < 0:
             return False
-        pattern = _NAME if op.lines > 1 else op.line  # two lines: a module and a name
+        pattern = self.name if op.lines > 1 else op.line  # two lines: a module and a name
         fits = pattern is None or pattern.fullmatch(self.data, self.at, end) is not None
         self.names += op.name in _TEXT
         self.at = end + 1

@@ -279,7 +279,7 @@ def manifest_of(statement: Statement) -> Manifest:
         raise broken(f"signs a {statement.predicate_type}, expected {SIGNATURE}")
     try:
         predicate = msgspec.json.decode(statement.predicate, type=_Predicate)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise broken(f"lists no files: {error}") from error
     how = predicate.serialization
     if how.method != "files" or how.hash_type not in HASHES:
