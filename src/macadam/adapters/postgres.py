@@ -27,7 +27,7 @@ from macadam.errors import (
     Temporary,
     Unavailable,
 )
-from macadam.migrations import upgrade
+from macadam.migrations import is_current, upgrade
 from macadam.settings import Sql as SqlSettings
 
 T = TypeVar("T")
@@ -298,6 +298,8 @@ def _refuse_unfit(encoding: str, version: int) -> None:
 
 
 def _migrate(connection: sa.Connection) -> None:
+    if is_current(connection):
+        return
     before = set(sa.inspect(connection).get_table_names())
     upgrade(connection)
     _make_text_plain(connection, others=before)

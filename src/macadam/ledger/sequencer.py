@@ -2,6 +2,18 @@
 
 The steps are ordered so that a kill between any two leaves a valid log: tiles first (their content depends only on the
 leaves, so writing them again changes nothing), then one transaction numbers the leaves and adds the checkpoint.
+
+Why no leaf is left out, doubled or put in front of another, however many processes append and integrate:
+
+1. A leaf's `seq` is given inside a transaction that holds the writers' lock (SQLite's own; in Postgres an advisory lock) from
+   its first statement until its commit can be seen. So of two transactions one is seen before the other takes a number,
+   and all its numbers are lower. What is rolled back leaves a gap that nobody fills.
+2. So the leaves of any snapshot are the beginning of the order: none with a lower `seq` than one that was seen comes later.
+   Without 1 that would be false: a sequence gives numbers in one order, and commits happen in another.
+3. So the queued leaves of a snapshot, by `seq`, are the next stretch of the tree. Two sequencers that start from one size hold
+   two beginnings of the same stretch, and the tiles that both write have the same bytes.
+4. Numbering happens under the writers' lock as well, and only if the size is still the one it started from: one of them wins,
+   the other starts over. `_commit` refuses a leaf that was committed late all the same: somebody wrote without the lock.
 """
 
 import logging
@@ -173,6 +185,12 @@ def _commit(sql: sa.Connection, size: int, first: int, last: int, note: str, new
     latest = sql.execute(sa.select(sa.func.max(checkpoints.c.size))).scalar() or 0
     if latest != size:
         return False
+    before = sql.execute(sa.select(leaves.c.seq).where(leaves.c.idx == size - 1)).scalar() or 0
+    if before >= first:
+        raise IntegrityError(
+            f"Leaf {first} was committed after leaf {before}, which is in the tree already: it has no place any more.",
+            next_step="Something writes to the ledger's tables beside Macadam: stop it, and run macadam ledger verify.",
+        )
     place = sa.func.row_number().over(order_by=leaves.c.seq) - 1 + size
     queued = (
         sa.select(leaves.c.seq, place.label("place"))

@@ -13,8 +13,13 @@ HEAD = "0017_home"
 
 def upgrade(connection: sa.Connection) -> None:
     """Runs the missing steps inside the caller's transaction."""
-    if _current(connection) != HEAD:
+    if not is_current(connection):
         _run(connection)
+
+
+def is_current(connection: sa.Connection) -> bool:
+    """Whether there is nothing to do: what a start usually finds."""
+    return _current(connection) == HEAD
 
 
 def _current(connection: sa.Connection) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from macadam.adapters.local_objects import LocalObjects
 from macadam.adapters.local_secrets import LocalSecrets
+from macadam.adapters.postgres import Postgres
 from macadam.adapters.sqlite import Sqlite
 from macadam.ledger import service as ledger
 from macadam.ledger import verification
@@ -19,13 +20,14 @@ DIGEST = digest_of(b"")
 UNUSED: Any = None
 
 
-def open_ports(home: Path) -> Ports:
+def open_ports(home: Path, database: str = "") -> Ports:
+    """database: URL of a Postgres database; '' is SQLite in the home."""
     for part in ("objects", "keys"):
         (home / part).mkdir(parents=True, exist_ok=True)
     settings = Settings.load({}, home=home)
     ports = Ports(
         settings=settings,
-        sql=Sqlite(home / "macadam.sqlite", settings.sql),
+        sql=Postgres(database, settings.sql) if database else Sqlite(home / "macadam.sqlite", settings.sql),
         objects=LocalObjects(home / "objects"),
         secrets=LocalSecrets(home / "keys"),
         tables=UNUSED,
