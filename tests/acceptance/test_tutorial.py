@@ -24,6 +24,7 @@ GUIDES = (
     "approve-and-promote",
     "run-a-server",
     "call-the-gateway",
+    "keep-the-journal",
     "prove-a-prediction",
     "roll-back",
     "give-access",

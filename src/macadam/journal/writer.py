@@ -331,8 +331,9 @@ class JournalWriter:
                 raise self._failure
             if self._closed:
                 raise Conflict("The journal is closed.", next_step="Start the gateway again.")
-            self._require_keeping_up()
             segment = self._segment
+            if self._sync_began or self._leaving is not None or segment.size - segment.synced > self._most_unsynced:
+                self._require_keeping_up()
             receipt = Receipt(segment.id, segment.count, segment.append(payloads, beside), segment.answers)
         if not self._fsync_every:
             self.sync()

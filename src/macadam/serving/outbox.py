@@ -41,6 +41,14 @@ class _Held:
         self.since = since
 
 
+def _waits(entries: Sequence[Entry]) -> bool:
+    # A loop: this runs for each connection of each turn, and a generator costs more than all the rest of `put`.
+    for _, ask in entries:  # noqa: SIM110
+        if ask is not None and ask.journal is not None:
+            return True
+    return False
+
+
 class Outbox:
     """deliver: sends finished answers on their connection and counts them."""
 
@@ -54,11 +62,10 @@ class Outbox:
         """Sends what may leave now; holds the rest. All asks of one call share one confirmation per journal."""
         waiting: dict[ProjectJournal, list[_Held]] = {}
         for connection, entries in by_connection:
-            journals = {ask.journal for _, ask in entries if ask is not None and ask.journal is not None}
-            queue = self._queues.get(connection)
-            if not journals and queue is None:
+            if connection not in self._queues and not _waits(entries):
                 self._deliver(connection, entries)
                 continue
+            journals = {ask.journal for _, ask in entries if ask is not None and ask.journal is not None}
             held = _Held(entries, len(journals), self._loop.time())
             self._queues.setdefault(connection, deque()).append(held)
             self.held += len(entries)
