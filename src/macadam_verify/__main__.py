@@ -4,8 +4,9 @@
         [--allow-missing ROLE]
     python -m macadam_verify receipt.json --key FILE … [--answer FILE]
     python -m macadam_verify --certificate FILE --key FILE …
+    python -m macadam_verify --ledger FILE --key FILE [--since FILE] …
 
-This file, `signed` and `certificate` are the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
+This file, `signed`, `certificate` and `exported` are the whole verifier. It needs Python and `cryptography`, imports nothing of Macadam, and reads
 nothing but the files named. It walks one chain, link by link, and stops at the first that is broken:
 
     signed checkpoint -> every leaf is in the ledger -> the record is in a sealed segment -> deployment -> version
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from macadam_verify import certificate
+from macadam_verify.exported import verify_export
 from macadam_verify.signed import (
     Broken,
     Key,
@@ -527,6 +529,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("bundle", type=Path, nargs="?", help="a proof bundle, or a receipt")
     given.add_argument("--certificate", type=Path, help="a certificate of erasure")
+    given.add_argument("--ledger", type=Path, help="a copy of a whole ledger, as macadam ledger export writes it")
+    parser.add_argument("--since", type=Path, help="with --ledger: file with a signed checkpoint that was kept")
     parser.add_argument("--key", type=Path, required=True, help="file with the ledger's verifier key")
     parser.add_argument("--announced", type=Path, help="file with what the ledger says about keys that took over")
     parser.add_argument("--witness", type=Path, help="file with witnesses' verifier keys")
@@ -540,6 +544,9 @@ def main(arguments: list[str] | None = None) -> int:
         trust = trusted(options.key.read_text(), witness, options.quorum)
         if options.certificate:
             report = verify_certificate(options.certificate.read_bytes(), trust, announced)
+        elif options.ledger:
+            since = options.since.read_text() if options.since else ""
+            report = verify_export(options.ledger, trust, since)
         else:
             report = check(options.bundle.read_bytes(), trust, options.allow_missing, options.answer, announced)
     except (OSError, UnicodeDecodeError, Unreadable) as error:

@@ -52,6 +52,10 @@ FLAGGED: dict[str, tuple[str, str]] = {
 }
 # The same for verbs that stand among a group's operations.
 GROUP_VERBS: dict[str, tuple[str, str]] = {
+    "ledger export": (
+        "macadam.faces.ledger_verbs:EXPORT",
+        "Write a copy of the ledger that can be checked without Macadam",
+    ),
     "policy test": ("macadam.faces.policy_verbs:TEST", "Hold a table of who may do what against policies"),
     "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
     "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),

@@ -22,7 +22,7 @@ _LINKS = {
 _MARKS = {"pass": "pass", "fail": "FAIL", "not_applicable": "does not apply", "did_not_run": "did not run"}
 
 
-def _operation(group: str, request: type) -> Operation:
+def find_operation(group: str, request: type) -> Operation:
     operations.load(group)
     return operations.of_request(request)
 
@@ -44,11 +44,11 @@ def _configure_prove(parser: argparse.ArgumentParser) -> None:
 
 def _prove(options: argparse.Namespace, session: Session) -> int:
     arguments = {"project": _project(session), "prediction": options.prediction}
-    proof: Proof = session.call(_operation("predictions", Prove), arguments)
+    proof: Proof = session.call(find_operation("predictions", Prove), arguments)
     name = proof.prediction.rpartition(":")[2]
     out = Path(getattr(options, "out", f"prediction-{name}.proof.json"))
     key = Path(getattr(options, "key_file", out.parent / "ledger.key"))
-    announced = _write_key(key, proof)
+    announced = write_key(key, proof)
     _write(out, proof.bundle)
     if session.json:
         session.show({"prediction": proof.prediction, "file": str(out), "key_file": str(key), "bytes": proof.bytes,
@@ -76,26 +76,34 @@ def unproved(bundle: str) -> tuple[str, ...]:
     return tuple(role for role in _LINKS if role not in there)
 
 
-def _write_key(path: Path, proof: Proof) -> Path | None:
+def write_key(path: Path, proof: Proof) -> Path | None:
     """Keeps the ledger's keys, or leaves those that were kept as they are. Returns the file that leads from the kept
-    ones to the others, None if it is not needed.
+    ones to the others, None if it is not needed. Raises like `keep_key`.
+    """
+    if keep_key(path, proof.key):
+        return None
+    announced = path.with_suffix(".announced")
+    _write(announced, proof.announcements)
+    return announced
+
+
+def keep_key(path: Path, key: str) -> bool:
+    """Keeps the ledger's keys, or leaves those that were kept as they are. Returns whether all of them are kept now.
 
     Raises IntegrityError if what was kept there is another ledger's.
     """
     kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     if not kept:
-        _write(path, proof.key.strip() + "\n")
-    if kept in ("", proof.key.strip()):
-        return None
-    if not _keys(kept) <= _keys(proof.key):
+        _write(path, key.strip() + "\n")
+    if kept in ("", key.strip()):
+        return True
+    if not _keys(kept) <= _keys(key):
         raise IntegrityError(
             f"The ledger's key is not the one kept in {path}.",
             next_step="Find out whose ledger this is before you rely on it; --key-file names another file.",
-            details={"kept": kept, "got": proof.key.strip()},
+            details={"kept": kept, "got": key.strip()},
         )
-    announced = path.with_suffix(".announced")
-    _write(announced, proof.announcements)
-    return announced
+    return False
 
 
 def _keys(text: str) -> set[str]:
@@ -116,7 +124,7 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace, session: Session) -> int:
-    found: Inspection = session.call(_operation("inspection", Inspect), {"project": _project(session)})
+    found: Inspection = session.call(find_operation("inspection", Inspect), {"project": _project(session)})
     if session.json:
         session.show(found)
     else:
