@@ -240,7 +240,11 @@ class ControlPlane:
         """The ledger as static resources, for clients that know nothing of operations."""
         inquiry.operation = "ledger.tiles"
         path, token = inquiry.path.removeprefix(LEDGER), _bearer(inquiry.headers)
-        found = await self._quick.run(lambda: self._tiled_log.fetch(path, inquiry.headers, token))
+        try:
+            found = await self._quick.run(lambda: self._tiled_log.fetch(path, inquiry.headers, token))
+        except NotAuthenticated:
+            self._limits.charge_stranger(inquiry.address)
+            raise
         return Answer(status=200, body=found.body, media_type=found.media_type, headers=found.headers)
 
     async def _metrics(self) -> Answer:
