@@ -189,7 +189,7 @@ def _accuracy(version: str, live: _Live, labels: dict[str, float], threshold: fl
 def show_prediction(tx: Transaction, request: ShowPrediction) -> PredictionPage:
     wanted = proof.bare_id(request.prediction)
     found = proof.find(tx.ports.objects, holding(tx.sql, request.project, wanted), wanted)
-    payload = found.payload if found else proof.unsealed(tx.ports.settings.home, request.project, wanted)
+    payload = found.payload if found else proof.waiting(tx.ports, request.project, wanted)
     if payload is None:
         raise NotFound(
             f"Project {request.project!r} has no prediction {wanted!r}.",

@@ -100,12 +100,22 @@ def unsealed(home: Path, project: str, prediction: str) -> bytes | None:
     return None
 
 
+def waiting(ports: Ports, project: str, prediction: str) -> bytes | None:
+    """The record if the caller's snapshot of SQL does not show it as sealed: it waits, or was sealed after the snapshot."""
+    payload = unsealed(ports.settings.home, project, prediction)
+    if payload is not None:
+        return payload
+    with ports.sql.read() as later:  # its file may have gone between the two looks, but never before its row came
+        found = find(ports.objects, holding(later, project, prediction), prediction)
+    return found.payload if found else None
+
+
 def require(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> Found:
     """Raises Unavailable if it is not sealed yet, NotFound if there is no such prediction, IntegrityError."""
     found = find(ports.objects, holding(sql, project, prediction), prediction)
     if found is not None:
         return found
-    if unsealed(ports.settings.home, project, prediction) is not None:
+    if waiting(ports, project, prediction) is not None:
         raise Unavailable(
             f"The prediction {prediction} is journaled, and not sealed into the ledger yet.", next_step=_WAIT
         )
@@ -149,7 +159,7 @@ def receipt(ports: Ports, sql: sa.Connection, project: str, prediction: str, *, 
     another asked for: an id that somebody else holds tells nothing.
     """
     found = find(ports.objects, holding(sql, project, prediction), prediction)
-    payload = found.payload if found else unsealed(ports.settings.home, project, prediction)
+    payload = found.payload if found else waiting(ports, project, prediction)
     if payload is None or record.decode(payload).actor != actor:
         raise NotFound(
             f"{actor} has no prediction {prediction!r} in project {project!r}.",

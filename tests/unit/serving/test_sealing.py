@@ -25,6 +25,7 @@ from macadam.journal.record import Prediction, encode
 from macadam.journal.types import ListSegments, SealClosed
 from macadam.journal.writer import JournalWriter
 from macadam.ledger.types import VerifyLedger
+from macadam.serving import proof
 from macadam.serving.types import (
     Deploy,
     Endpoint,
@@ -363,3 +364,22 @@ def test_a_receipt_with_any_part_changed_does_not_verify(deployed: Platform, end
     ran = fuzz(accepted, [receipt.receipt.encode()], count=inputs(1_500), words=words)
     assert ran.endings["proved"] >= 1
     assert {"unreadable", "form", "record -> segment"} <= set(ran.endings)
+
+
+def test_a_prediction_that_is_sealed_while_it_is_looked_for_is_not_called_unknown(
+    deployed: Platform, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = token_of(deployed, "service:mine")
+    (one,) = by("service:mine", records(endpoint, 1))
+    write(deployed, [one])
+    real = proof.unsealed
+
+    def sealed_meanwhile(*given: object) -> bytes | None:
+        seal(deployed)
+        return real(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(proof, "unsealed", sealed_meanwhile)
+        with pytest.raises(Unavailable):
+            deployed.call(FetchReceipt(project=PROJECT, prediction=one.id), token=token)
+    assert deployed.call(FetchReceipt(project=PROJECT, prediction=one.id), token=token).receipt
