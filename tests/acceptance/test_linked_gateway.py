@@ -38,6 +38,7 @@ from macadam.errors import Conflict, NotAuthenticated, NotAuthorised, Temporary,
 from macadam.faces.client import Client
 from macadam.journal.types import ListSegments, SealClosed
 from macadam.journal.writer import JournalWriter
+from macadam.ledger.types import ShowLog
 from macadam.serving.link_mirror import Joined, Link, Mirror
 from macadam.serving.types import Deploy, Prove
 from macadam.values import utc_now
@@ -192,6 +193,11 @@ def test_a_far_gateway_answers_and_its_answers_are_proved_at_home(near: Near, tm
         began = time.monotonic()
         until(lambda: far.ask(token).status_code == 401)
         assert time.monotonic() - began < 1.5
+    # What it refused is in the ledger at home, under its own name.
+    found = near.client.call(ShowLog(kind="serving.report_denials"))
+    assert [entry.subject for entry in found.entries] == ["workload:edge"]
+    assert found.entries[0].body["denials"][0]["status"] == 401
+    assert not list((far.home / "denials").glob("*"))
     assert not (far.home / "keys").exists()
     assert not list(far.home.glob("*.sqlite"))
     secret = (near.home / "keys" / LOCAL_TOKEN).read_bytes()

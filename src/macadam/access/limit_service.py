@@ -42,6 +42,11 @@ def list_rates(tx: Transaction, _request: ListRates) -> tuple[Rate, ...]:
            resource=PLATFORM)  # fmt: skip
 def record_denials(tx: Transaction, request: RecordDenials) -> DenialReport:
     """Raises Conflict if a report of that name with other counts was recorded: somebody has written into it."""
+    return keep_denials(tx, request, PLATFORM)
+
+
+def keep_denials(tx: Transaction, request: RecordDenials, subject: str) -> DenialReport:
+    """One leaf for a report, on `subject`; the second time the leaf says only that. Raises Conflict like `record_denials`."""
     digest = digest_of(msgspec.json.encode(request, order="sorted"))
     total = sum(one.count for one in request.denials) + request.others
     known = tx.sql.execute(sa.select(denials.c.digest).where(denials.c.report == request.report)).scalar()
@@ -55,6 +60,6 @@ def record_denials(tx: Transaction, request: RecordDenials) -> DenialReport:
         tx.sql.execute(sa.insert(denials).values(row))
     uses = sorted({one.actor for one in request.denials if one.actor})
     counts = [msgspec.structs.asdict(one) for one in request.denials]
-    tx.record(PLATFORM, uses=uses, report=request.report, denials=counts if known is None else [], others=request.others,
+    tx.record(subject, uses=uses, report=request.report, denials=counts if known is None else [], others=request.others,
               repeated=known is not None)  # fmt: skip
     return DenialReport(report=request.report, denials=total, known=known is not None)

@@ -18,7 +18,7 @@ import msgspec
 from macadam.access import revocation, spiffe
 from macadam.access.spiffe import SpiffeId, Svid
 from macadam.access.tls import Identity, joining_context, peer_of
-from macadam.access.types import Certified
+from macadam.access.types import Certified, DenialReport
 from macadam.errors import (
     Conflict,
     IntegrityError,
@@ -27,11 +27,12 @@ from macadam.errors import (
     NotAuthenticated,
     NotAuthorised,
     NotFound,
+    Temporary,
     Unavailable,
 )
 from macadam.journal.layout import ANSWERS, CLOSED, read_answers
 from macadam.ports import Objects
-from macadam.serving import state
+from macadam.serving import denials, state
 from macadam.serving.link_service import Delivered, LinkedObject, LinkState, objects_of
 from macadam.values import utc_now
 
@@ -261,18 +262,45 @@ class Mirror:
             _log.error("the control plane refuses %s: its endpoints were taken away", self._joined.workload)
 
     def deliver(self) -> int:
-        """Delivers closed segments, oldest first, and removes each once the control plane has it. Returns how many."""
+        """Delivers closed segments, oldest first, and removes each once the control plane has it. Returns how many.
+
+        A project whose segments are refused holds up no other; what it was refused with is raised at the end.
+        """
         delivered = 0
+        refused: dict[str, MacadamError] = {}
         for path in sorted((self._home / "journal").glob(f"*/*{CLOSED}"), key=lambda p: p.stem):
-            body = {"segment": path.stem, "data": path.read_bytes(), "answers": read_answers(path)}
-            answer = self.link.call("POST", f"/api/v1/projects/{path.parent.name}/link/segments", body)
-            told = _read(answer, Delivered)
-            if told.segment != path.stem:
-                raise IntegrityError(f"{path.stem} was delivered and {told.segment} acknowledged.")
-            path.unlink()
-            path.with_suffix(ANSWERS).unlink(missing_ok=True)
-            delivered += 1
+            if path.parent.name in refused:
+                continue
+            try:
+                self._deliver_one(path)
+            except Temporary:
+                raise
+            except MacadamError as error:
+                refused[path.parent.name] = error
+            else:
+                delivered += 1
+        if refused:
+            raise next(iter(refused.values()))
         return delivered
+
+    def _deliver_one(self, path: Path) -> None:
+        body = {"segment": path.stem, "data": path.read_bytes(), "answers": read_answers(path)}
+        answer = self.link.call("POST", f"/api/v1/projects/{path.parent.name}/link/segments", body)
+        told = _read(answer, Delivered)
+        if told.segment != path.stem:
+            raise IntegrityError(f"{path.stem} was delivered and {told.segment} acknowledged.")
+        path.unlink()
+        path.with_suffix(ANSWERS).unlink(missing_ok=True)
+
+    def report(self) -> None:
+        """Reports what the gateway refused; each report goes once the control plane has it."""
+        for path in denials.finished(self._home / denials.FOLDER, time.time()):
+            counts, others = denials.read(path)
+            told = [{"count": count, **msgspec.structs.asdict(one)} for one, count in sorted(counts.items())]
+            if told or others:
+                body = {"report": path.stem, "denials": told, "others": others}
+                _read(self.link.call("POST", "/api/v1/link/denials", body), DenialReport)
+            path.unlink(missing_ok=True)
 
 
 class Keeper:
@@ -294,6 +322,7 @@ class Keeper:
                 self._mirror.fetch()
                 if time.monotonic() >= due:
                     self._mirror.deliver()
+                    self._mirror.report()
                     due = time.monotonic() + 1.0
             except MacadamError as error:
                 pause = min(max(pause * 2, 1.0), self._longest)
@@ -309,6 +338,7 @@ class Keeper:
         """Delivers what the gateway closed when it stopped; what cannot be delivered is, at the next start."""
         try:
             self._mirror.deliver()
+            self._mirror.report()
         except MacadamError as error:
             _log.warning("closed segments wait for the next start: %s", error)
         self._mirror.link.close()

@@ -6,6 +6,8 @@ It gets the projects in which it holds the role `gateway`, and nothing of the ot
 
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,8 @@ import sqlalchemy as sa
 from macadam.access import revocation, workloads
 from macadam.access import service as access
 from macadam.access.engine import AccessSnapshot
+from macadam.access.limit_service import keep_denials
+from macadam.access.types import DenialReport, RecordDenials
 from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound
 from macadam.features.online import compile_service
 from macadam.journal.layout import ANSWERS, CLOSED, COUNTER, sync_directory
@@ -35,6 +39,7 @@ MOST_SEGMENT = 48 * 1024 * 1024
 _SERVE = "link:serve"
 _ARRIVING = ".arriving"
 """A folder beside those of the projects, whose names start with a letter."""
+_ABANDONED_SECONDS = 3600.0
 _PROJECT = "/api/v1/projects/{project}"
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 SegmentId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
@@ -180,6 +185,25 @@ def objects_of(published: ServingState) -> Iterator[tuple[str, str]]:
             yield project, digest
 
 
+class ReportDenials(RecordDenials, frozen=True, kw_only=True):
+    """Report what the caller refused, as a gateway, within a minute. The same report twice is recorded once."""
+
+
+@operation(ReportDenials, permission="link:state", http="POST /api/v1/link/denials", cli="workloads denials",
+           resource="platform:home")  # fmt: skip
+def report_denials(tx: Transaction, request: ReportDenials) -> DenialReport:
+    """Raises NotAuthorised for callers that are no gateway of a project that they report about."""
+    workload = workloads.name_of(tx.sql, tx.actor.id)
+    strange = {one.project for one in request.denials} - _served(tx) - {""}
+    if not workload or strange:
+        raise NotAuthorised(
+            f"{tx.actor.id} is no gateway of {', '.join(sorted(strange)) or 'any project'}.",
+            next_step="Enroll it with these projects (`macadam workloads enroll`).",
+        )
+    told = msgspec.structs.replace(request, report=f"{workload}-{request.report}"[:200])
+    return keep_denials(tx, told, f"workload:{workload}")
+
+
 # --- the journal
 
 
@@ -200,7 +224,9 @@ def _receive(context: Context, request: DeliverSegment) -> _Draft:
             next_step="Set MACADAM_JOURNAL_SEGMENT_BYTES lower on the gateway's machine.",
         )
     # A folder of its own, on the same disk: the reader holds a segment to the name of its file.
-    place = folder_of(context.ports.settings.home, _ARRIVING) / uuid7()
+    arriving = folder_of(context.ports.settings.home, _ARRIVING)
+    _forget_abandoned(arriving)
+    place = arriving / uuid7()
     place.mkdir(mode=0o700, parents=True)
     draft = place / f"{request.segment}.arriving"
     try:
@@ -212,6 +238,13 @@ def _receive(context: Context, request: DeliverSegment) -> _Draft:
     except BaseException:
         _discard(draft)
         raise
+
+
+def _forget_abandoned(arriving: Path) -> None:
+    """What a kill left of a delivery: it is delivered again, under another name."""
+    for place in arriving.glob("*/"):
+        if time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _read_through(draft: Path, request: DeliverSegment) -> _Draft:
