@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "The record that cannot be rewritten",
     ),
+    "keys": (("macadam.ledger.key_service",), "How the home's private keys are kept at rest"),
     "contracts": (("macadam.data.service",), "What data must look like (ODCS)"),
     "sources": (("macadam.data.service",), "Where data comes from"),
     "tables": (("macadam.data.service",), "Published snapshots and quarantine"),

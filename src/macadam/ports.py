@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -211,6 +211,29 @@ class Secrets(Protocol):
         """The names that begin with `prefix`, in order."""
         ...
 
+    def encryption(self) -> str:
+        """How they are kept at rest: 'none', 'sealing' (some are encrypted) or 'sealed'."""
+        ...
+
+    def encrypt(self) -> int:
+        """Encrypts at rest what is not yet; returns how many. Safe to repeat, also after a kill.
+
+        Raises SettingInvalid if nothing says how.
+        """
+        ...
+
+
+class Kms(Protocol):
+    """Wraps data keys under a key that the home does not hold. context: what it is for, bound to the wrapped key."""
+
+    def wrap(self, key: bytes, context: str) -> bytes:
+        """Raises SettingInvalid, Unavailable."""
+        ...
+
+    def unwrap(self, wrapped: bytes, context: str) -> bytes:
+        """Raises SettingInvalid if the wrapping key is another one, Unavailable, IntegrityError."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
@@ -233,8 +256,11 @@ _ADAPTERS = {
     "lmdb": "macadam.adapters.lmdb:LmdbStore",
     "subprocess": "macadam.adapters.subprocess_runner:SubprocessRunner",
     "local_secrets": "macadam.adapters.local_secrets:LocalSecrets",
+    "sealed_secrets": "macadam.adapters.sealed_secrets:SealedSecrets",
+    "passphrase_kms": "macadam.adapters.passphrase_kms:PassphraseKms",
+    "aws_kms": "macadam.adapters.aws_kms:AwsKms",
 }
-_EXTRAS: dict[str, str] = {}
+_EXTRAS: dict[str, str] = {"aws_kms": "aws"}
 
 
 def load(name: str) -> Callable[..., object]:
@@ -263,3 +289,8 @@ def load(name: str) -> Callable[..., object]:
             next_step=f"pip install 'macadam-platform[{extra}]'",
         ) from error
     return adapter
+
+
+def open_secrets(settings: Settings) -> Secrets:
+    """The home's secrets, encrypted at rest if the settings say how. The directory must exist."""
+    return cast("Secrets", load("sealed_secrets")(settings.home / "keys", settings.keys))

@@ -193,6 +193,41 @@ class Oidc(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keys(Section):
+    """What the home's private keys are encrypted with at rest. Nothing: they are files that only their owner can read."""
+
+    passphrase_file: str = setting(
+        "", env="MACADAM_KEY_PASSPHRASE_FILE", unit="path", why="a file can be mounted for one process only"
+    )
+    passphrase: str = setting(
+        "",
+        env="MACADAM_KEY_PASSPHRASE",
+        unit="text",
+        why="for where no file can be; the file is preferred",
+        secret=True,
+    )
+    kms: str = setting(
+        "", env="MACADAM_KEY_KMS", unit="adapter:key", why="such as aws:alias/macadam; a passphrase needs no service"
+    )
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.passphrase_file or self.passphrase or self.kms)
+
+    def secret(self) -> str:
+        """The passphrase. Raises SettingInvalid, without repeating it."""
+        if not self.passphrase_file:
+            return self.passphrase
+        try:
+            return Path(self.passphrase_file).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingInvalid(
+                f"MACADAM_KEY_PASSPHRASE_FILE names {self.passphrase_file}, which cannot be read as text.",
+                next_step="Correct the path, or let this user read it.",
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ledger(Section):
     """The ledger's keys and witnesses."""
 
@@ -247,6 +282,7 @@ class Settings:
     journal: Journal = dataclasses.field(default_factory=Journal)
     access: Access = dataclasses.field(default_factory=Access)
     oidc: Oidc = dataclasses.field(default_factory=Oidc)
+    keys: Keys = dataclasses.field(default_factory=Keys)
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     link: Link = dataclasses.field(default_factory=Link)
     prices: Prices = dataclasses.field(default_factory=Prices)
@@ -267,6 +303,7 @@ class Settings:
             journal=Journal.read(env),
             access=Access.read(env),
             oidc=Oidc.read(env),
+            keys=Keys.read(env),
             ledger=Ledger.read(env),
             link=Link.read(env),
             prices=Prices.read(env),

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from macadam.adapters import passphrase_kms
 from macadam.adapters.local_secrets import LocalSecrets
+from macadam.adapters.sealed_secrets import SealedSecrets
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.ports import Secrets
+from macadam.settings import Keys
+
+PASSPHRASE = Keys(passphrase="seven words that nobody else knows")
 
 
-@pytest.fixture
-def secrets(tmp_path: Path) -> Secrets:
-    return LocalSecrets(tmp_path)
+@pytest.fixture(params=["plain files", "files that may be encrypted", "encrypted files"])
+def secrets(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Secrets:
+    monkeypatch.setattr(passphrase_kms, "COST", 2**14)
+    if request.param == "plain files":
+        return LocalSecrets(tmp_path)
+    return SealedSecrets(tmp_path, PASSPHRASE if request.param == "encrypted files" else Keys())
 
 
 def test_a_secret_is_got_as_it_was_put_and_never_replaced(secrets: Secrets) -> None:
@@ -75,4 +83,4 @@ def test_names_are_listed_in_order_by_how_they_begin(secrets: Secrets) -> None:
 def test_local_only_the_owner_can_read_and_no_draft_stays(secrets: Secrets, tmp_path: Path) -> None:
     secrets.put("key", b"x")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
-    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+    assert {p.name for p in tmp_path.iterdir()} <= {"key", ".sealed"}

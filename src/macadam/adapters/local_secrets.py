@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from macadam.errors import Conflict, InvalidInput, NotFound, StorageFull
+from macadam.errors import Conflict, InvalidInput, NotFound, SettingInvalid, StorageFull
 from macadam.values import uuid7
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,100}\Z")
@@ -41,7 +41,7 @@ class LocalSecrets:
 
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
-        self._settle()
+        self.settle()
 
     def names(self, prefix: str = "") -> list[str]:
         found = (path.name for path in self._directory.iterdir())  # a draft's name begins with a dot
@@ -62,9 +62,17 @@ class LocalSecrets:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def encryption(self) -> str:
+        return "none"
+
+    def encrypt(self) -> int:
+        raise SettingInvalid(
+            "These secrets are plain files.", next_step="Open them through macadam, which can encrypt them."
+        )
+
+    def settle(self) -> None:
         """Makes what was put under a name, or removed, outlive a power cut."""
         directory = os.open(self._directory, os.O_RDONLY)
         try:

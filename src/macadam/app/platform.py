@@ -20,7 +20,7 @@ from macadam.ledger import service as ledger
 from macadam.ledger.key_service import announce_first
 from macadam.ledger.witnesses import Submitter
 from macadam.operations import UNDECLARED, Declared, Operation, Progress, Request, load, of_request
-from macadam.ports import Objects, Ports, Secrets
+from macadam.ports import Objects, Ports, Secrets, open_secrets
 from macadam.ports import load as adapter
 from macadam.serving.publishing import Publisher
 from macadam.settings import Settings
@@ -166,7 +166,7 @@ def open_stores(settings: Settings) -> tuple[Objects, Secrets]:
     home = settings.home
     return (
         cast("Objects", adapter("local_objects")(home / "objects")),
-        cast("Secrets", adapter("local_secrets")(home / "keys")),
+        open_secrets(settings),
     )
 
 
@@ -209,5 +209,5 @@ def _connect(settings: Settings) -> Ports:
         tables=cast("Any", adapter("iceberg")(home / "warehouse")),
         online=cast("Any", adapter("lmdb")(home / "online")),
         runner=cast("Any", adapter(settings.storage.runner)(home / "work")),
-        secrets=cast("Any", adapter("local_secrets")(home / "keys")),
+        secrets=open_secrets(settings),
     )

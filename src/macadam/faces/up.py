@@ -57,9 +57,20 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **server_flags))
     began = time.perf_counter()
     with _claimed(settings), Platform(settings) as platform:
+        _refuse_plain_keys(platform)
         asyncio.run(_serve(platform, session, began))
     session.say("Stopped.")
     return 0
+
+
+def _refuse_plain_keys(platform: Platform) -> None:
+    """Whoever sets a passphrase believes that the keys are encrypted."""
+    state = platform.ports.secrets.encryption()
+    if platform.settings.keys.wanted and state != "sealed":
+        raise SettingInvalid(
+            "A passphrase or KMS for the home's keys is set, and not all of them are encrypted yet.",
+            next_step="macadam keys encrypt",
+        )
 
 
 async def _serve(platform: Platform, session: Session, began: float) -> None:

@@ -24,7 +24,18 @@ from macadam.ledger.schema import checkpoints
 from macadam.ledger.schema import keys as key_table
 from macadam.ledger.schema import witnesses as witness_table
 from macadam.ledger.service import Prover, by_id, queue
-from macadam.ledger.types import KeyState, LedgerKeys, RetireKey, RotateKey, ShowKeys, ShowWitnesses, WitnessState
+from macadam.ledger.types import (
+    EncryptKeys,
+    KeyEncryption,
+    KeyState,
+    LedgerKeys,
+    RetireKey,
+    RotateKey,
+    ShowEncryption,
+    ShowKeys,
+    ShowWitnesses,
+    WitnessState,
+)
 from macadam.ledger.witnesses import configured
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
@@ -246,3 +257,36 @@ def show_witnesses(tx: Transaction, _request: ShowWitnesses) -> tuple[WitnessSta
             )
         )
     return tuple(shown)
+
+
+# --- at rest
+
+
+def _encrypt(context: Context, _request: EncryptKeys) -> int:
+    return context.ports.secrets.encrypt()
+
+
+@operation(
+    EncryptKeys,
+    permission="keys:encrypt",
+    http="POST /api/v1/keys/encrypt",
+    cli="keys encrypt",
+    resource="platform:home",
+    prepare=_encrypt,
+)
+def encrypt_keys(tx: Transaction, _request: EncryptKeys, encrypted: int) -> KeyEncryption:
+    names = tx.ports.secrets.names()
+    state = tx.ports.secrets.encryption()
+    tx.record("home:keys", state=state, keys=len(names), encrypted=encrypted)
+    return KeyEncryption(state=state, keys=len(names), encrypted=encrypted)
+
+
+@operation(
+    ShowEncryption,
+    permission="keys:read",
+    http="GET /api/v1/keys",
+    cli="keys status",
+    resource="platform:home",
+)
+def show_encryption(tx: Transaction, _request: ShowEncryption) -> KeyEncryption:
+    return KeyEncryption(state=tx.ports.secrets.encryption(), keys=len(tx.ports.secrets.names()))

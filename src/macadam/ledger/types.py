@@ -257,3 +257,21 @@ class WitnessState(msgspec.Struct, frozen=True, kw_only=True):
 
 class ShowWitnesses(Request[tuple[WitnessState, ...]], frozen=True, kw_only=True):
     """List the witnesses that are asked to cosign this ledger, and what each said last."""
+
+
+class KeyEncryption(msgspec.Struct, frozen=True, kw_only=True):
+    """How the home's private keys are kept at rest. state: none, sealing (some are encrypted) or sealed. encrypted: how
+    many were encrypted by this call.
+    """
+
+    state: str
+    keys: int
+    encrypted: int = 0
+
+
+class ShowEncryption(Request[KeyEncryption], frozen=True, kw_only=True):
+    """Say whether the home's private keys are encrypted at rest."""
+
+
+class EncryptKeys(Request[KeyEncryption], frozen=True, kw_only=True):
+    """Encrypt the home's private keys at rest, with the passphrase or KMS that is set. Safe to repeat after a kill."""

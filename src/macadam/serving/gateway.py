@@ -27,7 +27,7 @@ from macadam.access.revocation import Watch
 from macadam.errors import Busy, MacadamError, NotFound
 from macadam.journal.sealing import recover_dead
 from macadam.personal.cloak import Cloaks
-from macadam.ports import Objects, OnlineStore, Secrets
+from macadam.ports import Objects, OnlineStore, open_secrets
 from macadam.ports import load as adapter
 from macadam.serving import answers, state
 from macadam.serving.batch import Batcher
@@ -59,7 +59,7 @@ class Gateway:
         self.settings = settings
         self.objects = cast("Objects", adapter("local_objects")(home / "objects"))
         self.online = cast("OnlineStore", adapter("lmdb")(home / "online"))
-        self.cloaks = Cloaks(home, cast("Secrets", adapter("local_secrets")(home / "keys")))
+        self.cloaks = Cloaks(home, open_secrets(settings))
         self.journals = Journals(settings)
         self.runtime = Runtime(self.objects)
         self.metrics = Metrics()
