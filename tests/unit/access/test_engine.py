@@ -48,7 +48,7 @@ MAY = {
     | {"tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
        "journal:seal", "predictions:create", "predictions:replay", "predictions:prove", "feedback:record",
        "inspection:run", "policies:activate", "models:export", "journal:declare", "predictions:receipt"},
-    "auditor": READS | {"principals:read", "rates:read", "models:export", "predictions:prove"},
+    "auditor": READS | {"principals:read", "rates:read", "keys:read", "models:export", "predictions:prove"},
     "caller": {"predictions:create", "predictions:replay", "predictions:receipt", "feedback:record", "online:write"},
     "gateway": {"link:serve", "link:objects", "link:deliver"},
     "admin": set(PERMISSIONS),
