@@ -34,18 +34,18 @@ def _cost(onnx: bytes, size: int) -> float:
         writer = JournalWriter(Path(directory), gateway="bench", worker=0, project=homes.PROJECT)
         with writer:
             journal = working(writer)
-            batcher = Batcher(_Nothing(), lambda _: journal)
-            serving = _serving(onnx)
+            batcher = Batcher(Nothing(), lambda _: journal)
+            serving = serving_of(onnx)
             inputs = {name: 0.05 * n - 0.5 for n, name in enumerate(homes.NAMES)}
             began = time.process_time()
             for _ in range(RECORDS // size):
-                asks = [_ask(serving, inputs) for _ in range(size)]
+                asks = [ask_of(serving, inputs) for _ in range(size)]
                 for receipt in batcher.journal(asks, time.time_ns(), datetime.now(UTC), Stages()):
                     receipt.answered(size)
             return (time.process_time() - began) / RECORDS * 1e6
 
 
-def _ask(serving: Serving, inputs: dict[str, float]) -> Ask:
+def ask_of(serving: Serving, inputs: dict[str, float]) -> Ask:
     return Ask(
         serving=serving,
         actor="service:web",
@@ -56,7 +56,7 @@ def _ask(serving: Serving, inputs: dict[str, float]) -> Ask:
     )
 
 
-def _serving(onnx: bytes) -> Serving:
+def serving_of(onnx: bytes) -> Serving:
     outputs = (Output(name="score", kind="probability", tensor="probabilities", column=1),)
     signature = Signature(inputs=tuple(Input(name=n, kind="number") for n in homes.NAMES), outputs=outputs)
     deployment = Deployment(
@@ -77,7 +77,7 @@ def _serving(onnx: bytes) -> Serving:
     return Serving(deployment, Model(onnx, signature))
 
 
-class _Nothing:
+class Nothing:
     """An online store that nobody reads."""
 
     def get(self, keys: object) -> list[bytes | None]:

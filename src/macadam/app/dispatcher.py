@@ -75,6 +75,7 @@ class Dispatcher:
         self._ports = ports
         self._clock = clock
         self._sequence = sequence
+        self._private_key = b""
         self._floods = threading.Lock()
         self._anonymous_at = float("-inf")
         self._anonymous_unsaid = 0
@@ -229,9 +230,13 @@ class Dispatcher:
         return authorise
 
     def _digest_key(self) -> bytes:
-        with contextlib.suppress(Conflict):  # it was made before, or another process is quicker
-            self._ports.secrets.put(_DIGEST_KEY, os.urandom(32))
-        return self._ports.secrets.get(_DIGEST_KEY)
+        if not self._private_key:
+            secrets = self._ports.secrets
+            if _DIGEST_KEY not in secrets.names(_DIGEST_KEY):
+                with contextlib.suppress(Conflict):  # another process is quicker
+                    secrets.put(_DIGEST_KEY, os.urandom(32))
+            self._private_key = secrets.get(_DIGEST_KEY)
+        return self._private_key
 
     def _reading(self) -> AbstractContextManager[sa.Connection]:
         return self._ports.sql.read()

@@ -38,7 +38,7 @@ from macadam.features.types import (
 from macadam.lazy import lazy
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
-from macadam.values import digest_of, require_aware
+from macadam.values import require_aware
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -249,7 +249,7 @@ def _push(context: Context, request: PushRows) -> _Pushed:
         duplicates=counts.duplicates,
         waiting=counts.waiting,
         late=counts.late,
-        digest=digest_of(msgspec.json.encode(request.rows, order="deterministic")),
+        digest=context.call.request_digest,
     )
     return _Pushed(report=report, held=tuple(m for m, _ in held))
 
@@ -260,6 +260,7 @@ def _push(context: Context, request: PushRows) -> _Pushed:
     http="POST /api/v1/projects/{project}/online/{table}/rows",
     cli="online push",
     prepare=_push,
+    private=True,
 )
 def push_rows(tx: Transaction, request: PushRows, prepared: _Pushed) -> PushReport:
     """One leaf for a batch. The rows are in the store before it: a caller without an answer pushes again, harmlessly."""

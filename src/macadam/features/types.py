@@ -134,7 +134,8 @@ class ListOnline(Request[list[Materialisation]], frozen=True, kw_only=True):
 
 class PushReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a push did, counted per row and view: applied; duplicates (seen before); waiting (not known yet: known_at
-    is null, push the row again when it is); late (older than every window). digest: of the pushed rows.
+    is null, push the row again when it is); late (older than every window). digest: of the request, keyed: rows may be
+    about people.
     """
 
     table: str
