@@ -1,5 +1,6 @@
 """Whatever bytes stand where a journal's should: only the declared errors, nothing taken that nobody wrote, little memory."""
 
+import random
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,28 @@ def test_a_closed_segment_is_whole_or_damaged_and_nothing_else(place: Path) -> N
     ran = fuzz(reading(place), VALID, count=inputs(4_000), words=WORDS)
     assert ran.endings["whole"] >= len(VALID)
     assert len(ran.endings) > 6
+
+
+def test_whole_frames_put_together_in_another_way_are_never_a_closed_segment(place: Path) -> None:
+    """Each frame is right by itself: only the digest over all of them tells."""
+    check, chance = reading(place), random.Random(0)
+    pieces = [opening(HEADER), *map(frame, PAYLOADS), closed(PAYLOADS)[len(body(PAYLOADS)) :]]
+    endings = set()
+    for _ in range(inputs(400)):
+        mixed = list(pieces)
+        for _ in range(chance.randint(1, 3)):
+            one, other = sorted(chance.sample(range(len(mixed)), 2))
+            way = chance.randrange(4)
+            if way == 0:
+                mixed[one], mixed[other] = mixed[other], mixed[one]
+            elif way == 1 and len(mixed) > 3:
+                del mixed[one]
+            elif way == 2:
+                mixed[other] = mixed[one]
+            else:
+                mixed.insert(other, frame(chance.choice(OTHERS)))
+        endings.add(check(b"".join(mixed)))
+    assert any("digest" in ending or "its bytes do not" in ending for ending in endings)
 
 
 def test_what_is_read_of_an_open_segment_was_written(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def decided(**changes: object) -> Spoil:
     return lambda e: altered(e, "run:1", decision={**e.leaves[0].decision, **changes})
 
 
+GAP = {"id": "1", "first_at": "2026-01-01", "last_at": "2026-01-02", "causes": {"disk-full": 7}}
 OPEN = '@id("all") permit (principal, action, resource);'
 ANYBODY_APPROVES = built_in().policies.replace('principal.kind == "person"', "true")
 PURPOSE = {"purpose": "Foresee delays"}
@@ -125,6 +126,9 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     ("27", lambda e: policies(ANYBODY_APPROVES)(principal(e, "service:replay", None)), "a service was allowed to approve"),
     ("34", lambda e: saying(e, "segment:1", answers=6), "5 receipts, the gateway counted 6"),
     ("34", lambda e: saying(e, "segment:1", answers=None), "lacks"),
+    ("34", lambda e: saying(e, "segment:1", gaps=[GAP]), "7 answers between"),
+    ("34", lambda e: saying(e, "segment:1", gaps="some"), "an unknown number of answers"),
+    ("34", lambda e: saying(e, "segment:1", follows="segment:0"), "segment:0, which is gone"),
     ("35", lambda e: with_(e, predictions=Sample(population=5, drawn=(Traced(id="p", faults=("no run",)),))), "no run"),
     ("35", lambda e: with_(e, predictions=Sample()), "5 are sealed, 0 can be found"),
     ("35", lambda e: without(e, "segment:1"), "0 are sealed, 5 can be found"),
@@ -213,3 +217,14 @@ def test_a_fault_outside_the_sample_is_not_claimed_to_be_absent() -> None:
     found = CHECKS["35"](sound())
     assert (found.population, found.sample) == (5, 2)
     assert BOB not in found.detail
+
+
+def test_point_34_is_a_table_with_what_is_missing_first() -> None:
+    whole = CHECKS["34"](sound())
+    assert [row["counterexample"] for row in whole.table] == [""]
+    assert whole.table[0]["answers"] == whole.table[0]["receipts"] == "5"
+    broken = CHECKS["34"](saying(sound(), "segment:1", answers=9))
+    assert (broken.status, broken.population, broken.sample) == ("fail", 1, 1)
+    assert (broken.table[0]["missing"], "4 are missing" in broken.table[0]["counterexample"]) == ("4", True)
+    unanswered = CHECKS["34"](saying(sound(), "segment:1", answers=3))
+    assert (unanswered.status, unanswered.table[0]["unanswered"]) == ("pass", "2")
