@@ -313,6 +313,37 @@ def test_the_command_line_signs_in_through_a_port_of_this_machine(provider: str,
     assert "mcd_" in out
 
 
+def test_a_command_line_signs_in_at_a_server_that_keeps_the_verifier_and_the_secret(
+    provider: str, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("s3cret with space&=\n")
+    more = environment(provider, MACADAM_OIDC_CLIENT_SECRET_FILE=str(tmp_path / "secret"))
+    with open_platform(environment=more) as opened, Http(opened) as face:
+        opened.call(CreatePrincipal(principal="alice"))
+        opened.call(LinkIdentity(principal="alice", identity="sub-alice"))
+        begun = face.request("POST", "/login/begin", json={"redirect": "http://127.0.0.1:49999/callback"}).json()
+        assert "s3cret" not in str(begun)
+        assert set(begun) == {"url", "ticket"}
+        answer = {k: v[0] for k, v in parse_qs(sign_in_at(begun["url"], "sub-alice")).items()}
+        stolen = face.request("POST", "/login/finish", json={"ticket": "guessed", "answer": answer})
+        assert stolen.status == 401
+        done = face.request("POST", "/login/finish", json={"ticket": begun["ticket"], "answer": answer})
+        assert done.json()["principal"] == "principal:alice"
+        (tmp_path / "secret").unlink()
+        url, cookie = begin(face)
+        assert back(face, sign_in_at(url, "sub-alice"), cookie).json()["code"] == "setting-invalid"
+
+
+def test_a_provider_that_is_down_or_calls_itself_otherwise_is_said(provider: str) -> None:
+    with open_platform(environment=environment("http://127.0.0.1:1")) as opened, Http(opened) as face:
+        reply = face.request("GET", "/login")
+        assert (reply.status, reply.json()["code"]) == (503, "unavailable")
+    with open_platform(environment=environment(provider + "/")) as opened, Http(opened) as face:
+        assert "calls itself" in face.request("GET", "/login").json()["detail"]
+    with open_platform(environment=environment("http://op.example")) as opened, Http(opened) as face:
+        assert "no address that a sign-in can trust" in face.request("GET", "/login").json()["detail"]
+
+
 def test_a_login_that_was_begun_long_ago_is_over(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
     url, cookie = begin(http)
     query = sign_in_at(url, "sub-alice")

@@ -1,5 +1,6 @@
 """What a token reaches, what it may issue, and how it is replaced."""
 
+import threading
 from datetime import timedelta
 
 import msgspec
@@ -192,3 +193,32 @@ def test_what_has_ended_or_was_rotated_is_not_rotated(door: Door) -> None:
     door.call(DisablePrincipal(principal="bob"))
     with pytest.raises(Conflict, match="has ended"):
         door.call(RotateToken(token_id=theirs.id))
+
+
+def test_of_racing_rotations_and_a_revocation_the_outcome_is_a_serial_one(door: Door) -> None:
+    old = door.call(IssueToken(principal="local", hours=1))
+    outcomes: list[str] = []
+    start = threading.Barrier(5)
+
+    def race(request: RotateToken | RevokeToken) -> None:
+        start.wait()
+        try:
+            door.call(request)
+        except Conflict:
+            outcomes.append("refused")
+        else:
+            outcomes.append(type(request).__name__)
+
+    threads = [threading.Thread(target=race, args=(RotateToken(token_id=old.id, grace=0),)) for _ in range(4)]
+    threads.append(threading.Thread(target=race, args=(RevokeToken(token_id=old.id),)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("RevokeToken") == 1
+    rotated = outcomes.count("RotateToken")
+    assert rotated <= 1  # one before the revocation, or none after it
+    assert len(door.call(ListTokens())) == 2 + rotated
+    assert [leaf.kind for leaf in door.leaves()].count("access.rotate_token") == rotated
+    with pytest.raises(NotAuthenticated):
+        door.call(WhoAmI(), old.token)

@@ -97,6 +97,23 @@ def test_who_may_not_call_is_told_which_permission_is_missing(deployed: Platform
         assert client.get("/nowhere").status_code == 404
 
 
+def test_a_token_for_one_endpoint_asks_there_and_nowhere_else(deployed: Platform, home: Path, token: str) -> None:
+    deployed.call(Deploy(project=PROJECT, endpoint="other", model=MODEL, version="1"))
+    limits = ({"assets": (f"endpoint:{ENDPOINT}",)}, {"projects": (PROJECT,)}, {"projects": ("elsewhere",)})
+    here, project, elsewhere = (deployed.call(IssueToken(principal="principal:local", **more)).token for more in limits)
+    with homes.gateway(home) as gateway, gateway.client(token) as client:
+        ready(client)
+
+        def statuses(credential: str) -> list[int]:
+            headers = {"authorization": f"Bearer {credential}"}
+            paths = (PATH, PATH.replace(ENDPOINT, "other"))
+            return [client.post(path, json={"inputs": INPUTS}, headers=headers).status_code for path in paths]
+
+        assert statuses(here) == [200, 403]
+        assert statuses(project) == [200, 200]
+        assert statuses(elsewhere) == [403, 403]
+
+
 def test_a_revoked_token_ends_within_a_second(deployed: Platform, home: Path, token: str) -> None:
     issued = deployed.call(IssueToken(principal="principal:local", days=1))
     with homes.gateway(home) as gateway, gateway.client(issued.token) as client:
