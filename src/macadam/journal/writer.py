@@ -339,6 +339,11 @@ class JournalWriter:
             self.sync()
         return receipt
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether appends are refused until the disk has caught up."""
+        return self.unsynced > self._most_unsynced or self.stalled > _STALLED
+
     def _require_keeping_up(self) -> None:
         """Raises Busy."""
         waiting = self.unsynced

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from macadam.access import service as access
 from macadam.errors import IntegrityError, InvalidInput, NotFound
 from macadam.journal import completeness, sealing, status
+from macadam.journal import gaps as counted
 from macadam.journal.layout import CLOSED, OPEN, read_answers
 from macadam.journal.schema import gaps, policies, segments
 from macadam.journal.segment import footer_of
@@ -85,7 +86,7 @@ def journal_status(tx: Transaction, request: JournalStatus) -> JournalState:
         torn=(rows[3] or 0) + files.torn,
         unsynced=sum(one.unsynced for one in gateways if one.alive),
         last_fsync=max((one.last_fsync for one in gateways), default=""),
-        unrecorded=(every or 0) + sum(one.untold for one in gateways),
+        unrecorded=(every or 0) + sum(one.untold for one in gateways if one.alive) + _left_behind(folder),
         gaps=told,
         missing=_missing(tx.sql, request.project, tx.ports.settings.home),
         damaged=tuple(files.damaged),
@@ -147,6 +148,11 @@ def _gaps(sql: sa.Connection, project: str) -> tuple[GapFact, ...]:
         )
         for row in sql.execute(query)
     )
+
+
+def _left_behind(folder: Path) -> int:
+    """Answers without a record that gateways which are gone counted, and that no segment tells yet."""
+    return sum(gap.answers for _, gap in counted.orphans(folder) if gap is not None)
 
 
 def _missing(sql: sa.Connection, project: str, home: Path) -> tuple[str, ...]:

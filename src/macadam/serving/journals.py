@@ -6,6 +6,7 @@ without a record, which is counted until a segment can tell it. Nothing here blo
 disk happen on other threads.
 """
 
+import contextlib
 import logging
 import socket
 import threading
@@ -20,12 +21,14 @@ from macadam.journal.types import JournalPolicy
 from macadam.journal.writer import JournalWriter, Receipt, Told
 from macadam.serving import answers
 from macadam.settings import Settings
-from macadam.values import instant, utc_now
+from macadam.values import instant, utc_now, uuid7
 
 _log = logging.getLogger(__name__)
 _RETRY = 1.0
 """Seconds between attempts to open what could not be opened."""
 _DEFAULT_PACE = 0.020
+_PROBE = 4096
+"""Bytes that must find room before a journal that failed is called working without a record to show it."""
 FULL, BROKEN, BEHIND = CAUSES
 _WHY = {
     FULL: "the journal's disk is full",
@@ -186,9 +189,25 @@ class Journals:
         for project, journal in list(self._of.items()):
             if journal.writer is None:
                 self.open(project)
+            elif journal.failing and self._works(project, journal.writer):
+                journal.failing = ""
             self._say(project, journal)
             if journal.status is not None:
                 journal.status.write(self._status(project, journal))
+
+    def _works(self, project: str, writer: JournalWriter) -> bool:
+        """Whether records would be taken again. Asked without one: a gateway that is not ready gets no requests to try."""
+        if writer.failure is not None or writer.is_behind:
+            return False
+        probe = folder_of(self._settings.home, project) / f"{uuid7()}.probe"
+        try:
+            probe.write_bytes(bytes(_PROBE))
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return True
 
     def _say(self, project: str, journal: ProjectJournal) -> None:
         now, before = journal.condition, self._conditions.get(project, "")
