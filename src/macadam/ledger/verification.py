@@ -22,7 +22,7 @@ from macadam.ledger import keys
 from macadam.ledger.keyring import KeyHistory, KeyRing
 from macadam.ledger.leaf import Leaf, decode
 from macadam.ledger.named_objects import NamedObjects
-from macadam.ledger.note import Checkpoint, Note
+from macadam.ledger.note import Checkpoint, Note, open_checkpoint
 from macadam.ledger.problems import Problems
 from macadam.ledger.publishing import CHECKPOINT_NAME
 from macadam.ledger.schema import checkpoints, leaves, uses
@@ -237,12 +237,15 @@ class _KeptCheckpoint:
     def end(self, size: int, ring: KeyRing) -> None:
         if self._kept is None:
             return
+        covered = self._kept.size
         try:
-            ring.open(self._note)
+            if covered > size:  # which keys were in force there is not known here
+                open_checkpoint(self._note, ring.verifiers)
+            else:
+                ring.open(self._note)
         except IntegrityError as error:
             self._problems.add(f"the checkpoint given: {error.what}")
             return
-        covered = self._kept.size
         if covered > size:
             self._problems.add(
                 f"the checkpoint given covers {covered} leaves, the ledger has only {size}: it was truncated"

@@ -41,8 +41,10 @@ def numbered(count: int) -> list[bytes]:
     return [tree.leaf_hash(number.to_bytes(4)) for number in range(count)]
 
 
-ALL = numbered(131)
+LARGEST = 300
+ALL = numbered(LARGEST + 1)
 READ = tree.hashes_of(ALL)
+ROOT_AT = [tree.root_of(ALL[:size]) for size in range(LARGEST + 1)]
 
 
 def rfc_root(leaves: Sequence[bytes]) -> bytes:
@@ -97,33 +99,98 @@ def test_the_well_known_paths() -> None:
     assert [h.hex()[:8] for h in tree.consistency_proof(6, 8, read)] == ["0ebc5d34", "ca854ea1", "d37ee418"]
 
 
-@pytest.mark.parametrize("size", range(1, 131))
-def test_every_leaf_of_every_size_up_to_130_proves(size: int) -> None:
-    root = tree.root_of(ALL[:size])
-    for index in range(size):
-        path = tree.inclusion_proof(index, size, READ)
-        tree.verify_inclusion(ALL[index], index, size, path, root)
-        with pytest.raises(IntegrityError):
-            tree.verify_inclusion(ALL[index], (index + 1) % (size + 1), size, path, root)
+def test_the_example_of_the_rfc() -> None:
+    """RFC 9162, 2.1.5: the tree of seven leaves, its nodes named as there."""
+    a, b, c, d, e, f, j = HASHES[:7]
+    g, h, i = tree.node_hash(a, b), tree.node_hash(c, d), tree.node_hash(e, f)
+    k, l = tree.node_hash(g, h), tree.node_hash(i, j)  # noqa: E741 - the RFC's name
+    assert tree.root_of(HASHES[:7]) == tree.node_hash(k, l)
+    read = tree.hashes_of(HASHES[:7])
+    assert tree.inclusion_proof(0, 7, read) == [b, h, l]
+    assert tree.inclusion_proof(3, 7, read) == [c, g, l]
+    assert tree.inclusion_proof(4, 7, read) == [f, j, k]
+    assert tree.inclusion_proof(6, 7, read) == [i, k]
+    assert tree.consistency_proof(3, 7, read) == [c, d, g, l]
+    assert tree.consistency_proof(4, 7, read) == [l]
+    assert tree.consistency_proof(6, 7, read) == [i, j, k]
 
 
-@pytest.mark.parametrize("new", range(1, 131))
-def test_every_older_tree_is_consistent_with_every_newer_up_to_130(new: int) -> None:
-    new_root = tree.root_of(ALL[:new])
-    for old in range(new + 1):
-        old_root = tree.root_of(ALL[:old])
-        proof = tree.consistency_proof(old, new, READ)
-        tree.verify_consistency(old, old_root, new, new_root, proof)
+@pytest.mark.parametrize("sizes", [range(low, low + 30) for low in range(1, LARGEST, 30)], ids=str)
+def test_every_leaf_of_every_size_up_to_300_proves(sizes: range) -> None:
+    for size in sizes:
+        root = ROOT_AT[size]
+        for index in range(size):
+            path = tree.inclusion_proof(index, size, READ)
+            tree.verify_inclusion(ALL[index], index, size, path, root)
+            with pytest.raises(IntegrityError):
+                tree.verify_inclusion(ALL[index], (index + 1) % (size + 1), size, path, root)
+
+
+@pytest.mark.parametrize("sizes", [range(low, low + 30) for low in range(1, LARGEST, 30)], ids=str)
+def test_every_older_tree_is_consistent_with_every_newer_up_to_300(sizes: range) -> None:
+    for new in sizes:
+        for old in range(new + 1):
+            proof = tree.consistency_proof(old, new, READ)
+            tree.verify_consistency(old, ROOT_AT[old], new, ROOT_AT[new], proof)
+            with pytest.raises(IntegrityError):
+                tree.verify_consistency(old, ALL[LARGEST], new, ROOT_AT[new], proof)
+            with pytest.raises(IntegrityError):
+                tree.verify_consistency(old, ROOT_AT[old], new, ROOT_AT[new], [*proof, ALL[0]])
+
+
+def bent(data: st.DataObject, proof: list[bytes]) -> list[bytes]:
+    """Another proof: with a changed, a further, a missing or a moved step."""
+    place = data.draw(st.integers(0, max(len(proof) - 1, 0)))
+    how = data.draw(st.sampled_from(["further", "changed", "missing", "turned"] if proof else ["further"]))
+    if how == "further":
+        return [*proof[:place], data.draw(st.sampled_from([*ALL[:3], *proof])), *proof[place:]]
+    if how == "changed":
+        step = bytearray(proof[place])
+        step[data.draw(st.integers(0, 31))] ^= 1 << data.draw(st.integers(0, 7))
+        return [*proof[:place], bytes(step), *proof[place + 1 :]]
+    return [*proof[:place], *proof[place + 1 :]] if how == "missing" else proof[::-1]
+
+
+@given(st.data())
+def test_no_other_inclusion_proof_verifies(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, LARGEST))
+    index = data.draw(st.integers(0, size - 1))
+    proof = tree.inclusion_proof(index, size, READ)
+    tree.verify_inclusion(ALL[index], index, size, proof, ROOT_AT[size])
+    other = bent(data, proof)
+    if other != proof:
         with pytest.raises(IntegrityError):
-            tree.verify_consistency(old, ALL[130], new, new_root, proof)
+            tree.verify_inclusion(ALL[index], index, size, other, ROOT_AT[size])
+    elsewhere = data.draw(st.integers(0, size - 1).filter(lambda n: n != index)) if size > 1 else 1
+    with pytest.raises((IntegrityError, InvalidInput)):
+        tree.verify_inclusion(ALL[index], elsewhere, size, proof, ROOT_AT[size])
+    another = data.draw(st.integers(1, LARGEST).filter(lambda n: n != size))
+    with pytest.raises((IntegrityError, InvalidInput)):
+        tree.verify_inclusion(ALL[index], index, another, proof, ROOT_AT[another])
+
+
+@given(st.data())
+def test_no_other_consistency_proof_verifies(data: st.DataObject) -> None:
+    new = data.draw(st.integers(2, LARGEST))
+    old = data.draw(st.integers(1, new - 1))
+    proof = tree.consistency_proof(old, new, READ)
+    tree.verify_consistency(old, ROOT_AT[old], new, ROOT_AT[new], proof)
+    other = bent(data, proof)
+    if other != proof:
         with pytest.raises(IntegrityError):
-            tree.verify_consistency(old, old_root, new, new_root, [*proof, ALL[0]])
+            tree.verify_consistency(old, ROOT_AT[old], new, ROOT_AT[new], other)
+    older = data.draw(st.integers(1, new - 1).filter(lambda n: n != old)) if new > 2 else 2
+    with pytest.raises((IntegrityError, InvalidInput)):
+        tree.verify_consistency(older, ROOT_AT[old], new, ROOT_AT[new], proof)
+    forked = [*ALL[: old - 1], ALL[LARGEST], *ALL[old:new]]
+    with pytest.raises(IntegrityError):
+        tree.verify_consistency(old, ROOT_AT[old], new, tree.root_of(forked), proof)
 
 
 @settings(deadline=None)
 @given(st.data())
 def test_proofs_equal_the_recursive_definitions_of_the_rfc(data: st.DataObject) -> None:
-    size = data.draw(st.integers(1, 130))
+    size = data.draw(st.integers(1, LARGEST))
     index = data.draw(st.integers(0, size - 1))
     old = data.draw(st.integers(1, size))
     assert tree.inclusion_proof(index, size, READ) == rfc_path(index, ALL[:size])
