@@ -10,11 +10,11 @@ from macadam.personal.types import Erasure
 from macadam.values import instant
 
 FORMAT = "macadam-erasure/1"
-DESTROYED = (
+KEYS_DESTROYED = (
     "the key of this person's values, and every copy of it that was wrapped with a project key before this erasure",
     "the ciphertext of this person's values beside the journal's segments and in the objects made of them",
-    "the rows of the online feature store whose key names this person",
 )
+ROWS_DESTROYED = ("the rows of the online feature store whose key names this person",)
 REMAINS = (
     "the records themselves, which hold commitments and a random name in place of the values: proofs stay valid",
     "snapshots of tables and rows in quarantine, and training sets and models made from them",
@@ -27,6 +27,7 @@ REMAINS = (
 
 def text(facts: Erasure, ledger: str) -> str:
     """The note's text, a line for each fact. ledger: its name."""
+    destroyed = (KEYS_DESTROYED if facts.subjects else ()) + (ROWS_DESTROYED if facts.online_rows else ())
     lines = [
         FORMAT,
         f"ledger: {ledger}",
@@ -40,7 +41,7 @@ def text(facts: Erasure, ledger: str) -> str:
         f"online rows: {facts.online_rows}",
         f"keys rewrapped: {facts.keys_rewrapped}",
         *(f"subject: {name}" for name in facts.subjects),
-        *(f"destroyed: {what}" for what in DESTROYED),
+        *(f"destroyed: {what}" for what in destroyed),
         *(f"not covered: {what}" for what in REMAINS),
     ]
     return "".join(f"{line}\n" for line in lines)
