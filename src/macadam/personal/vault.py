@@ -229,18 +229,18 @@ class Vault:
         Can be killed anywhere and called again.
         """
         old, kek = self._meta(_OLD).split(), self._meta(_KEK)
-        done = 0
+        done, last = 0, b""
         while True:
             with self._writing() as sql:
-                query = "SELECT tag, subject, kek, wrapped FROM keys WHERE kek != ? LIMIT ?"
-                rows = sql.execute(query, (kek, _REWRAP)).fetchall()
+                query = "SELECT tag, subject, kek, wrapped FROM keys WHERE tag > ? AND kek != ? ORDER BY tag LIMIT ?"
+                rows = sql.execute(query, (last, kek, _REWRAP)).fetchall()
                 for tag, subject, name, wrapped in rows:
                     key = cipher.unwrap(self._kek(name), self.project, tag, subject, wrapped)
                     anew = cipher.wrap(self._kek(kek), self.project, tag, subject, key)
                     sql.execute("UPDATE keys SET kek = ?, wrapped = ? WHERE tag = ?", (kek, anew, tag))
-            done += len(rows)
             if not rows:
                 break
+            done, last = done + len(rows), rows[-1][0]
         for name in old:
             self._secrets.remove(name)
             self._keks.pop(name, None)

@@ -14,14 +14,14 @@ from unit.serving.homes import ENDPOINT, MODEL, PATH, PROJECT
 from unit.serving.test_gateway import ready
 
 from macadam.app.platform import Platform
-from macadam.errors import NotAuthorised
+from macadam.errors import Conflict, NotAuthorised
 from macadam.journal.types import SealClosed
 from macadam.ledger.service import verifier_keys
 from macadam.ledger.types import VerifyLedger
 from macadam.personal import store
 from macadam.personal.types import EraseSubject, ListErasures
 from macadam.personal.vault import Vault
-from macadam.serving.types import Deploy, Prove, ShowPrediction
+from macadam.serving.types import Deploy, Prove, Rollback, ShowPrediction
 from macadam.testing import token_of
 
 PERSON, OTHER = "Zebulon-Quux-4711", "Ottilie-Vraag-0815"
@@ -172,3 +172,12 @@ def _verifies(platform: Platform, folder: Path, bundle: str) -> None:
     done = subprocess.run([*command, *allowed, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["proved"]
+
+
+def test_a_rollback_to_a_deployment_that_would_show_personal_values_is_refused(deployed: Platform) -> None:
+    guarded = Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="2", subject="carrier")
+    assert deployed.call(guarded).personal is not None
+    with pytest.raises(Conflict, match="before fields of 'delay' were personal"):
+        deployed.call(Rollback(project=PROJECT, endpoint=ENDPOINT))
+    deployed.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="1", subject="carrier"))
+    assert deployed.call(Rollback(project=PROJECT, endpoint=ENDPOINT)).version.endswith("@2")
