@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
 
 import msgspec
 
-from macadam.errors import InvalidInput
+from macadam.errors import InvalidInput, NotAuthorised
 from macadam.ports import Ports
 from macadam.values import instant
 
@@ -119,6 +119,34 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Granted:
+    """That the policies allow one permission on one asset: what reading an asset takes, at the asset itself.
+
+    Only a decision that allows makes one, and each accessor names those it takes. So whoever writes a new way to an
+    asset cannot forget to ask: there is nothing else to call the accessor with.
+    """
+
+    __slots__ = ("decision", "permission", "resource")
+
+    def __init__(self, decision: Decision, permission: str, resource: str) -> None:
+        """Raises NotAuthorised for a decision that denies."""
+        self.decision, self.permission, self.resource = decision, permission, resource
+        if not decision.allowed:
+            raise self._refusal(permission, resource)
+
+    def require(self, resource: str, *permissions: str) -> None:
+        """Raises NotAuthorised unless it is for this asset, or a version of it, and one of these permissions."""
+        if self.permission not in permissions or self.resource != resource.partition("@")[0]:
+            raise self._refusal(" or ".join(permissions), resource)
+
+    def _refusal(self, permission: str, resource: str) -> NotAuthorised:
+        return NotAuthorised(
+            f"{permission} on {resource} was asked with what allows {self.permission} on {self.resource}.",
+            next_step="Report it: the platform asked for one thing and read another.",
+            details={"permission": permission, "resource": resource, "policies": list(self.decision.policies)},
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """One authorised call: who, what, where, when, and why it may."""
@@ -144,8 +172,8 @@ class Evidence:
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, how many there are; 0 = unknown)."""
 
-Authorise = Callable[[str, str], None]
-"""Called with (permission, resource); raises NotAuthorised. For assets that the request only implies."""
+Authorise = Callable[[str, str], Granted]
+"""Called with (permission, resource); raises NotAuthorised. For assets that an operation reads, or its request implies."""
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,7 @@ from macadam.operations import (
     Decision,
     Declared,
     Evidence,
+    Granted,
     Operation,
     Progress,
     Transaction,
@@ -52,8 +53,10 @@ Credential = str | Peer
 """A token, or the certificate that a connection presented."""
 
 ANONYMOUS = Actor(id="anonymous", kind="unknown")
-# A flood of calls without a token must not fill the ledger: one leaf a second says how many there were.
-_ANONYMOUS_INTERVAL = 1.0
+# A flood of calls without a token, or of readings that somebody may not have, must not fill the ledger: one leaf a second
+# for each actor says how many there were. Refused changes are recorded one by one.
+_INTERVAL = 1.0
+_MOST_ACTORS = 10_000
 _DIGEST_KEY = "request-digests"
 """The secret behind digests of private requests."""
 _MOST_TEXT = 400
@@ -77,8 +80,7 @@ class Dispatcher:
         self._sequence = sequence
         self._private_key = b""
         self._floods = threading.Lock()
-        self._anonymous_at = float("-inf")
-        self._anonymous_unsaid = 0
+        self._said: dict[str, tuple[float, int]] = {}
 
     def run(
         self,
@@ -103,8 +105,7 @@ class Dispatcher:
             return self._carry_out(call, request, idempotency_key, progress, still_allowed)  # 4, 5, 6
         except (NotAuthorised, NotAuthenticated) as refused:
             # A gate, or an asset that the request only implies: state is as before, and the refusal is evidence.
-            if operation.changes:
-                self._record_denial(_refused(call, refused), _filled(operation.resource, arguments), refused.details)
+            self._record_denial(_refused(call, refused), _filled(operation.resource, arguments), refused.details)
             raise
 
     def _carry_out(
@@ -135,7 +136,7 @@ class Dispatcher:
         """Steps 1 and 2: who calls, and may they? Faces call it by itself before they read a body.
 
         meter: asked in between, so that neither decisions nor the leaves of denials are had faster than allowed.
-        Raises NotAuthenticated, NotAuthorised, and what the meter raises; a refused change leaves a leaf.
+        Raises NotAuthenticated, NotAuthorised, and what the meter raises; a refusal leaves a leaf.
         """
         now = self._clock()
         project = str(arguments.get("project", ""))
@@ -175,8 +176,7 @@ class Dispatcher:
                 if decision.allowed:
                     return call
                 denied = _refusal(operation.permission, resource, actor, decision)
-        if operation.changes:
-            self._record_denial(call, _filled(operation.resource, arguments))
+        self._record_denial(call, _filled(operation.resource, arguments))
         raise denied
 
     def _change(
@@ -221,11 +221,12 @@ class Dispatcher:
             return idempotency.find(sql, key, call)
 
     def _authoriser(self, call: Call) -> Authorise:
-        def authorise(permission: str, resource: str) -> None:
+        def authorise(permission: str, resource: str) -> Granted:
             with self._reading() as sql:
                 decision = access.decide(sql, call.actor, permission, resource, call.project, call.now, call.declared)
             if not decision.allowed:
                 raise _refusal(permission, resource, call.actor, decision)
+            return Granted(decision, permission, resource)
 
         return authorise
 
@@ -242,14 +243,9 @@ class Dispatcher:
         return self._ports.sql.read()
 
     def _record_denial(self, call: Call, subject: str, details: Mapping[str, object] | None = None) -> None:
-        unsaid = 0
-        if call.actor is ANONYMOUS:
-            with self._floods:
-                if time.monotonic() - self._anonymous_at < _ANONYMOUS_INTERVAL:
-                    self._anonymous_unsaid += 1
-                    return
-                self._anonymous_at = time.monotonic()
-                unsaid, self._anonymous_unsaid = self._anonymous_unsaid, 0
+        unsaid = self._unsaid(call) if call.actor is ANONYMOUS or not call.operation.changes else 0
+        if unsaid is None:
+            return
         body: dict[str, object] = {"reason": _cut(call.decision.reason), "others_since_last": unsaid}
         if details:
             body["details"] = _bounded(details)
@@ -257,6 +253,19 @@ class Dispatcher:
         asked = dataclasses.replace(call, project=_cut(call.project))
         self._ports.sql.write(lambda sql: _queue_leaf(sql, asked, evidence))
         self._sequence()
+
+    def _unsaid(self, call: Call) -> int | None:
+        """How many refusals of the actor went unsaid since the last one that was; None for one that is counted only."""
+        now = time.monotonic()
+        with self._floods:
+            at, unsaid = self._said.get(call.actor.id, (float("-inf"), 0))
+            if now - at < _INTERVAL:
+                self._said[call.actor.id] = (at, unsaid + 1)
+                return None
+            if len(self._said) >= _MOST_ACTORS:
+                self._said.clear()
+            self._said[call.actor.id] = (now, 0)
+        return unsaid
 
 
 def _holder(sql: sa.Connection, credential: Credential, now: datetime) -> Actor:

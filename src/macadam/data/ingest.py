@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam import catalog
-from macadam.data import checks, contracts, files, registry
+from macadam.data import checks, contracts, files, reading, registry
 from macadam.data.checks import CompiledTable, Outcome
 from macadam.data.types import CheckReport, FileReport, Ingest, RuleResult, Source
 from macadam.errors import ChecksFailed, Conflict, SourceInvalid
@@ -228,7 +228,7 @@ class _Work:
         contract = contracts.parse(text, origin=base.source.contract)
         self._compiled = checks.compile_table(contract, base.source.schema)
         self._columns = [column.name for column in self._compiled.table.columns]
-        self._existing = _published_keys(ports.tables, self._compiled, base.good)
+        self._existing = _published_keys(context, base.source.table, self._compiled, base.good)
         project, table = base.source.project, base.source.table
         self._good = Chain(tables=ports.tables, table=f"{project}.{table}", current=base.good)
         refused = f"{project}.{registry.quarantine_of(table)}"
@@ -286,14 +286,15 @@ class _Work:
         return pa.table(columns)
 
 
-def _published_keys(tables: Tables, compiled: CompiledTable, location: str) -> "pa.Table | None":
+def _published_keys(context: Context, table: str, compiled: CompiledTable, location: str) -> "pa.Table | None":
     """The published rows' unique columns; None if there are no rows or nothing has to be unique."""
     wanted = list(dict.fromkeys(column for unique in compiled.unique for column in unique.columns))
     if not wanted:
         return None
     if not location:
         return compiled.schema.empty_table().select(wanted)
-    return tables.scan(location, columns=wanted)
+    granted = context.authorise("tables:ingest", f"table:{table}")
+    return reading.newest(granted, context.ports.tables, table, location, columns=wanted)
 
 
 def _with_keys(existing: "pa.Table | None", good: "pa.Table") -> "pa.Table | None":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from macadam import catalog
 from macadam.access import service as access
-from macadam.data import checks, contracts, files, registry
+from macadam.data import checks, contracts, files, reading, registry
 from macadam.data import ingest as ingesting
 from macadam.data.ingest import Prepared
 from macadam.data.registry import snapshot
@@ -366,13 +366,14 @@ def list_snapshots(tx: Transaction, request: ListSnapshots) -> tuple[Snapshot, .
            resource="table:{table}")  # fmt: skip
 def preview_table(tx: Transaction, request: PreviewTable) -> Preview:
     """Raises NotFound, IntegrityError if a file is not as it was written."""
-    if request.table.endswith(registry.QUARANTINE_SUFFIX):
-        tx.authorise("quarantine:read", f"table:{request.table}")
-    location, snapshot_id = catalog.require(tx.sql, request.project, request.table), ""
+    kept = request.table.endswith(registry.QUARANTINE_SUFFIX)
+    granted = tx.authorise("quarantine:read" if kept else "tables:read", f"table:{request.table}")
+    location = catalog.require(tx.sql, request.project, request.table)
     if request.snapshot:
         wanted = registry.snapshot(tx.sql, request.project, request.table, request.snapshot)
-        location, snapshot_id = wanted.metadata_location, wanted.snapshot_id
-    rows = tx.ports.tables.scan(location, snapshot_id=snapshot_id)
+        rows = reading.rows(granted, tx.ports.tables, wanted)
+    else:
+        rows = reading.whole(granted, tx.ports.tables, request.table, location)
     shown = [{name: _plain(value) for name, value in row.items()} for row in rows.slice(0, request.limit).to_pylist()]
     columns = {column.name: str(column.type) for column in rows.schema}
     return Preview(table=request.table, columns=columns, rows=shown, total=rows.num_rows)
@@ -405,7 +406,9 @@ def list_quarantine(tx: Transaction, request: ListQuarantine) -> Quarantine:
     location = catalog.location(tx.sql, request.project, registry.quarantine_of(request.table))
     if not location:
         return Quarantine(table=request.table, total=0, by_rule={}, rows=())
-    found = tx.ports.tables.scan(location)
+    kept = registry.quarantine_of(request.table)
+    granted = tx.authorise("quarantine:read", f"table:{kept}")
+    found = reading.whole(granted, tx.ports.tables, kept, location)
     by_rule: Counter[str] = Counter(cast("list[str]", pc.list_flatten(found.column(checks.REASONS)).to_pylist()))
     if request.rule:
         found = _breaking(found, request.rule)

@@ -175,9 +175,9 @@ def _load(context: Context, request: MaterialiseOnline) -> _Loaded:
             found, definitions = registry.find_views(sql, request.project, request.views)
             service = definitions.service(request.service)
             pinned = snapshots.pin(sql, request.project, service)
-        tables = snapshots.read(context.ports, service, pinned)
+        tables = snapshots.read(context, service, pinned)
         done = materialise.load(context.ports.online, request.project, service, tables, until)
-        schemas = {name: _text(snapshots.schema(context.ports, s)) for name, s in pinned.items()}
+        schemas = {name: _text(snapshots.schema(context, s)) for name, s in pinned.items()}
     return _Loaded(
         views=found,
         snapshots=tuple(s.ref for s in pinned.values()),

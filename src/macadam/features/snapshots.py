@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from macadam.data import reading
 from macadam.data import registry as data
 from macadam.data.types import Snapshot
 from macadam.features import offline, relations
 from macadam.features.define import FeatureService, Table
+from macadam.operations import Context, Granted
 from macadam.ports import Ports
 
 if TYPE_CHECKING:
@@ -19,19 +21,30 @@ def pin(sql: sa.Connection, project: str, service: FeatureService) -> dict[str, 
     return {name: data.snapshot(sql, project, name) for name in sorted(service.tables)}
 
 
-def read(ports: Ports, service: FeatureService, pinned: dict[str, Snapshot]) -> "dict[str, pa.Table]":
-    """The rows of pinned snapshots, only the columns that the service reads. Raises IntegrityError, ChecksFailed."""
-    return {name: _read(ports, pinned[name], service, table) for name, table in service.tables.items()}
+def read(context: Context, service: FeatureService, pinned: dict[str, Snapshot]) -> "dict[str, pa.Table]":
+    """The rows of pinned snapshots, only the columns that the service reads.
+
+    Raises NotAuthorised for a table that the caller may not read, IntegrityError, ChecksFailed.
+    """
+    granted = {name: context.authorise("tables:read", f"table:{name}") for name in service.tables}
+    return {
+        name: _read(granted[name], context.ports, pinned[name], service, table)
+        for name, table in service.tables.items()
+    }
 
 
-def schema(ports: Ports, snapshot: Snapshot) -> "pa.Schema":
-    """The columns of a snapshot."""
-    return ports.tables.scan(snapshot.metadata_location, snapshot_id=snapshot.snapshot_id, where="false").schema
+def schema(context: Context, snapshot: Snapshot) -> "pa.Schema":
+    """The columns of a snapshot. Raises NotAuthorised."""
+    return _schema(context.authorise("tables:read", f"table:{snapshot.table}"), context.ports, snapshot)
 
 
-def _read(ports: Ports, snapshot: Snapshot, service: FeatureService, table: Table) -> "pa.Table":
+def _schema(granted: Granted, ports: Ports, snapshot: Snapshot) -> "pa.Schema":
+    return reading.rows(granted, ports.tables, snapshot, where="false").schema
+
+
+def _read(granted: Granted, ports: Ports, snapshot: Snapshot, service: FeatureService, table: Table) -> "pa.Table":
     wanted = offline.stored_columns(service, table)
-    stored = schema(ports, snapshot).names
+    stored = _schema(granted, ports, snapshot).names
     relations.require_columns(table, stored, wanted)
     columns = [c for c in stored if c.lower() in wanted]
-    return ports.tables.scan(snapshot.metadata_location, snapshot_id=snapshot.snapshot_id, columns=columns)
+    return reading.rows(granted, ports.tables, snapshot, columns=columns)

@@ -46,7 +46,7 @@ def build(context: Context, request: BuildTrainingSet) -> Built:
         views, definitions = registry.find_views(sql, request.project, request.views)
         service = definitions.service(request.service)
         pinned = snapshots.pin(sql, request.project, service)
-    tables = snapshots.read(context.ports, service, pinned)
+    tables = snapshots.read(context, service, pinned)
     with tempfile.TemporaryDirectory(dir=context.ports.settings.home / "work", prefix="training-set-") as place:
         spill = Path(place) / "spill"
         frame = offline.build(service, tables, start, end, spill=spill, progress=context.progress)

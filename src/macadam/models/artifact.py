@@ -12,6 +12,7 @@ from macadam.lazy import lazy
 from macadam.models import safety, signing
 from macadam.models import signature as signatures
 from macadam.models.signature import Signature
+from macadam.operations import Granted
 from macadam.ports import Objects
 
 if TYPE_CHECKING:
@@ -28,18 +29,21 @@ MAX_BYTES = 512 * 1024 * 1024
 MODEL, SCHEMA = "model.onnx", "signature.json"
 """What the files of a version are called: in a run's folder, in its signature and where it is exported."""
 
+READS = ("models:read", "models:register")
+"""Registering reads back what it registers."""
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
-def load(objects: Objects, artifact: str, signature: str) -> tuple[bytes, Signature]:
-    """The ONNX bytes and the signature of a run's model, by their digests.
+def load(granted: Granted, objects: Objects, artifact: str, signature: str, *, model: str) -> tuple[bytes, Signature]:
+    """The ONNX bytes and the signature of a run's model, by their digests. model: whose they are, by name.
 
-    Raises IntegrityError if either is not what was stored, NotFound if it is gone, InvalidInput if it can run code.
+    Raises NotAuthorised, IntegrityError if either is not what was stored, NotFound if it is gone, InvalidInput if it can run code.
     """
-    model, schema = objects.get(artifact), objects.get(signature)
-    safety.refuse(model, MODEL)
+    granted.require(f"model:{model}", *READS)
+    data, schema = objects.get(artifact), objects.get(signature)
+    safety.refuse(data, MODEL)
     safety.refuse(schema, SCHEMA)
-    return model, signatures.from_bytes(schema)
+    return data, signatures.from_bytes(schema)
 
 
 def files(artifact: str, signature: str) -> dict[str, str]:
@@ -60,11 +64,23 @@ def require_signed(
 
 
 def load_signed(
-    objects: Objects, artifact: str, signature: str, model_signature: str, keys: Iterable[str], *, what: str
+    granted: Granted,
+    objects: Objects,
+    artifact: str,
+    signature: str,
+    model_signature: str,
+    keys: Iterable[str],
+    *,
+    what: str,
 ) -> tuple[bytes, Signature]:
-    """Like `load`, for what answers or is measured: `require_signed` comes before anything else reads the bytes."""
+    """Like `load`, for what answers or is measured: `require_signed` comes before anything else reads the bytes.
+
+    what: the version, as model:NAME@N.
+    """
+    model = what.removeprefix("model:").partition("@")[0]
+    granted.require(f"model:{model}", *READS)
     require_signed(objects, artifact, signature, model_signature, keys, what=what)
-    return load(objects, artifact, signature)
+    return load(granted, objects, artifact, signature, model=model)
 
 
 def session(model: bytes, *, threads: int = 0) -> Any:

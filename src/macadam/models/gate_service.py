@@ -179,7 +179,7 @@ def _compare(
 def _fetch(context: Context, wanted: TrainingSet, place: Path) -> Rows:
     path = place / f"{wanted.digest[7:]}.parquet"
     if not path.exists():
-        context.ports.objects.fetch(wanted.digest, path)
+        training_sets.fetch(context, wanted, path)
     return rows.read(path)
 
 

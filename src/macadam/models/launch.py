@@ -70,7 +70,7 @@ def train(context: Context, request: Train) -> Finished:
     run_id = uuid7()
     with _workplace(context.ports.settings.home / "work") as place:
         code = _bring_code(context.ports.objects, request.source, place / "source")
-        task = _bring_rows(context.ports.objects, request, sets, place)
+        task = _bring_rows(context, request, sets, place)
         context.progress(f"training {request.model}", 0, 0)
         ended = _execute(context, request, task, place)
         ended = _keep(context.ports.objects, ended, place / "out")
@@ -129,10 +129,10 @@ def _bring_code(objects: Objects, source: str, to: Path) -> Code:
     return Code(archive=objects.put(data), files=files, commit=state.commit, diff=state.diff)
 
 
-def _bring_rows(objects: Objects, request: Train, sets: dict[str, TrainingSet], place: Path) -> Task:
+def _bring_rows(context: Context, request: Train, sets: dict[str, TrainingSet], place: Path) -> Task:
     files = {split: place / "data" / f"{split}.parquet" for split in sets}
     for split, path in files.items():
-        objects.fetch(sets[split].digest, path)
+        training_sets.fetch(context, sets[split], path)
     task = Task(
         source=str(place / "source"),
         entry=request.entry,

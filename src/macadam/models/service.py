@@ -10,6 +10,7 @@ from macadam.errors import Conflict, InvalidInput, UserCodeFailed
 from macadam.models import artifact, launch, registry, supply
 from macadam.models.launch import Finished
 from macadam.models.registry import version
+from macadam.models.signature import Signature
 from macadam.models.supply import Signed
 from macadam.models.types import (
     ListModels,
@@ -98,6 +99,11 @@ def show_run(tx: Transaction, request: ShowRun) -> Run:
     return registry.run(tx.sql, request.project, request.run)
 
 
+def _load(context: Context, run: Run) -> tuple[bytes, Signature]:
+    granted = context.authorise("models:register", f"model:{run.model}")
+    return artifact.load(granted, context.ports.objects, run.artifact, run.signature, model=run.model)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
     run: Run
@@ -117,7 +123,7 @@ def _check_and_sign(context: Context, request: RegisterVersion) -> _Checked:
             f"{run.ref} trained the model {run.model!r}, not {request.model!r}.",
             next_step=f"Register it as a version of {run.model}.",
         )
-    model, signature = artifact.load(context.ports.objects, run.artifact, run.signature)
+    model, signature = _load(context, run)
     artifact.check(model, signature)
     return _Checked(run=run, signed=supply.sign(context, run))
 

@@ -134,6 +134,7 @@ def load(context: Context, version: ModelVersion) -> tuple[bytes, Signature]:
     with context.read() as sql:
         known = trusted(sql)
     return artifact.load_signed(
+        context.authorise("models:read", f"model:{version.model}"),
         context.ports.objects,
         version.artifact,
         version.signature,

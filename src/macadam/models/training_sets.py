@@ -3,11 +3,15 @@
 Who builds them is above this room, so they are found by their evidence: what has no leaf does not exist.
 """
 
+from pathlib import Path
+
 import msgspec
 import sqlalchemy as sa
 
 from macadam.errors import IntegrityError, NotFound
 from macadam.ledger import service as ledger
+from macadam.operations import Context, Granted
+from macadam.ports import Objects
 
 KIND = "features.build_training_set"
 
@@ -38,3 +42,14 @@ def find(sql: sa.Connection, project: str, ref: str) -> TrainingSet:
         raise IntegrityError(f"The ledger leaf of {ref} names no Parquet file.", next_step="Run macadam ledger verify.")
     snapshots = tuple(used for used in leaf.uses if used.startswith("table:"))
     return TrainingSet(ref=ref, digest=digest, snapshots=snapshots)
+
+
+def fetch(context: Context, wanted: TrainingSet, to: Path) -> None:
+    """Copies a set's Parquet file, checked. Raises NotAuthorised, NotFound, IntegrityError."""
+    granted = context.authorise("training_sets:read", f"training_set:{wanted.name}")
+    _fetch(granted, context.ports.objects, wanted, to)
+
+
+def _fetch(granted: Granted, objects: Objects, wanted: TrainingSet, to: Path) -> None:
+    granted.require(wanted.ref, "training_sets:read")
+    objects.fetch(wanted.digest, to)

@@ -16,6 +16,7 @@ import msgspec
 from macadam.errors import InvalidInput, MacadamError, TooLarge, Unavailable
 from macadam.journal.layout import MAX_PAYLOAD
 from macadam.journal.writer import Receipt
+from macadam.operations import Granted
 from macadam.personal import cipher, cloak
 from macadam.personal.cipher import SubjectKey
 from macadam.personal.cloak import ProjectCloak
@@ -40,13 +41,17 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     at: datetime | None = None
 
 
+ASKS = ("predictions:create",)
+
+
 class Ask(msgspec.Struct):
-    """One authorised request, on its way. answer: empty until there is one; journal: that must confirm the record before
+    """One authorised request, on its way. granted: without it no feature is read and no model asked. answer: empty until there is one; journal: that must confirm the record before
     the answer leaves, if any; subject: whom it is about, where the endpoint has personal fields.
     """
 
     serving: Serving
     actor: str
+    granted: Granted
     inputs: dict[str, Scalar]
     at: datetime | None = None
     trace: str = ""
@@ -158,6 +163,7 @@ class Batcher:
     def _prepare(self, ask: Ask, now: datetime) -> None:
         """Features and the model's row."""
         serving = ask.serving
+        ask.granted.require(serving.asset, *ASKS)
         try:
             if serving.personal is not None:
                 name = serving.personal.subject

@@ -17,7 +17,7 @@ from macadam.access.circumstances import declared
 from macadam.access.engine import Engine
 from macadam.access.rates import Bucket
 from macadam.errors import MacadamError, NotAuthenticated
-from macadam.operations import Actor, Declared
+from macadam.operations import Actor, Declared, Granted
 from macadam.serving import answers
 from macadam.serving.batch import Ask, Batcher, decode_body
 from macadam.serving.guard import Guard
@@ -52,6 +52,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     expires: datetime | None
     bucket: Bucket
     declared: Declared
+    granted: Granted
 
 
 class Clerk:
@@ -210,6 +211,7 @@ class Clerk:
         return Ask(
             serving=serving,
             actor=route.actor.id,
+            granted=route.granted,
             inputs=body.inputs,
             at=body.at,
             trace=trace[1].decode() if trace else "",
@@ -263,6 +265,7 @@ class Clerk:
             expires=_expires(engine, request.authorization),
             bucket=bucket,
             declared=says,
+            granted=Granted(decision, PREDICT, f"endpoint:{endpoint}"),
         )
         key = _caller(request)
         if sum(map(len, key)) <= _LONGEST_ROUTE and engine.lasts(PREDICT, project):

@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam import catalog
+from macadam.data import reading as tables
 from macadam.errors import InvalidInput, NotFound
 from macadam.journal import record
 from macadam.journal.service import holding
@@ -126,11 +127,9 @@ def _read_sealed(context: Context, request: LiveAccuracy) -> _Live:
         location = catalog.location(sql, request.project, TABLE)
     if not location:
         return _Live(ids=[], versions=[], scores=[])
-    found: Any = context.ports.tables.scan(
-        location,
-        columns=("id", "version", "score"),
-        where=f"endpoint = '{request.endpoint}' AND outcome = 'ok' AND score IS NOT NULL",
-    )
+    granted = context.authorise("predictions:read", f"endpoint:{request.endpoint}")
+    wanted = ("id", "version", "score")
+    found: Any = tables.predictions(granted, context.ports.tables, request.endpoint, location, columns=wanted)
     return _Live(
         ids=found.column("id").to_pylist(),
         versions=found.column("version").to_pylist(),
@@ -188,8 +187,9 @@ def _accuracy(version: str, live: _Live, labels: dict[str, float], threshold: fl
 @operation(ShowPrediction, permission="predictions:read", http=f"GET {_PREDICTION}", cli="predictions show")
 def show_prediction(tx: Transaction, request: ShowPrediction) -> PredictionPage:
     wanted = proof.bare_id(request.prediction)
-    found = proof.find(tx.ports.objects, holding(tx.sql, request.project, wanted), wanted)
-    payload = found.payload if found else proof.waiting(tx.ports, request.project, wanted)
+    granted = tx.authorise("predictions:read", f"project:{request.project}")
+    found = proof.find(granted, tx.ports.objects, holding(tx.sql, request.project, wanted), wanted)
+    payload = found.payload if found else proof.waiting(granted, tx.ports, request.project, wanted)
     if payload is None:
         raise NotFound(
             f"Project {request.project!r} has no prediction {wanted!r}.",
@@ -225,7 +225,8 @@ def _integrate(context: Context, _request: Prove | FetchReceipt) -> None:
 )
 def prove(tx: Transaction, request: Prove, _integrated: None) -> Proof:
     wanted = proof.bare_id(request.prediction)
-    made, leaves = proof.prove(tx.ports, tx.sql, request.project, wanted)
+    granted = tx.authorise("predictions:prove", f"project:{request.project}")
+    made, leaves = proof.prove(granted, tx.ports, tx.sql, request.project, wanted)
     return Proof(
         prediction=wanted,
         bundle=made.decode(),
@@ -246,5 +247,6 @@ def prove(tx: Transaction, request: Prove, _integrated: None) -> Proof:
 def fetch_receipt(tx: Transaction, request: FetchReceipt, _integrated: None) -> Receipt:
     """For the principal that asked, whatever else they may do: who audits proves instead (`macadam prove`)."""
     wanted = proof.bare_id(request.prediction)
-    made = proof.receipt(tx.ports, tx.sql, request.project, wanted, actor=tx.actor.id)
+    granted = tx.authorise("predictions:receipt", f"project:{request.project}")
+    made = proof.receipt(granted, tx.ports, tx.sql, request.project, wanted, actor=tx.actor.id)
     return Receipt(prediction=wanted, receipt=made.decode(), bytes=len(made), key=str(ledger.verifier_keys(tx.ports)))

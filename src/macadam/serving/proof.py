@@ -26,6 +26,7 @@ from macadam.ledger.bundle import ChainLeaf, SegmentPath
 from macadam.ledger.service import Entry, Prover
 from macadam.ledger.tree import leaf_hash, root_from_path
 from macadam.lineage import chain
+from macadam.operations import Granted
 from macadam.ports import Objects, Ports
 
 MOST_BYTES = 64 * 1024
@@ -47,14 +48,18 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
         return record.decode(self.payload)
 
 
+READS = ("predictions:read", "predictions:prove", "predictions:receipt")
+
+
 def bare_id(text: str) -> str:
     """The id in `prediction:ID`, or the text itself."""
     return text.rpartition(":")[2]
 
 
-def find(objects: Objects, candidates: Iterable[Segment], prediction: str) -> Found | None:
-    """The record with this id, out of the segments in which it can lie. Raises IntegrityError."""
+def find(granted: Granted, objects: Objects, candidates: Iterable[Segment], prediction: str) -> Found | None:
+    """The record with this id, out of the segments in which it can lie. Raises NotAuthorised, IntegrityError."""
     for segment in candidates:
+        granted.require(f"project:{segment.project}", *READS)
         index = Places.of(objects, segment.places)
         place = index.find(prediction)
         if place is None:
@@ -81,8 +86,9 @@ def _require_sealed(segment: Segment, count: int, index: int, payload: bytes, pa
         )
 
 
-def unsealed(home: Path, project: str, prediction: str) -> bytes | None:
-    """The record if it is in a segment that is not sealed yet."""
+def unsealed(granted: Granted, home: Path, project: str, prediction: str) -> bytes | None:
+    """The record if it is in a segment that is not sealed yet. Raises NotAuthorised."""
+    granted.require(f"project:{project}", *READS)
     folder = folder_of(home, project)
     wanted = f'"id":"{prediction}"'.encode()
     for path in sorted([*folder.glob(f"*{OPEN}"), *folder.glob(f"*{CLOSED}")]):
@@ -100,22 +106,22 @@ def unsealed(home: Path, project: str, prediction: str) -> bytes | None:
     return None
 
 
-def waiting(ports: Ports, project: str, prediction: str) -> bytes | None:
+def waiting(granted: Granted, ports: Ports, project: str, prediction: str) -> bytes | None:
     """The record if the caller's snapshot of SQL does not show it as sealed: it waits, or was sealed after the snapshot."""
-    payload = unsealed(ports.settings.home, project, prediction)
+    payload = unsealed(granted, ports.settings.home, project, prediction)
     if payload is not None:
         return payload
     with ports.sql.read() as later:  # its file may have gone between the two looks, but never before its row came
-        found = find(ports.objects, holding(later, project, prediction), prediction)
+        found = find(granted, ports.objects, holding(later, project, prediction), prediction)
     return found.payload if found else None
 
 
-def require(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> Found:
+def require(granted: Granted, ports: Ports, sql: sa.Connection, project: str, prediction: str) -> Found:
     """Raises Unavailable if it is not sealed yet, NotFound if there is no such prediction, IntegrityError."""
-    found = find(ports.objects, holding(sql, project, prediction), prediction)
+    found = find(granted, ports.objects, holding(sql, project, prediction), prediction)
     if found is not None:
         return found
-    if waiting(ports, project, prediction) is not None:
+    if waiting(granted, ports, project, prediction) is not None:
         raise Unavailable(
             f"The prediction {prediction} is journaled, and not sealed into the ledger yet.", next_step=_WAIT
         )
@@ -125,9 +131,9 @@ def require(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> 
     )
 
 
-def prove(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tuple[bytes, int]:
+def prove(granted: Granted, ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tuple[bytes, int]:
     """The bundle's bytes, and how many leaves it holds. Raises like `require`, and TooLarge."""
-    found = require(ports, sql, project, prediction)
+    found = require(granted, ports, sql, project, prediction)
     told = found.prediction
     size, checkpoint = ledger.newest_checkpoint(sql)
     sealed, deployed = _leaf(sql, found.segment.leaf, size), _leaf(sql, told.deployment, size)
@@ -152,14 +158,14 @@ def prove(ports: Ports, sql: sa.Connection, project: str, prediction: str) -> tu
     return made, len(ordered)
 
 
-def receipt(ports: Ports, sql: sa.Connection, project: str, prediction: str, *, actor: str) -> bytes:
+def receipt(granted: Granted, ports: Ports, sql: sa.Connection, project: str, prediction: str, *, actor: str) -> bytes:
     """The receipt of a prediction that `actor` asked for.
 
     Raises Unavailable if it is not sealed yet, and NotFound in the same words for one that is unknown and for one that
     another asked for: an id that somebody else holds tells nothing.
     """
-    found = find(ports.objects, holding(sql, project, prediction), prediction)
-    payload = found.payload if found else waiting(ports, project, prediction)
+    found = find(granted, ports.objects, holding(sql, project, prediction), prediction)
+    payload = found.payload if found else waiting(granted, ports, project, prediction)
     if payload is None or record.decode(payload).actor != actor:
         raise NotFound(
             f"{actor} has no prediction {prediction!r} in project {project!r}.",

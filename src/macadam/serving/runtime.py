@@ -18,6 +18,7 @@ from macadam.features.online import OnlineService, compile_service
 from macadam.lazy import lazy
 from macadam.models import artifact
 from macadam.models.signature import TENSOR, Encoder, Signature
+from macadam.operations import Decision, Granted
 from macadam.ports import Objects
 from macadam.serving.state import ServingState
 from macadam.serving.types import Deployment
@@ -70,6 +71,7 @@ class Serving:
     def __init__(self, deployment: Deployment, model: Model) -> None:
         """Raises InvalidInput if the feature service does not compile."""
         self.deployment = deployment
+        self.asset = f"endpoint:{deployment.endpoint}"
         self.model = model
         self.encode = Encoder(model.signature)
         self.service: OnlineService | None = compile_service(deployment.service) if deployment.service else None
@@ -91,6 +93,12 @@ class Slot(msgspec.Struct, kw_only=True):
         if self.serving is not None and self.serving.deployment.id == self.wanted.id:
             return False
         return not self.failed or time.monotonic() - self.failed > _RETRY_SECONDS
+
+
+def _granted(wanted: Deployment) -> Granted:
+    """Whoever deployed it was allowed to: the gateway reads the model on the word of that deployment's leaf."""
+    decision = Decision(id=wanted.id, allowed=True, policies=("deployment",), policy_set="")
+    return Granted(decision, "models:read", f"model:{wanted.model}")
 
 
 class Runtime:
@@ -152,7 +160,7 @@ class Runtime:
         key = (wanted.artifact, wanted.signature, wanted.model_signature)
         known = self._models.get(key)
         if known is None:
-            known = Model(*artifact.load_signed(self._objects, *key, self._keys, what=wanted.version))
+            known = Model(*artifact.load_signed(_granted(wanted), self._objects, *key, self._keys, what=wanted.version))
             known.warm()
             self._models[key] = known
         return known

@@ -372,11 +372,11 @@ def test_a_table_that_moved_while_a_snapshot_was_prepared_is_a_conflict_and_the_
     orders.write(folder, "b.csv", range(10, 20))
     ahead = []
 
-    def slow(tables, compiled, location, keys=ingesting._published_keys):
+    def slow(*arguments, keys=ingesting._published_keys):
         if not ahead:
             ahead.append(True)
             orders.ingest(platform, "b.csv")
-        return keys(tables, compiled, location)
+        return keys(*arguments)
 
     monkeypatch.setattr(ingesting, "_published_keys", slow)
     with pytest.raises(Conflict, match="another snapshot") as caught:
@@ -390,11 +390,11 @@ def test_a_file_that_another_ingest_took_meanwhile_is_a_conflict_not_a_double(pl
     orders.write(folder, "a.csv", range(10))
     ahead = []
 
-    def slow(tables, compiled, location, keys=ingesting._published_keys):
+    def slow(*arguments, keys=ingesting._published_keys):
         if not ahead:
             ahead.append(True)
             orders.ingest(platform)
-        return keys(tables, compiled, location)
+        return keys(*arguments)
 
     monkeypatch.setattr(ingesting, "_published_keys", slow)
     with pytest.raises(Conflict, match=r"a\.csv was taken by another ingest"):

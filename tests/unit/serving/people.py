@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from unit.serving.leave import to_ask
 from unit.serving.test_batch import DEPLOYMENT, Half, Nothing
 
 from macadam.app.platform import Platform
@@ -40,7 +41,15 @@ class Writing:
 
     def predict(self, people: Sequence[str], value: float = 0.5) -> list[str]:
         """One batch. Returns the ids."""
-        asks = [Ask(serving=self.serving, actor="service:web", inputs={"x": value, "c": one}) for one in people]
+        asks = [
+            Ask(
+                serving=self.serving,
+                actor="service:web",
+                granted=to_ask(self.serving.deployment.endpoint),
+                inputs={"x": value, "c": one},
+            )
+            for one in people
+        ]
         self.batcher.run(asks)
         assert {ask.status for ask in asks} == {200}, asks[0].answer
         return [msgspec.json.decode(ask.answer.partition(b"\r\n\r\n")[2])["prediction"] for ask in asks]

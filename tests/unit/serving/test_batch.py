@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.serving.leave import to_ask
 
 from macadam.errors import MacadamError, StorageFull, Unavailable
 from macadam.journal import record
@@ -86,7 +87,9 @@ def serving(*, broken: bool = False) -> Serving:
 
 
 def ask(to: Serving, **inputs: object) -> Ask:
-    return Ask(serving=to, actor="service:web", inputs={"x": 0.5, "c": "a", **inputs})  # type: ignore[dict-item]
+    return Ask(
+        serving=to, actor="service:web", granted=to_ask(to.deployment.endpoint), inputs={"x": 0.5, "c": "a", **inputs}
+    )  # type: ignore[dict-item]
 
 
 def written(journal: JournalWriter) -> list[record.Prediction]:
@@ -200,7 +203,7 @@ def test_whatever_is_sent_one_answer_spoils_no_other(
 ) -> None:
     folder = tmp_path_factory.mktemp("journal")
     to = serving()
-    bad = Ask(serving=to, actor="service:web", inputs=sent)  # type: ignore[arg-type]
+    bad = Ask(serving=to, actor="service:web", granted=to_ask(to.deployment.endpoint), inputs=sent)  # type: ignore[arg-type]
     good = ask(to)
     with JournalWriter(folder, gateway="g", worker=0, project="flights", fsync_every=60) as journal:
         batcher(journal).run([bad, good])

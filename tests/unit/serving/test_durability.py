@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.serving.leave import to_ask
 
 from macadam.errors import Busy
 from macadam.journal import layout
@@ -82,7 +83,7 @@ def deliver(connection: Any, entries: Sequence[Entry]) -> None:
 def answered(journal: ProjectJournal, client: Client, number: int = 0) -> Any:
     """A journaled answer on its way: what the batcher leaves."""
     receipt = journal.append_many([b'{"n":%d}' % number])
-    ask = Ask(serving=None, actor="a", inputs={}, receipt=receipt, journal=journal, answer=ANSWER)  # type: ignore[arg-type]
+    ask = Ask(serving=None, actor="a", granted=to_ask("e"), inputs={}, receipt=receipt, journal=journal, answer=ANSWER)  # type: ignore[arg-type]
     return Request(client, ANSWER), ask
 
 
