@@ -1,5 +1,6 @@
 """An id is looked for only where it can be, however many segments overlap, and the database looks there by key."""
 
+import importlib
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -77,3 +78,11 @@ def test_among_thousands_of_overlapping_segments_the_look_up_is_by_key(tmp_path:
     sql.close()
     assert not any(line.startswith("SCAN") for line in plan)
     assert any("journal_spans" in line and "prefix=?" in line for line in plan)
+
+
+@given(one=times, other=times)
+def test_segments_that_were_sealed_before_are_brought_where_new_ones_go(one: int, other: int) -> None:
+    step = importlib.import_module("macadam.migrations.versions.0014_journal")
+    first, last = sorted((one, other))
+    assert step._cover(identity(first), identity(last)) == spans.cover(identity(first), identity(last))
+    assert step._cover("", "") == []
