@@ -158,11 +158,13 @@ def test_a_home_may_keep_its_tiles_to_its_readers(tmp_path: Path) -> None:
     with Platform(settings) as closed, Http(closed) as http:
         integrate_all(closed.ports)
         token = local_token(closed)
+        size, _ = Client(getter(http, token)).checkpoint()
+        tile = f"tile/0/000.p/{size}"
         assert Server().open_tiles
-        for path in ("checkpoint", "tile/0/000.p/2"):
+        for path in ("checkpoint", tile):
             assert http.request("GET", f"/ledger/{path}").status == 401
             assert http.request("GET", f"/ledger/{path}", token=token).status == 200
-        assert "private" in http.request("GET", "/ledger/tile/0/000.p/2", token=token).headers["cache-control"]
+        assert "private" in http.request("GET", f"/ledger/{tile}", token=token).headers["cache-control"]
 
 
 def test_tiles_may_be_kept_for_ever_and_checkpoints_and_refusals_not_at_all(home: Platform, http: Http) -> None:
