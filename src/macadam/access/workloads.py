@@ -119,15 +119,17 @@ def enroll_workload(tx: Transaction, request: EnrollWorkload) -> Enrolment:
         access.require_project(tx.sql, project)
         _grant(tx, project, principal)
     expires = tx.now + timedelta(minutes=request.minutes)
-    join = "" if request.spiffe_id else _joining_token(tx, principal, expires)
+    token, join = ("", "") if request.spiffe_id else _joining_token(tx, principal, expires)
     access_state.touch(tx.sql)
     tx.record(
         f"workload:{request.workload}",
         uses=[principal],
         spiffe_id=str(identity),
         projects=request.projects,
+        role=ROLE,
         external=bool(request.spiffe_id),
-        join_expires=None if request.spiffe_id else expires,
+        join_token=token or None,
+        join_expires=expires if token else None,
     )
     return Enrolment(
         workload=request.workload,
@@ -161,12 +163,12 @@ def _grant(tx: Transaction, project: str, principal: str) -> None:
         tx.sql.execute(sa.insert(grants).values(**values, granted_by=tx.actor.id))
 
 
-def _joining_token(tx: Transaction, principal: str, expires: datetime) -> str:
-    """A token that can do one thing, once: ask for the first certificate."""
-    secret = new_secret()
-    values = {"id": uuid7(), "digest": token_digest(secret), "principal": principal, "scopes": [CERTIFY]}
+def _joining_token(tx: Transaction, principal: str, expires: datetime) -> tuple[str, str]:
+    """Id and secret of a token that can do one thing, once: ask for the first certificate."""
+    token, secret = uuid7(), new_secret()
+    values = {"id": token, "digest": token_digest(secret), "principal": principal, "scopes": [CERTIFY]}
     tx.sql.execute(sa.insert(tokens).values(**values, issued=tx.now, issued_by=tx.actor.id, expires=expires))
-    return secret
+    return token, secret
 
 
 @operation(CertifyWorkload, permission=CERTIFY, http="POST /api/v1/workloads/certify", cli="workloads certify",
@@ -193,6 +195,7 @@ def certify_workload(tx: Transaction, request: CertifyWorkload) -> Certified:
         key=spiffe.fingerprint(certificate),
         authority=spiffe.fingerprint(signing.public_pem),
         expires=expires,
+        spent_token=tx.actor.token or None,
     )
     return Certified(certificate=certificate.decode(), authorities=trusted(tx.ports, tx.now).decode(), expires=expires)
 
@@ -204,12 +207,14 @@ def revoke_workload(tx: Transaction, request: RevokeWorkload) -> Workload:
     row = tx.sql.execute(sa.select(workloads).where(workloads.c.name == request.workload)).first()
     if row is None:
         raise NotFound(f"There is no workload {request.workload!r}.", next_step="macadam workloads list")
+    ended: list[str] = []
     if row.revoked is None:
         tx.sql.execute(sa.update(workloads).where(workloads.c.name == row.name).values(revoked=tx.now))
         unused = sa.and_(tokens.c.principal == row.principal, tokens.c.revoked.is_(None))
+        ended = list(tx.sql.execute(sa.select(tokens.c.id).where(unused)).scalars())
         tx.sql.execute(sa.update(tokens).where(unused).values(revoked=tx.now))
         access_state.touch(tx.sql)
-    tx.record(f"workload:{row.name}", uses=[row.principal], spiffe_id=row.spiffe_id, revoked=True)
+    tx.record(f"workload:{row.name}", uses=[row.principal], spiffe_id=row.spiffe_id, revoked=True, revoked_tokens=ended)
     return _workload(tx.sql.execute(sa.select(workloads).where(workloads.c.name == row.name)).one())
 
 

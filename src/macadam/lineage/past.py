@@ -21,6 +21,7 @@ from macadam.lineage.types import (
 
 _PASS = "pass"  # noqa: S105 - a verdict
 _VERSION = "model:"
+_CERTIFY = "workloads:certify"
 
 
 class Fold:
@@ -106,8 +107,7 @@ class Fold:
         known = self._principals[leaf.subject]
         if known.active:
             self._principals[leaf.subject] = PastPrincipal(id=known.id, kind=known.kind, active=False, **line)
-        for token in _texts(leaf.body.get("revoked_tokens")):
-            self._tokens.pop(token, None)
+        self._dismiss(line, leaf)
 
     def _grant(self, line: dict[str, Any], leaf: Leaf) -> None:
         self._give(line, leaf.subject, str(leaf.body["in"]), str(leaf.body["granted"]))
@@ -159,6 +159,23 @@ class Fold:
 
     def _end(self, _line: dict[str, Any], leaf: Leaf) -> None:
         self._tokens.pop(_after(leaf.subject), None)
+
+    def _enroll(self, line: dict[str, Any], leaf: Leaf) -> None:
+        """A workload is a service, with a role in some projects and a token that asks for its first certificate."""
+        principal = leaf.uses[0]
+        self._principals.setdefault(principal, PastPrincipal(id=principal, kind="service", active=True, **line))
+        for project in _texts(leaf.body.get("projects")):
+            self._give(line, principal, project, str(leaf.body["role"]))
+        if "join_token" in leaf.body:
+            body = {"scopes": [_CERTIFY], "expires": leaf.body["join_expires"]}
+            self._put_token(line, str(leaf.body["join_token"]), principal, body)
+
+    def _certify(self, _line: dict[str, Any], leaf: Leaf) -> None:
+        self._tokens.pop(str(leaf.body.get("spent_token", "")), None)
+
+    def _dismiss(self, _line: dict[str, Any], leaf: Leaf) -> None:
+        for token in _texts(leaf.body.get("revoked_tokens")):
+            self._tokens.pop(token, None)
 
     def _activate(self, line: dict[str, Any], leaf: Leaf) -> None:
         if "in_force" in leaf.body:  # otherwise it was in force already
@@ -223,6 +240,9 @@ class Fold:
         "access.issue_token": _issue,
         "access.rotate_token": _issue,
         "access.revoke_token": _end,
+        "access.enroll_workload": _enroll,
+        "access.certify_workload": _certify,
+        "access.revoke_workload": _dismiss,
         "access.activate_policies": _activate,
         "access.roll_back_policies": _activate,
         "models.check_gate": _gate,

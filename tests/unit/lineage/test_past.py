@@ -20,10 +20,12 @@ from macadam.access.types import (
     CreatePrincipal,
     CreateProject,
     DisablePrincipal,
+    EnrollWorkload,
     GrantRole,
     IssueToken,
     RevokeRole,
     RevokeToken,
+    RevokeWorkload,
     RotateToken,
 )
 from macadam.app.platform import Platform
@@ -186,6 +188,10 @@ def about_a_token(make: Callable[..., Request[Any]]) -> st.SearchStrategy[Step]:
     return st.integers(0, 9).map(lambda which: lambda h: act(h, which))
 
 
+def enroll(workload: str, projects: tuple[str, ...]) -> EnrollWorkload:
+    return EnrollWorkload(workload=workload, projects=projects, minutes=30)
+
+
 POLICY_FILES = {"own.cedar": CEDAR.format(n=1)}
 STEPS: st.SearchStrategy[Step] = st.one_of(
     step(CreatePrincipal, principal=NAMES),
@@ -203,6 +209,8 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     step(lambda **g: CheckGate(**WHERE, **g), version=VERSIONS),
     step(lambda **g: Deploy(**WHERE, **g), endpoint=st.sampled_from(["a", "b"]), version=VERSIONS),
     step(lambda **g: Rollback(project="flights", **g), endpoint=st.sampled_from(["a", "b"])),
+    step(enroll, workload=NAMES, projects=st.sampled_from([(), ("flights",), ("flights", "parcels")])),
+    step(RevokeWorkload, workload=NAMES),
     step(lambda: ProposePolicies(project="flights", files=POLICY_FILES)),
     step(lambda: ApprovePolicies(project="flights", version=1), "maria"),
     step(lambda: ActivatePolicies(project="flights", version=1)),
@@ -306,6 +314,8 @@ def test_every_operation_that_changes_who_may_do_what_or_what_answers_is_known_t
         "models.declare_thresholds",
         "models.evaluate",
         "models.rotate_signing_key",
+        "serving.deliver_segment",
+        "serving.report_denials",
         "serving.record_feedback",
         "serving.declare_journal",
         "serving.erase_subject",
