@@ -19,7 +19,7 @@ from macadam.ledger.note import SignerKey
 from macadam.ledger.schema import checkpoints, leaves, uses
 from macadam.ledger.sequencer import Sequencer
 from macadam.ledger.tree import TileHashes, inclusion_proof, leaf_hash
-from macadam.ledger.types import ShowCheckpoint, Signed, VerifyLedger
+from macadam.ledger.types import MOST_LEAVES, ShowCheckpoint, Signed, VerifyLedger
 from macadam.ledger.verification import Found
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
@@ -28,7 +28,7 @@ __all__ = ["Sequencer", "bootstrap", "find", "queue"]
 
 EVERYWHERE = "*"
 """All projects and the platform itself, where a project is named."""
-_LONGEST_INDEX = 18  # digits
+_LONGEST_INDEX = len(str(MOST_LEAVES))  # digits
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +148,7 @@ def entry(row: "sa.Row[*tuple[Any, ...]]") -> Entry:
 def require(sql: sa.Connection, leaf: str, project: str) -> Entry:
     """The leaf with this id or index, if it is one of the project's ('*': of any). Raises NotFound in the same words."""
     place = leaves.c.id == leaf
-    if leaf.isascii() and leaf.isdecimal() and len(leaf) <= _LONGEST_INDEX:
+    if leaf.isascii() and leaf.isdecimal() and len(leaf) <= _LONGEST_INDEX and int(leaf) <= MOST_LEAVES:
         place = leaves.c.idx == int(leaf)
     row = sql.execute(sa.select(leaves.c.idx, leaves.c.leaf).where(place)).first()
     if row is not None:

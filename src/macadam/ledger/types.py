@@ -12,6 +12,9 @@ from macadam.ledger.verification import Found
 from macadam.operations import Request
 from macadam.values import Somewhere
 
+MOST_LEAVES = 2**31 - 1
+"""The largest whole number that the tables' columns hold on every database."""
+Number = Annotated[int, msgspec.Meta(ge=0, le=MOST_LEAVES)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True, description="RFC 3339 with its zone, such as 2026-11-21T07:00:00Z")]
 
 
@@ -156,7 +159,7 @@ class ShowLog(Request[Log], frozen=True, kw_only=True):
     until: Moment | None = None
     text: str = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
-    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    after: Number = 0
 
 
 class ShowLeaf(Request[Shown], frozen=True, kw_only=True):
@@ -177,7 +180,7 @@ class ProveLeaf(Request[LeafProof], frozen=True, kw_only=True):
 
     project: Somewhere = "*"
     leaf: str
-    size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    size: Number = 0
 
 
 class ProveGrowth(Request[GrowthProof], frozen=True, kw_only=True):
@@ -187,8 +190,8 @@ class ProveGrowth(Request[GrowthProof], frozen=True, kw_only=True):
     """
 
     project: Somewhere = "*"
-    old: Annotated[int, msgspec.Meta(ge=0)]
-    to: Annotated[int, msgspec.Meta(ge=0)] = 0
+    old: Number
+    to: Number = 0
 
 
 class ReadLeaves(Request[Page], frozen=True, kw_only=True):
@@ -198,9 +201,9 @@ class ReadLeaves(Request[Page], frozen=True, kw_only=True):
     """
 
     project: Somewhere = "*"
-    first: Annotated[int, msgspec.Meta(ge=0)] = 0
+    first: Number = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
-    size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    size: Number = 0
 
 
 class KeyState(msgspec.Struct, frozen=True, kw_only=True):

@@ -241,10 +241,23 @@ def test_a_leaf_that_waits_is_shown_without_a_proof(home: Platform) -> None:
     integrate_all(home.ports)
 
 
-@pytest.mark.parametrize("name", ["", "-1", "9" * 30, "²", "nobody", "1.0", "00000000-0000-7000-8000-000000000000"])
+@pytest.mark.parametrize(
+    "name", ["", "-1", "9" * 30, "2147483648", "²", "nobody", "1.0", "00000000-0000-7000-8000-000000000000"]
+)
 def test_what_names_no_leaf_is_not_found(home: Platform, name: str) -> None:
     with pytest.raises(NotFound, match="no leaf"):
         home.call(ShowLeaf(leaf=name))
+
+
+def test_numbers_that_no_column_holds_are_refused_before_the_database_sees_them(home: Platform) -> None:
+    for asked in (
+        ShowLog(after=2**31),
+        ProveLeaf(leaf="0", size=2**63),
+        ReadLeaves(first=2**31),
+        ProveGrowth(old=2**70),
+    ):
+        with pytest.raises(InvalidInput, match="2147483647"):
+            home.call(asked)
 
 
 # --- who sees whose leaves
