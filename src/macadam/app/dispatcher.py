@@ -8,6 +8,7 @@ import dataclasses
 import hmac
 import logging
 import os
+import re
 import string
 import threading
 import time
@@ -63,6 +64,9 @@ _MOST_TEXT = 400
 """Characters of a refused caller's own words in a leaf."""
 _MOST_DETAILS = 16 * 1024
 """Bytes of a refusal's details in a leaf, of the 64 KiB that one may have."""
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""NUL as JSON escapes it; an even number of backslashes before it are other characters."""
 
 _log = logging.getLogger(__name__)
 
@@ -310,13 +314,19 @@ def _request_digest(operation: Operation, arguments: Mapping[str, object], key: 
     """
     try:
         text = msgspec.json.encode(dict(arguments), order="sorted")
-        return "sha256:" + hmac.digest(key, text, "sha256").hex() if key else digest_of(text)
     except UnicodeEncodeError as error:
         raise InvalidInput(
             f"The request for {operation.name} holds text that is no Unicode: {error.reason}.",
             next_step="Send UTF-8 text.",
             details={"operation": operation.name},
         ) from error
+    if b"\\u0000" in text and _NUL.search(text):
+        raise InvalidInput(
+            f"The request for {operation.name} holds the character NUL, which Postgres keeps in no text.",
+            next_step="Leave it out, or send the bytes encoded.",
+            details={"operation": operation.name},
+        )
+    return "sha256:" + hmac.digest(key, text, "sha256").hex() if key else digest_of(text)
 
 
 def _queue_leaf(sql: sa.Connection, call: Call, evidence: Evidence) -> str:
