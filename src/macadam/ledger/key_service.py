@@ -179,6 +179,7 @@ def overdue(sql: sa.Connection, now: str) -> list[str]:
 def _integrate(context: Context, _request: ShowKeys) -> None:
     """So that an announcement of a moment ago has its checkpoint."""
     sequencer.integrate_all(context.ports)
+    keys.settle(context.ports)
 
 
 @operation(

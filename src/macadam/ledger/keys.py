@@ -104,6 +104,11 @@ def signing(known: Sequence[HeldKey], queued: Collection[int] = ()) -> list[str]
     ]
 
 
+def changed_by(known: Sequence[HeldKey], queued: Collection[int]) -> bool:
+    """Whether these leaves (their seq) announce or retire a key."""
+    return any(held.announced_seq in queued or held.retired_seq in queued for held in known)
+
+
 def signers(ports: Ports, names: Sequence[str]) -> list[SignerKey]:
     """The private keys under these names. Raises NotFound for one that was retired and destroyed meanwhile."""
     return [SignerKey.parse(ports.secrets.get(name).decode()) for name in names]

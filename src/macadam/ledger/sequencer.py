@@ -122,7 +122,8 @@ def integrate(ports: Ports) -> int:
         if not rows:
             return 0
         size, frontier = _latest(sql)
-        names = keys.signing(keys.held(sql), {row.seq for row in rows})
+        known, queued = keys.held(sql), {row.seq for row in rows}
+        names = keys.signing(known, queued)
     hashes = [bytes(row.hash) for row in rows]
     # 1. tiles: immutable for a given width, so two processes that integrate at once write the same bytes.
     grown = grow_tiles(size, hashes, lambda tile: read_tile(ports, tile))
@@ -146,7 +147,8 @@ def integrate(ports: Ports) -> int:
         return len(rows)
     # 4. the published copy, and the published keys if these leaves announce or retire one.
     publish(ports)
-    keys.settle(ports)
+    if keys.changed_by(known, queued):
+        keys.settle(ports)
     # 5. what full tiles have taken the place of; a kill before this leaves at most 255 small files.
     _prune(ports, size, [tile for tile, _ in grown])
     return len(rows)
