@@ -112,7 +112,8 @@ class Mutator:
     def __call__(self) -> bytes:
         """One input: mostly one change, so that it gets far, at times many."""
         dice = self._dice
-        data = bytearray(dice.choice(self._corpus))
+        # Half of them from the valid ones: what ended in some new way is often far from valid.
+        data = bytearray(dice.choice(self._corpus[: self._first] if dice.random() < 0.5 else self._corpus))
         for _ in range(1 if dice.random() < 0.6 else dice.randint(2, 8)):
             dice.choice(self._ways)(data)
         return bytes(data[:_LARGEST])

@@ -1,6 +1,7 @@
 """Whatever bytes stand where a journal's should: only the declared errors, nothing taken that nobody wrote, little memory."""
 
 import random
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,11 @@ def body(payloads: list[bytes]) -> bytes:
     return opening(HEADER) + b"".join(map(frame, payloads))
 
 
+def ending(error: IntegrityError) -> str:
+    """The kind of damage, without the bytes and numbers that each input has its own of."""
+    return re.sub(r"\d+|b['\"].*", "", error.what.partition(": ")[2])[:40]
+
+
 def closed(payloads: list[bytes]) -> bytes:
     data = body(payloads)
     return data + closing(SegmentFooter(count=len(payloads), digest=digest_of(data)))
@@ -100,7 +106,7 @@ def reading(path: Path) -> Callable[[bytes], str]:
         try:
             sealed = seal(path, leaf_hash=leaf_hash, root=root_of)
         except IntegrityError as error:
-            return error.what.partition(": ")[2][:24]
+            return ending(error)
         assert data in VALID, "a changed byte of a closed segment was not found"
         assert footer_of(path).count == sealed.count
         return "whole"
@@ -114,7 +120,7 @@ VALID = [closed(PAYLOADS), closed(OTHERS), closed([]), closed(PAYLOADS[:1])]
 def test_a_closed_segment_is_whole_or_damaged_and_nothing_else(place: Path) -> None:
     ran = fuzz(reading(place), VALID, count=inputs(4_000), words=WORDS)
     assert ran.endings["whole"] >= len(VALID)
-    assert len(ran.endings) > 6
+    assert len(ran.endings) > 4
 
 
 def test_whole_frames_put_together_in_another_way_are_never_a_closed_segment(place: Path) -> None:
@@ -150,7 +156,7 @@ def test_what_is_read_of_an_open_segment_was_written(tmp_path: Path) -> None:
                 found = [item.payload for item in reader]
                 torn = reader.torn
         except IntegrityError as error:
-            return error.what.partition(": ")[2][:24]
+            return ending(error)
         assert WRITTEN | {b"{}"} >= set(found)
         return f"{len(found)} and {'torn' if torn else 'whole'}"
 
@@ -188,7 +194,7 @@ def test_contents_with_right_checksums_raise_only_what_is_declared(place: Path) 
         try:
             seal(place, leaf_hash=leaf_hash, root=root_of, each=lambda item: _read(place, item) and None)
         except IntegrityError as error:
-            return error.what.partition(": ")[2][:24]
+            return ending(error)
         return "read"
 
     fuzz(
@@ -204,7 +210,7 @@ def test_a_record_is_decoded_or_refused() -> None:
         try:
             told = record.decode(data)
         except IntegrityError as error:
-            return error.what.partition(": ")[2][:24]
+            return ending(error)
         assert record.decode(encode(told)) == told
         return "read"
 
