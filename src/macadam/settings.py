@@ -143,13 +143,13 @@ class Access(Section):
         400, env="MACADAM_RATE_BURST", unit="calls", why="a script may begin with two seconds' worth at once"
     )
     gateway_rate: float = setting(
-        20_000.0,
+        50_000.0,
         env="MACADAM_GATEWAY_RATE",
         unit="requests/s",
-        why="per principal and gateway: above one core's work; 0: none",
+        why="per principal and gateway: above what one core answers, so it stops loops and not work; 0: none",
     )
     gateway_burst: int = setting(
-        40_000, env="MACADAM_GATEWAY_BURST", unit="requests", why="two seconds' worth, as at the control plane"
+        100_000, env="MACADAM_GATEWAY_BURST", unit="requests", why="two seconds' worth, as at the control plane"
     )
     anonymous_rate: float = setting(
         10.0, env="MACADAM_ANONYMOUS_RATE", unit="calls/s", why="per address, calls without a valid token; 0: no limit"

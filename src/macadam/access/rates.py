@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from macadam.errors import RateLimited
+from macadam.errors import InvalidInput, RateLimited
 
 MOST_KEYS = 20_000
 """Callers remembered: some 4 MB. Beyond, those with full buckets go first, then the oldest."""
@@ -24,6 +24,13 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 
     per_second: float
     burst: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.per_second < math.inf and self.burst >= 1):
+            raise InvalidInput(
+                f"{self.per_second} requests a second, {self.burst} at once, is no limit.",
+                next_step="Give a rate of 0 (none) or more, and a burst of 1 or more (see the settings MACADAM_…_RATE).",
+            )
 
     @property
     def policy(self) -> str:

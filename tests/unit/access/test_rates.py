@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macadam.access.rates import Bucket, Buckets, Limit, address_key, refusal_headers
+from macadam.errors import InvalidInput
 
 TEN = Limit(per_second=10.0, burst=5)
 
@@ -61,6 +62,12 @@ def test_no_limit_refuses_nothing_and_says_nothing() -> None:
     bucket = Bucket(Limit(per_second=0, burst=1))
     assert all(bucket.take(1.0) for _ in range(10_000))
     assert bucket.headers(1.0) == []
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(-1.0, 5), (float("nan"), 5), (float("inf"), 5), (1.0, 0), (1.0, -1)])
+def test_a_limit_that_limits_nothing_sensibly_cannot_be_made(rate: float, burst: int) -> None:
+    with pytest.raises(InvalidInput, match="is no limit"):
+        Limit(per_second=rate, burst=burst)
 
 
 def test_a_flood_of_callers_does_not_fill_the_memory_and_forgets_the_idle_first() -> None:
