@@ -4,6 +4,9 @@ What cannot be undone happens before the transaction, in an order in which each 
 an erasure that is under way, and the same call again ends it. The transaction says what was done.
 """
 
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -30,6 +33,10 @@ from macadam.values import uuid7
 _PROJECT = "/api/v1/projects/{project}"
 _ONLINE = "online"
 """Beside subjects among an erasure's counts: rows of the online store."""
+_NOTHING = "Nothing was left to erase: no key and no online row of this person is here."
+_UNDER_WAY = (
+    "Under way: the key is destroyed. Unless it still runs, give the same `macadam erase subject` again to end it."
+)
 
 
 class _Destroyed(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +147,7 @@ def erase_subject(tx: Transaction, request: EraseSubject, done: _Destroyed) -> E
     known = _find(tx.sql, request.project, done.pending.erasure)
     left = {name.hex() for name in done.pending.subjects} - set(known.subjects if known else ())
     if done.found_nothing or (known is not None and not left):
-        return known or _nothing(tx, request)
+        return known or _empty("", request.project, tx.now, by=tx.actor.id, request=request.request, said=_NOTHING)
     names = tuple(sorted(left))
     predictions = sum(done.pending.counts[name] for name in names)
     online_rows = done.pending.counts[_ONLINE] if known is None else 0
@@ -172,20 +179,20 @@ def erase_subject(tx: Transaction, request: EraseSubject, done: _Destroyed) -> E
     return new
 
 
-def _nothing(tx: Transaction, request: EraseSubject) -> Erasure:
+def _empty(erasure: str, project: str, at: datetime, *, by: str = "", request: str = "", said: str) -> Erasure:
     return Erasure(
-        id="",
-        project=request.project,
-        at=tx.now,
-        by=tx.actor.id,
-        request=request.request,
+        id=erasure,
+        project=project,
+        at=at,
+        by=by,
+        request=request,
         subjects=(),
         predictions=0,
         online_rows=0,
         keys_rewrapped=0,
         leaf="",
         certificate="",
-        said="Nothing was left to erase: no key and no online row of this person is here.",
+        said=said,
     )
 
 
@@ -222,7 +229,24 @@ def of_subject(sql: sa.Connection, project: str, subject: str) -> Erasure | None
 def list_erasures(tx: Transaction, request: ListErasures) -> tuple[Erasure, ...]:
     e = erasures.c
     query = sa.select(e.document).where(e.project == request.project).order_by(e.at.desc(), e.id).limit(request.limit)
-    return tuple(msgspec.convert(document, Erasure) for document in tx.sql.execute(query).scalars())
+    done = [msgspec.convert(document, Erasure) for document in tx.sql.execute(query).scalars()]
+    return (*_under_way(tx, request.project), *done)
+
+
+def _under_way(tx: Transaction, project: str) -> Iterator[Erasure]:
+    """Erasures that were stopped, or still run: their keys are destroyed, and nothing certifies it yet."""
+    home = tx.ports.settings.home
+    if not vault.exists(home, project):
+        return
+    keys = Vault(home, tx.ports.secrets, project)
+    try:
+        begun = keys.under_way()
+    finally:
+        keys.close()
+    for erasure in begun:
+        if _find(tx.sql, project, erasure) is None:
+            began = datetime.fromtimestamp((uuid.UUID(erasure).int >> 80) / 1000, UTC)  # UUIDv7: milliseconds first
+            yield _empty(erasure, project, began, said=_UNDER_WAY)
 
 
 @operation(ShowErasure, permission="erasures:read", http=f"GET {_PROJECT}/erasures/{{erasure}}", cli="erase show")

@@ -33,6 +33,7 @@ from macadam.personal.vault import Vault
 from macadam.serving.types import PersonalValues, ShowPrediction
 from macadam.settings import Settings
 from macadam.testing import local_token, open_platform, token_of
+from macadam.values import utc_now
 from macadam_verify.__main__ import verify_certificate
 
 ANN, BOB = "ann-b7e1-shirley", "bob-91cc-builder"
@@ -216,6 +217,21 @@ with open_platform(Path({str(home)!r})) as platform, pytest.MonkeyPatch.context(
     with open_platform(home) as platform:
         platform.call(ERASE)
         is_complete(platform, town, needles)
+
+
+def test_an_erasure_that_was_stopped_is_listed_as_under_way(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        counted(patched, 8, killed)
+        with pytest.raises(Killed):
+            platform.call(ERASE)
+    stopped = platform.call(ListErasures(project=PROJECT))
+    assert [one.said[:9] for one in stopped] == ["Under way"]
+    assert abs((utc_now() - stopped[0].at).total_seconds()) < 60
+    done = platform.call(ERASE)
+    assert done.id == stopped[0].id
+    assert platform.call(ListErasures(project=PROJECT)) == (done,)
 
 
 # --- several at once
