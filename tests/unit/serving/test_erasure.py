@@ -17,6 +17,7 @@ import pytest
 from unit.serving import people
 from unit.serving.people import PROJECT, files_with
 
+from macadam import operations
 from macadam.access.types import CreateProject
 from macadam.adapters.lmdb import LmdbStore
 from macadam.adapters.local_objects import LocalObjects
@@ -309,6 +310,8 @@ def test_a_leaf_never_holds_a_digest_that_could_be_guessed(platform: Platform) -
     with platform.ports.sql.read() as sql:
         rows = sql.exec_driver_sql("SELECT leaf FROM ledger_leaves").scalars().all()
     assert not [row for row in rows if hashlib.sha256(guess).hexdigest() in bytes(row).decode()]
+    about_people = {name for name, operation in operations.table().items() if operation.private}
+    assert about_people == {"serving.erase_subject", "features.push_rows"}
 
 
 def test_a_person_nobody_knows_leaves_nothing_to_erase(platform: Platform) -> None:
