@@ -7,6 +7,7 @@ That is what lets a decision look at few policies and gather few circumstances. 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -72,8 +73,9 @@ class Vocabulary:
         """The permissions that an action is, or that a group of actions holds."""
         return frozenset(p for p in self.permissions if action in self._above(p))
 
-    @property
+    @cached_property
     def governing(self) -> frozenset[str]:
+        """The permissions that decide who decides. Asked for at each decision."""
         return self.within(GOVERNING)
 
     def _above(self, action: str) -> set[str]:
