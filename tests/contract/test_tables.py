@@ -2,18 +2,21 @@
 
 import errno
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from databases import KINDS, server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macadam import catalog
 from macadam.adapters import iceberg
 from macadam.adapters.iceberg import IcebergTables
+from macadam.adapters.postgres import Postgres
 from macadam.adapters.sqlite import Sqlite
 from macadam.errors import Conflict, IntegrityError, InvalidInput, NotFound, StorageFull
 from macadam.ports import Sql, StagedSnapshot, Tables
@@ -281,15 +284,30 @@ def test_a_full_disk_leaves_nothing_and_the_old_snapshot_stays(
     assert tables.scan(one.metadata_location).num_rows == 10
 
 
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What an outside client calls the database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/macadam.sqlite"
+    return server().database().replace("postgresql:", "postgresql+psycopg:")
+
+
 @pytest.fixture
-def sql(tmp_path: Path) -> Sql:
-    opened = Sqlite(tmp_path / "macadam.sqlite", SqlSettings())
+def sql(database: str, tmp_path: Path) -> Iterator[Sql]:
+    on_postgres = database.startswith("postgresql")
+    settings = SqlSettings()
+    opened: Sql = (
+        Postgres(database.replace("+psycopg", ""), settings)
+        if on_postgres
+        else Sqlite(tmp_path / "macadam.sqlite", settings)
+    )
     opened.migrate()
-    return opened
+    yield opened
+    opened.close()
 
 
 def test_an_ordinary_pyiceberg_catalog_reads_what_is_published_and_only_that(
-    tables: Tables, sql: Sql, tmp_path: Path
+    tables: Tables, sql: Sql, database: str
 ) -> None:
     from pyiceberg.catalog.sql import SqlCatalog  # noqa: PLC0415 - slow to import, for this test only
 
@@ -297,7 +315,7 @@ def test_an_ordinary_pyiceberg_catalog_reads_what_is_published_and_only_that(
     sql.write(lambda tx: catalog.publish(tx, "p", "flights", one))
     two = tables.stage("p.flights", rows(10, 5).append_column("x", pa.array(range(5))), current=one.metadata_location)
 
-    outside = SqlCatalog("macadam", uri=f"sqlite:///{tmp_path}/macadam.sqlite", init_catalog_tables="false")
+    outside = SqlCatalog("macadam", uri=database, init_catalog_tables="false")
     assert outside.list_tables("p") == [("p", "flights")]
     assert outside.load_table("p.flights").scan().to_arrow().num_rows == 10
     sql.write(lambda tx: catalog.publish(tx, "p", "flights", two))
@@ -307,7 +325,6 @@ def test_an_ordinary_pyiceberg_catalog_reads_what_is_published_and_only_that(
     assert [str(s.snapshot_id) for s in loaded.snapshots()] == [one.snapshot_id, two.snapshot_id]
     assert loaded.scan(snapshot_id=int(one.snapshot_id)).to_arrow().num_rows == 10
     outside.close()
-    sql.close()
 
 
 def test_publishing_on_a_base_that_moved_is_refused(tables: Tables, sql: Sql) -> None:
@@ -324,7 +341,6 @@ def test_publishing_on_a_base_that_moved_is_refused(tables: Tables, sql: Sql) ->
         assert tx.execute(sa.select(catalog.iceberg_tables.c.previous_metadata_location)).scalar() == (
             one.metadata_location
         )
-    sql.close()
 
 
 def test_a_moved_home_still_reads(tables: Tables, tmp_path: Path) -> None:
