@@ -175,3 +175,30 @@ def test_after_a_kill_the_next_up_takes_over_home_ports_and_gateway(tmp_path: Pa
         assert second.healthy()["home"] == str(tmp_path / "home")
         assert not alive(orphan)
         assert second.stop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 1_000_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(1000)) + b"\r\n",
+        b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+    ids=["a long field", "many fields", "a long path"],
+)
+def test_the_control_plane_takes_no_header_of_any_size(oversized: Up, request_bytes: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", oversized.port), timeout=10) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(request_bytes)  # the server may have answered and closed before it has come whole
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            answer = connection.recv(100)
+    assert not answer or answer.startswith(b"HTTP/1.1 431")
+    assert get(oversized.port, "/health")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def oversized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running(tmp_path_factory.mktemp("oversized") / "home") as up:
+        up.healthy()
+        yield up
