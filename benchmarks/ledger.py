@@ -112,7 +112,7 @@ def _batched() -> list[Figure]:
             value=middle["queued"],
             unit="leaves/s",
             at_least=50_000,
-            note=f"{share:.0%} of the floor: encoded, hashed, five indexes",
+            note=f"{share:.0%} of the floor: encoded, hashed, seven indexes",
         ),
         Figure(name="leaves integrated and signed", value=middle["integrated"], unit="leaves/s", at_least=50_000),
         Figure(name="queued, then integrated", value=middle["both"], unit="leaves/s"),

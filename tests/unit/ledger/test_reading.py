@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import databases
 import msgspec
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from unit.ledger.worlds import leaf, open_ports
 
@@ -29,6 +31,7 @@ from macadam.ledger.types import (
     VerifyLedger,
 )
 from macadam.operations import Request
+from macadam.settings import Settings
 from macadam.testing import open_platform, token_of
 from macadam.values import parse_instant
 
@@ -40,9 +43,10 @@ def made(number: int, **said: object) -> Leaf:
     return msgspec.structs.replace(leaf(f"thing:t{number}"), at=at, **said)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with open_platform(tmp_path_factory.mktemp("reading") / "home") as opened:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    place = tmp_path_factory.mktemp("reading") / "home"
+    with Platform(Settings.load(databases.environment(request.param), home=place)) as opened:
         for project in ("flights", "parcels"):
             opened.call(CreateProject(project=project))
         leaves = [
@@ -94,7 +98,7 @@ WANTED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=40, deadline=None)
 @given(WANTED)
 def test_the_log_is_what_a_reader_of_all_leaves_would_pick_out(home: Platform, wanted: dict[str, object]) -> None:
     with home.ports.sql.read() as sql:
@@ -265,6 +269,7 @@ def test_numbers_that_no_column_holds_are_refused_before_the_database_sees_them(
 
 def test_a_reader_of_one_project_sees_its_leaves_and_no_others(home: Platform) -> None:
     token = token_of(home, "principal:reader", {"flights": "viewer"})
+    integrate_all(home.ports)
     entries = home.call(ShowLog(project="flights", limit=1000), token=token).entries
     assert {entry.project for entry in entries} == {"flights"}
     assert len(entries) > 30
@@ -288,6 +293,7 @@ def test_a_reader_of_one_project_sees_its_leaves_and_no_others(home: Platform) -
 
 def test_a_copy_for_one_project_holds_the_others_leaves_as_hashes(home: Platform) -> None:
     token = token_of(home, "principal:copyist", {"flights": "viewer"})
+    integrate_all(home.ports)
     page = home.call(ReadLeaves(project="flights"), token=token)
     frontier = tree.Frontier()
     for each in page.leaves:
