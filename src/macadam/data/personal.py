@@ -36,3 +36,17 @@ def columns(table: TableContract) -> frozenset[str]:
 def subjects(table: TableContract) -> frozenset[str]:
     """Names of the columns that name the person a row is about, in lower case."""
     return frozenset(c.name.lower() for c in table.columns if c.subject)
+
+
+_LADDER = ("public", "internal", "confidential", "restricted")
+
+
+def classification(table: TableContract) -> str:
+    """What policies are told of a table: 'personal' if any column is, else the strictest word of its columns, '' if
+    there is none. A word that is not on the ladder counts as 'restricted': nobody knows how little it protects.
+    """
+    if columns(table):
+        return "personal"
+    words = {c.classification.strip().lower() for c in table.columns if c.classification.strip()}
+    steps = [_LADDER.index(word) if word in _LADDER else len(_LADDER) - 1 for word in words]
+    return _LADDER[max(steps)] if steps else ""

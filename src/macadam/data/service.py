@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from macadam import catalog
 from macadam.access import service as access
-from macadam.data import checks, contracts, files, reading, registry
+from macadam.access.state import describe
+from macadam.data import checks, contracts, files, personal, reading, registry
 from macadam.data import ingest as ingesting
 from macadam.data.ingest import Prepared
 from macadam.data.registry import snapshot
@@ -182,9 +183,18 @@ def register_source(tx: Transaction, request: RegisterSource) -> Source:
         by=tx.actor.id,
     )
     registry.keep_source(tx.sql, new)
+    _describe(tx, new, contract)
     facts = {"directory": new.directory, "path": new.path, "format": new.format, "table": new.table}
     tx.record(new.ref, uses=[contract.ref], **facts)
     return new
+
+
+def _describe(tx: Transaction, source: Source, contract: ContractVersion) -> None:
+    """Tells the policies what kind of data the table holds, and its quarantine with it."""
+    text = tx.ports.objects.get(contract.text)
+    (table,) = (t for t in contracts.parse(text, origin=contract.ref).tables if t.name == source.schema)
+    for name in (source.table, registry.quarantine_of(source.table)):
+        describe(tx.sql, source.project, f"table:{name}", classification=personal.classification(table))
 
 
 def _require_place(home: Path, location: str, request: RegisterSource) -> None:

@@ -9,6 +9,7 @@ import pytest
 from unit.data import orders
 
 from macadam import catalog
+from macadam.access import service as access
 from macadam.access.types import CreateProject
 from macadam.data import ingest as ingesting
 from macadam.data import registry, service
@@ -499,3 +500,17 @@ def test_a_changed_byte_in_a_published_file_is_found_by_verification_and_stops_t
         orders.write(folder, "b.csv", range(100, 110))
         with pytest.raises(IntegrityError, match=good.name):
             orders.ingest(platform)
+
+
+def test_policies_are_told_what_a_contract_says_of_its_table(tmp_path, platform):
+    text = orders.contract().replace("name: city,", "name: city, classification: pii,")
+    platform.call(RegisterContract(project=orders.PROJECT, text=text.replace("version: 1.0.0", "version: 9.0.0")))
+    wanted = {"project": orders.PROJECT, "directory": str(tmp_path), "path": "{n}.csv", "contract": "orders"}
+    platform.call(RegisterSource(**wanted, source="people", table="people"))
+    with platform.ports.sql.read() as sql:
+        told = access.snapshot(sql).projects[orders.PROJECT].assets
+    assert {name: told[name].classification for name in told if name.startswith("table:people")} == {
+        "table:people": "personal",
+        "table:people_quarantine": "personal",
+    }
+    assert "table:orders" not in told, "its contract says nothing"
