@@ -14,7 +14,7 @@ import msgspec
 from macadam.access import revoking
 from macadam.access.types import DenialCount, RecordDenials
 from macadam.app.platform import LOCAL_TOKEN, Platform
-from macadam.errors import MacadamError
+from macadam.errors import Conflict, InvalidInput, MacadamError
 from macadam.faces import logs
 from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
@@ -78,7 +78,17 @@ def record_denials(platform: Platform) -> None:
             found = tuple(
                 DenialCount(count=count, **msgspec.structs.asdict(denial)) for denial, count in sorted(counts.items())
             )
-            platform.call(RecordDenials(report=path.stem, denials=found, others=others), token=token)
+            try:
+                platform.call(RecordDenials(report=path.stem, denials=found, others=others), token=token)
+            except (
+                Conflict,
+                InvalidInput,
+            ) as error:  # somebody has written into it: kept for whoever looks, out of the way
+                _log.error(
+                    "a report of denials is refused", extra={"facts": {"report": path.name, "detail": str(error)}}
+                )
+                path.rename(path.with_suffix(".refused"))
+                continue
         path.unlink(missing_ok=True)
 
 

@@ -100,6 +100,19 @@ def test_a_report_is_recorded_once_and_never_with_other_counts(platform: Platfor
         platform.call(msgspec.structs.replace(request, others=3))
 
 
+def test_a_report_that_somebody_has_written_into_is_put_aside_and_holds_up_no_other(platform: Platform) -> None:
+    folder = platform.settings.home / denials.FOLDER
+    folder.mkdir()
+    line = msgspec.json.encode(Counted(denial=ONE, count=3))
+    for name in ("a-1", "b b"):
+        (folder / f"{name}{DONE}").write_bytes(line)
+    record_denials(platform)
+    (folder / f"a-1{DONE}").write_bytes(line.replace(b"3}", b"4}"))
+    (folder / f"c-1{DONE}").write_bytes(line)
+    record_denials(platform)
+    assert {path.name for path in folder.iterdir()} == {"a-1.refused", "b b.refused"}
+
+
 def test_denials_of_a_gateway_that_is_killed_end_in_the_ledger(home: Path) -> None:
     with homes.open_home(home) as platform:
         platform.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="1"))
