@@ -506,11 +506,11 @@ def test_policies_are_told_what_a_contract_says_of_its_table(tmp_path, platform)
     text = orders.contract().replace("name: city,", "name: city, classification: pii,")
     platform.call(RegisterContract(project=orders.PROJECT, text=text.replace("version: 1.0.0", "version: 9.0.0")))
     wanted = {"project": orders.PROJECT, "directory": str(tmp_path), "path": "{n}.csv", "contract": "orders"}
-    platform.call(RegisterSource(**wanted, source="people", table="people"))
+    platform.call(RegisterSource(**wanted, source="people", table="people", schema="orders"))
     with platform.ports.sql.read() as sql:
         told = access.snapshot(sql).projects[orders.PROJECT].assets
     assert {name: told[name].classification for name in told if name.startswith("table:people")} == {
         "table:people": "personal",
-        "table:people_quarantine": "personal",
+        "table:people__quarantine": "personal",
     }
     assert "table:orders" not in told, "its contract says nothing"
