@@ -145,7 +145,8 @@ def test_commits_wait_for_the_disk_also_where_the_database_says_otherwise(url: s
 
 def test_idle_connections_that_were_cut_are_replaced_unseen(url: str, sql: Postgres) -> None:
     insert(sql, 1)
-    assert there(sql) == [1]
+    with sql.read(), sql.read(), sql.read():  # several lie in the pool afterwards
+        assert there(sql) == [1]
     end_connections(url)
     insert(sql, 2)
     end_connections(url)

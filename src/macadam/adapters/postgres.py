@@ -148,6 +148,7 @@ class Postgres:
                 if not lost:
                     raise
                 connection.close()
+                self._engine.dispose()  # the others that lie in the pool died with it
                 connection = self._engine.connect()
                 mark = _begin(connection)
             yield connection, mark
@@ -249,7 +250,7 @@ def _engine(url: sa.URL, settings: SqlSettings) -> sa.Engine:
         url,
         # BEGIN is said in read() and in a group's own transaction, as the isolation differs.
         isolation_level="AUTOCOMMIT",
-        hide_parameters=True,  # values of rows belong in no error
+        hide_parameters=True,  # what a caller sent belongs in no error
         execution_options={"preserve_rowcount": True},  # also of an INSERT, as SQLite's driver does
         pool_size=kept,
         max_overflow=settings.connections - kept,
