@@ -29,7 +29,7 @@ def free_port() -> int:
 class Up:
     """One `macadam up --json` on a home."""
 
-    def __init__(self, home: Path, *, port: int = 0, gateway_port: int = 0) -> None:
+    def __init__(self, home: Path, *, port: int = 0, gateway_port: int = 0, **settings: str) -> None:
         self.home = home
         self.port = port or free_port()
         self.gateway_port = gateway_port or free_port()
@@ -40,7 +40,7 @@ class Up:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=environment | settings,
         )
 
     def healthy(self) -> dict[str, object]:
@@ -61,8 +61,8 @@ class Up:
 
 
 @contextlib.contextmanager
-def running(home: Path) -> Iterator[Up]:
-    up = Up(home)
+def running(home: Path, **settings: str) -> Iterator[Up]:
+    up = Up(home, **settings)
     try:
         yield up
     finally:
@@ -202,3 +202,21 @@ def oversized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with running(tmp_path_factory.mktemp("oversized") / "home") as up:
         up.healthy()
         yield up
+
+
+def test_with_a_passphrase_it_serves_an_encrypted_home_and_no_command_line_shows_it(tmp_path: Path) -> None:
+    passphrase = "seven words that nobody else knows"
+    with running(tmp_path / "home", MACADAM_KEY_PASSPHRASE=passphrase) as up:
+        up.healthy()
+        parent = psutil.Process(up.process.pid)
+        for process in (parent, *parent.children(recursive=True), psutil.Process(gateway_pid(up))):
+            assert passphrase not in " ".join(process.cmdline())
+        kept = [path.read_bytes() for path in (tmp_path / "home" / "keys").iterdir() if not path.name.startswith(".")]
+        assert kept
+        assert all(data.startswith(b"macadam-sealed/1") for data in kept)
+        assert up.stop()[0] == 0
+    refused = Up(tmp_path / "home", MACADAM_KEY_PASSPHRASE=passphrase[:-1])
+    said = "".join(refused.process.communicate(timeout=30))
+    assert refused.process.returncode != 0
+    assert "not the one that this home's keys were encrypted with" in said
+    assert passphrase[:-1] not in said
