@@ -9,11 +9,13 @@ from benchmarks import _gateway_home as homes
 from benchmarks.report import Figure, median_of
 from macadam.journal.writer import JournalWriter
 from macadam.models.signature import Input, Output, Signature
+from macadam.operations import Decision, Granted
 from macadam.serving.batch import Ask, Batcher, Stages
 from macadam.serving.journals import working
 from macadam.serving.runtime import Model, Serving
 from macadam.serving.types import Deployment
 
+_ALLOWED = Decision(id="d", allowed=True, policies=("benchmark",), policy_set="")
 ROUNDS = 5
 RECORDS = 12_800
 
@@ -49,6 +51,7 @@ def ask_of(serving: Serving, inputs: dict[str, float]) -> Ask:
     return Ask(
         serving=serving,
         actor="service:web",
+        granted=Granted(_ALLOWED, "predictions:create", serving.asset),
         inputs=inputs,  # type: ignore[arg-type] # invariant, and not changed
         features=inputs,
         score=0.734,

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from macadam.errors import NotFound
+from macadam.operations import Granted
 from macadam.personal import sidecar
 from macadam.personal.sidecar import Bodies, Frame, Sealed
 from macadam.personal.vault import Vault
 from macadam.ports import Ports
 
+READ = "personal:read"
+"""The permission that reading values takes."""
 SUFFIX = ".personal"
 UNSEALED = (".open", ".closed")
 
@@ -50,8 +53,9 @@ def _take_over(ports: Ports, keys: Vault, path: Path) -> None:
     path.unlink()
 
 
-def find(ports: Ports, project: str, segment: str, prediction: str) -> Sealed | None:
+def find(granted: Granted, ports: Ports, project: str, segment: str, prediction: str) -> Sealed | None:
     """One prediction's ciphertext; None if it is erased. segment: '' while it is not sealed. Raises IntegrityError."""
+    granted.require(f"project:{project}", READ)
     body = _in_files(ports, project, segment, prediction)
     if body is None and segment:
         body = _in_object(ports, project, segment, prediction)

@@ -5,15 +5,14 @@ import msgspec
 from macadam.errors import IntegrityError, NotAuthorised
 from macadam.journal.layout import VERIFY
 from macadam.journal.record import Personal, Prediction
-from macadam.operations import Transaction
+from macadam.operations import Granted, Transaction
 from macadam.personal import cipher, store
 from macadam.personal.cipher import SubjectKey
+from macadam.personal.sidecar import Sealed
 from macadam.personal.vault import Vault
 from macadam.serving import erasure
 from macadam.serving.types import PersonalValues
 from macadam.values import instant
-
-READ = "personal:read"
 
 
 def personal_values(tx: Transaction, told: Prediction, segment: str) -> PersonalValues | None:
@@ -34,40 +33,39 @@ def personal_values(tx: Transaction, told: Prediction, segment: str) -> Personal
             erased=done.at,
             certificate=done.id,
         )
-    if not _may_read(tx, told):
-        said = f"These fields are personal: seeing them needs the permission {READ}."
+    granted = _may_read(tx, told)
+    if granted is None:
+        said = f"These fields are personal: seeing them needs the permission {store.READ}."
         return PersonalValues(state="withheld", said=said, subject=told.personal.subject, fields=fields)
-    return _opened(tx, told, told.personal, segment, fields)
+    return _opened(tx, granted, told, told.personal, segment)
 
 
-def _may_read(tx: Transaction, told: Prediction) -> bool:
+def _may_read(tx: Transaction, told: Prediction) -> Granted | None:
     try:
-        tx.authorise(READ, f"project:{told.project}")
+        return tx.authorise(store.READ, f"project:{told.project}")
     except NotAuthorised:
-        return False
-    return True
+        return None
 
 
-def _opened(
-    tx: Transaction, told: Prediction, personal: Personal, segment: str, fields: tuple[str, ...]
-) -> PersonalValues:
-    home, secrets = tx.ports.settings.home, tx.ports.secrets
-    keys = Vault(home, secrets, told.project)
+def _opened(tx: Transaction, granted: Granted, told: Prediction, personal: Personal, segment: str) -> PersonalValues:
+    keys = Vault(tx.ports.settings.home, tx.ports.secrets, told.project)
+    subject, fields = bytes.fromhex(personal.subject), tuple(sorted(personal.fields))
     try:
-        key = keys.of_subject(bytes.fromhex(personal.subject))
+        key = keys.of_subject(subject)
+        sealed = store.find(granted, tx.ports, told.project, segment, told.id) if key is not None else None
+        destroyed = sealed is None and keys.of_subject(subject) is None  # maybe since the first look
     finally:
         keys.close()
-    if key is None:
+    if destroyed:
         said = "The key is destroyed; the erasure is under way. Run the same `macadam erase subject` again to end it."
         return PersonalValues(state="erased", said=said, subject=personal.subject, fields=fields)
-    values = _values(tx, told, personal, key, segment)
+    if key is None or sealed is None:
+        raise _unlike(told, "is gone, and nobody erased it")
+    values = _values(told, personal, key, sealed)
     return PersonalValues(state="readable", said="", subject=personal.subject, fields=fields, values=values)
 
 
-def _values(tx: Transaction, told: Prediction, personal: Personal, key: SubjectKey, segment: str) -> dict[str, object]:
-    sealed = store.find(tx.ports, told.project, segment, told.id)
-    if sealed is None:
-        raise _unlike(told, "is gone, and nobody erased it")
+def _values(told: Prediction, personal: Personal, key: SubjectKey, sealed: Sealed) -> dict[str, object]:
     found = {field.path: cipher.commitment(sealed.key_id, field.sealed) for field in sealed.fields}
     if found != personal.fields or sealed.key_id != key.key_id:
         raise _unlike(told, "is not what the record commits to")

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from unit.serving import people
+from unit.serving import leave, people
 from unit.serving.people import PROJECT, files_with
 
 from macadam import operations
@@ -24,7 +24,7 @@ from macadam.adapters.local_objects import LocalObjects
 from macadam.adapters.local_secrets import LocalSecrets
 from macadam.adapters.sqlite import Sqlite
 from macadam.app.platform import Platform
-from macadam.errors import Conflict, NotAuthorised
+from macadam.errors import Conflict, IntegrityError, NotAuthorised
 from macadam.ledger.note import SignerKey
 from macadam.ledger.service import verifier_keys
 from macadam.ledger.types import ShowCheckpoint, ShowLog
@@ -100,7 +100,7 @@ def ciphertext(platform: Platform, predictions: list[str]) -> list[bytes]:
     found = []
     for prediction in predictions:
         page = platform.call(ShowPrediction(project=PROJECT, prediction=prediction))
-        body = store.find(platform.ports, PROJECT, page.segment, prediction)
+        body = store.find(leave.to_see(PROJECT), platform.ports, PROJECT, page.segment, prediction)
         assert body is not None
         found += [field.sealed for field in body.fields]
     return found
@@ -342,6 +342,25 @@ def test_a_retried_call_gets_the_first_answer(platform: Platform) -> None:
 def test_settings_of_a_platform_in_another_process_see_the_same(home: Path) -> None:
     with Platform(Settings.load({}, home=home)) as platform:
         assert platform.call(ERASE).predictions == 6
+
+
+def test_a_changed_or_vanished_ciphertext_is_said_and_never_shown(platform: Platform, town: Town) -> None:
+    path = min((town.home / "journal" / PROJECT).glob("*.personal"))
+    data = path.read_bytes()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    held = town.ann[2:4]  # of the first closed segment
+    with pytest.raises(IntegrityError, match="not what the record commits to"):
+        [shown(platform, one) for one in held]
+    path.unlink()
+    with pytest.raises(IntegrityError, match="nobody erased it"):
+        [shown(platform, one) for one in held]
+
+
+def test_ciphertext_is_found_with_leave_for_its_project_only(platform: Platform, town: Town) -> None:
+    with pytest.raises(NotAuthorised):
+        store.find(leave.to_see("another"), platform.ports, PROJECT, "", town.ann[-1])
+    with pytest.raises(NotAuthorised):
+        store.find(leave.to_ask("delay"), platform.ports, PROJECT, "", town.ann[-1])
 
 
 # --- the certificate, read by the verifier

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from unit.serving import homes
+from unit.serving import homes, leave
 from unit.serving.homes import ENDPOINT, MODEL, PATH, PROJECT
 from unit.serving.test_gateway import ready
 
@@ -158,7 +158,7 @@ def _kept(platform: Platform, home: Path, predictions: list[str]) -> tuple[bytes
     found = []
     for prediction in predictions:
         page = platform.call(ShowPrediction(project=PROJECT, prediction=prediction))
-        body = store.find(platform.ports, PROJECT, page.segment, prediction)
+        body = store.find(leave.to_see(PROJECT), platform.ports, PROJECT, page.segment, prediction)
         assert body is not None
         found += [field.sealed for field in body.fields]
     return platform.ports.secrets.get(name), rows[0][0], found
