@@ -16,6 +16,8 @@ from unit.serving import homes
 from unit.serving.homes import ENDPOINT, MODEL, PROJECT
 
 import macadam_verify
+from macadam import testing
+from macadam.access.policy_types import ActivatePolicies, ApprovePolicies, ProposePolicies
 from macadam.access.types import CreatePrincipal, GrantRole, IssueToken
 from macadam.app.platform import Platform
 from macadam.errors import Busy, Conflict, GateRefused, IntegrityError, NotAuthorised, NotFound, Unavailable
@@ -216,6 +218,35 @@ def test_a_sealed_prediction_proves_and_a_changed_byte_breaks_the_proof(
     done = verify(flipped, proof.key, tmp_path)
     assert done.returncode == 1
     assert "record -> segment" in done.stdout
+
+
+def test_a_proof_carries_the_project_s_policies_their_approval_and_the_platform_s(
+    deployed: Platform, tmp_path: Path
+) -> None:
+    text = '@id("none") forbid (principal in Role::"viewer", action == Action::"runs:train", resource);'
+    made = deployed.call(ProposePolicies(project=PROJECT, files={"policies/a.cedar": text}))
+    ann = testing.token_of(deployed, "ann", {PROJECT: "approver"})
+    deployed.call(ApprovePolicies(project=PROJECT, version=made.version), token=ann)
+    active = deployed.call(ActivatePolicies(project=PROJECT, version=made.version))
+    deployed.call(Deploy(project=PROJECT, endpoint=ENDPOINT, model=MODEL, version="2"))
+    some = records(deployed.call(ShowEndpoint(project=PROJECT, endpoint=ENDPOINT)), 3)
+    write(deployed, some)
+    seal(deployed)
+    proof = deployed.call(Prove(project=PROJECT, prediction=some[1].id))
+    done = verify(proof.bundle, proof.key, tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert active.policy_set in done.stdout
+    bundle = json.loads(proof.bundle)
+    kinds = {json.loads(leaf["leaf"])["kind"] for leaf in bundle["leaves"] if leaf["role"] == "policy"}
+    assert kinds == {
+        "access.bootstrap", "access.propose_policies", "access.approve_policies", "access.activate_policies",
+    }  # fmt: skip
+    left = [leaf for leaf in bundle["leaves"] if json.loads(leaf["leaf"])["kind"] != "access.approve_policies"]
+    bundle["segment"]["leaf"] = next(n for n, leaf in enumerate(left) if leaf["role"] == "segment")
+    shorter = json.dumps({**bundle, "leaves": left}, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    done = verify(shorter, proof.key, tmp_path)
+    assert done.returncode == 1
+    assert "approval" in done.stdout
 
 
 def test_an_altered_archive_is_found_when_a_record_is_read(deployed: Platform, endpoint: Endpoint) -> None:
