@@ -152,7 +152,7 @@ def test_a_rotated_token_s_secret_changes_and_its_reach_does_not(door: Door) -> 
     with pytest.raises(NotAuthenticated):
         door.call(WhoAmI(), old.token)
     assert door.call(WhoAmI(), new.token).token == new.id
-    leaf = door.leaves()[-1]
+    leaf = [leaf for leaf in door.leaves() if leaf.outcome == "done"][-1]
     assert (leaf.kind, leaf.body["rotated"]) == ("access.rotate_token", old.id)
     assert f"token:{old.id}" in leaf.uses
     listed = {t.id: t for t in door.call(ListTokens())}
