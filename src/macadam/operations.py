@@ -102,8 +102,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     Nobody has proved it: a policy can demand that it is said, and the ledger keeps what was said.
     """
 
-    purpose: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$|^$")] = ""
-    location: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$|^$")] = ""
+    purpose: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z|^\Z")] = ""
+    location: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z|^\Z")] = ""
 
 
 UNDECLARED = Declared()

@@ -16,19 +16,20 @@ import msgspec
 
 from macadam.errors import InvalidInput
 
-NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
-DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
-REF_PATTERN = r"^[a-z][a-z_]{0,30}:[A-Za-z0-9][A-Za-z0-9._:/-]{0,200}(@[A-Za-z0-9._:-]{1,100})?$"
+# `\Z`, not `$`: that one also matches before a newline at the end, and msgspec searches.
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}\Z"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}\Z"
+REF_PATTERN = r"^[a-z][a-z_]{0,30}:[A-Za-z0-9][A-Za-z0-9._:/-]{0,200}(@[A-Za-z0-9._:-]{1,100})?\Z"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description="lower case, digits, '-' and '_'")]
 Somewhere = Annotated[
-    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="a project's name, or * for all")
+    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})\Z", description="a project's name, or * for all")
 ]
 Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN, description="SHA-256 as sha256:<hex>")]
 RefText = Annotated[str, msgspec.Meta(pattern=REF_PATTERN, description="kind:name[@version]")]
 
 _REF = re.compile(REF_PATTERN)
-_DURATION = re.compile(r"^(\d+)(ms|s|m|h|d|w)$")
+_DURATION = re.compile(r"^(\d+)(ms|s|m|h|d|w)\Z")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 

@@ -12,7 +12,7 @@ State = Literal["proposed", "approved", "active", "superseded"]
 FileName = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}\.cedar$",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}\.cedar\Z",
         max_length=200,
         description="a path below the project, such as policies/purpose.cedar",
     ),

@@ -16,32 +16,32 @@ ROLES: tuple[Role, ...] = ("viewer", "developer", "approver", "operator", "audit
 PrincipalName = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^((principal|service):)?[a-z][a-z0-9._-]{0,62}$",
+        pattern=r"^((principal|service):)?[a-z][a-z0-9._-]{0,62}\Z",
         description="principal:NAME for a person, service:NAME for a service, or NAME alone",
     ),
 ]
 Owner = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(((principal|service):)?[a-z][a-z0-9._-]{0,62})?$",
+        pattern=r"^(((principal|service):)?[a-z][a-z0-9._-]{0,62})?\Z",
         description="a principal; empty: the caller",
     ),
 ]
 Scope = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(\*|[a-z_]+:(\*|[a-z_]+))$",
+        pattern=r"^(\*|[a-z_]+:(\*|[a-z_]+))\Z",
         description="a permission, NOUN:* for all of a noun's, or * for all",
     ),
 ]
 
 ProjectPattern = Annotated[
-    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="a project's name, or * for all")
+    str, msgspec.Meta(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})\Z", description="a project's name, or * for all")
 ]
 AssetPattern = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(\*|[a-z_]+:(\*|[A-Za-z0-9][A-Za-z0-9._/@-]{0,199}))$",
+        pattern=r"^(\*|[a-z_]+:(\*|[A-Za-z0-9][A-Za-z0-9._/@-]{0,199}))\Z",
         description="an asset such as endpoint:delay, KIND:* for all of a kind, or * for all",
     ),
 ]
@@ -271,7 +271,7 @@ class DenialReport(msgspec.Struct, frozen=True, kw_only=True):
 
 IdentityText = Annotated[str, msgspec.Meta(min_length=1, max_length=300, description="as the provider's claim has it")]
 IssuerUrl = Annotated[
-    str, msgspec.Meta(pattern=r"^(https?://[!-~]{1,290})?$", description="empty: the one that is set up")
+    str, msgspec.Meta(pattern=r"^(https?://[!-~]{1,290})?\Z", description="empty: the one that is set up")
 ]
 GroupName = Annotated[str, msgspec.Meta(min_length=1, max_length=200, description="as the provider's claim has it")]
 
@@ -332,7 +332,7 @@ class ListRates(Request[tuple[Rate, ...]], frozen=True, kw_only=True):
 class RecordDenials(Request[DenialReport], frozen=True, kw_only=True):
     """Record in the ledger what a gateway refused within a minute. The same report twice is recorded once."""
 
-    report: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,200}$")]
+    report: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,200}\Z")]
     denials: Annotated[tuple[DenialCount, ...], msgspec.Meta(max_length=300)]
     others: Annotated[int, msgspec.Meta(ge=0)] = 0
 

@@ -18,7 +18,7 @@ from macadam.values import DIGEST_PATTERN, digest_of, uuid7
 
 _CHUNK = 1 << 20
 _DIGEST = re.compile(DIGEST_PATTERN)
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
 
 
 class LocalObjects:

@@ -176,12 +176,12 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
 # --- Requests and answers: contracts
 
 TableName = Annotated[
-    str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,50}$", description="lower case, digits, '-' and '_'")
+    str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,50}\Z", description="lower case, digits, '-' and '_'")
 ]
 SnapshotText = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^((table:[a-z][a-z0-9_-]{0,62}@)?[0-9]{1,20})?$",
+        pattern=r"^((table:[a-z][a-z0-9_-]{0,62}@)?[0-9]{1,20})?\Z",
         description="table:NAME@ID or its ID; empty: the published one",
     ),
 ]

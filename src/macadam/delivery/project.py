@@ -28,13 +28,13 @@ else:
 
 FILE = "macadam.yaml"
 _MAX_BYTES = 1 << 20
-_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`(?: - at `(?P<path>[^`]*)`)?$")
-_DATE = re.compile(r"^\d{4}-\d{2}(-\d{2})?$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>[^`]*)`(?: - at `(?P<path>[^`]*)`)?\Z")
+_DATE = re.compile(r"^\d{4}-\d{2}(-\d{2})?\Z")
 _DATE_IN_NAME = re.compile(r"(\d{4})[-_]?(\d{2})(?:[-_]?(\d{2}))?")
 
 RelativePath = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$", description="a path inside the project's directory"),
+    msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+\Z", description="a path inside the project's directory"),
 ]
 
 
@@ -218,7 +218,7 @@ def _loader() -> type[Any]:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
             return dict(super().construct_mapping(node, deep=deep))
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)\Z"), list("tf"))
     return Loader
 
 

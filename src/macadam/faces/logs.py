@@ -11,7 +11,7 @@ from pathlib import Path
 from macadam.values import instant, utc_now
 
 LOGGER = "macadam"
-_TRACEPARENT = re.compile(r"^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$")
+_TRACEPARENT = re.compile(r"^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}\Z")
 _FILE_BYTES = 16 * 1024 * 1024  # a day of a busy control plane; four files are kept
 
 trace: ContextVar[str] = ContextVar("macadam_trace", default="")

@@ -39,7 +39,9 @@ def document(operations: Iterable[Operation]) -> dict[str, object]:
     """The whole document as plain values."""
     known = list(operations)
     types = [t for o in known for t in (o.request, o.request.response_type())]
-    schemas, components = msgspec.json.schema_components(types, schema_hook=_schema_of, ref_template=_REFERENCE)
+    schemas, components = _portable(
+        msgspec.json.schema_components(types, schema_hook=_schema_of, ref_template=_REFERENCE)
+    )
     paths: dict[str, dict[str, object]] = {}
     for number, operation in enumerate(known):
         request = _resolved(schemas[2 * number], components)
@@ -98,6 +100,16 @@ def _responses(response: object) -> dict[str, object]:
     for status, about in _PROBLEM_STATUS.items():
         answers[status] = {"description": about, "content": {problem.MEDIA_TYPE: schema}}
     return answers
+
+
+def _portable(schema: Any) -> Any:
+    """The same with patterns as other languages read them (ECMA-262): their `$` is Python's `\\Z`, and takes no newline."""
+    if isinstance(schema, dict):
+        return {
+            name: value.replace(r"\Z", "$") if name == "pattern" and isinstance(value, str) else _portable(value)
+            for name, value in schema.items()
+        }
+    return [_portable(one) for one in schema] if isinstance(schema, list | tuple) else schema
 
 
 def _schema_of(kind: type) -> dict[str, Any]:

@@ -31,8 +31,8 @@ _PIPE_WIDTH = 200  # characters: a table in a pipe is for grep, not for a screen
 _TEXT_LEFT = 120  # characters of a value in a table before it is cut
 _MOST_COLUMNS = 9
 _DIGEST_LEFT = len("sha256:") + 12
-_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
-_INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}\Z")
+_INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z")
 
 
 def as_json(value: object) -> None:

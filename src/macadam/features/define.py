@@ -25,7 +25,7 @@ EVENT_TIME = "event_time"
 Kind = Literal["number", "category"]
 Aggregation = Literal["mean", "count", "sum"]
 
-_IDENTIFIER = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,62}$")
+_IDENTIFIER = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,62}\Z")
 _RESERVED = {EVENT_TIME, "label"}
 
 

@@ -11,7 +11,7 @@ from macadam.values import Digest, Name
 Rows = Annotated[list[dict[str, object]], msgspec.Meta(min_length=1, max_length=10_000)]
 ViewsVersion = Annotated[
     str,
-    msgspec.Meta(pattern=r"^([0-9a-f]{12})?$", description="version of the definitions; empty: the newest"),
+    msgspec.Meta(pattern=r"^([0-9a-f]{12})?\Z", description="version of the definitions; empty: the newest"),
 ]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 

@@ -25,8 +25,8 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-
 _AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _KIND = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _ACTOR = re.compile(r"anonymous|[a-z][a-z_]*:[!-~]{1,200}")
-_REF = re.compile(REF_PATTERN.strip("^$"))
-_DIGEST = re.compile(DIGEST_PATTERN.strip("^$"))
+_REF = re.compile(REF_PATTERN)
+_DIGEST = re.compile(DIGEST_PATTERN)
 _DECISION_FIELDS = {"effect", "policies", "policy_set", "id"}
 
 

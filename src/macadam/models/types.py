@@ -14,13 +14,13 @@ from macadam.values import Digest, Money, Name, RefText
 
 WholeNumber = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]
 Parameter = bool | WholeNumber | float | str | None
-ParameterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,62}$")]
+ParameterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,62}\Z")]
 VersionText = Annotated[
-    str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,8}|[a-z][a-z0-9_-]{0,62})$", description="a number or an alias")
+    str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,8}|[a-z][a-z0-9_-]{0,62})\Z", description="a number or an alias")
 ]
 EntryText = Annotated[
     str,
-    msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_/]*\.py:[A-Za-z_][A-Za-z0-9_]*$", description="FILE.py:FUNCTION"),
+    msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_/]*\.py:[A-Za-z_][A-Za-z0-9_]*\Z", description="FILE.py:FUNCTION"),
 ]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 

@@ -10,9 +10,9 @@ from macadam.values import Name
 
 ErasureId = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(erasure:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description="an erasure's id"),
+    msgspec.Meta(pattern=r"^(erasure:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", description="an erasure's id"),
 ]
-OneLine = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="one line of text")]
+OneLine = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*\Z", description="one line of text")]
 
 
 class PersonalFields(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ MOST_TOGETHER = 256
 _MOST_ROUTES = 20_000
 _LONGEST_ROUTE = 500
 """Bytes of path and credential: with a query of 64 KB to each, the routes kept would fill the memory."""
-_PREDICT = re.compile(rb"^/v1/projects/([a-z][a-z0-9_-]{0,62})/endpoints/([a-z][a-z0-9_-]{0,62})/predict$")
+_PREDICT = re.compile(rb"^/v1/projects/([a-z][a-z0-9_-]{0,62})/endpoints/([a-z][a-z0-9_-]{0,62})/predict\Z")
 _encode = msgspec.json.Encoder().encode
 _TRACE = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 PREDICT, REPLAY = "predictions:create", "predictions:replay"

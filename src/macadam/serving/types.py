@@ -11,10 +11,12 @@ from macadam.values import Name
 
 PredictionId = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(prediction:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", description="a prediction's id"),
+    msgspec.Meta(
+        pattern=r"^(prediction:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", description="a prediction's id"
+    ),
 ]
 VersionText = Annotated[
-    str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,8}|[a-z][a-z0-9_-]{0,62})$", description="a number or an alias")
+    str, msgspec.Meta(pattern=r"^([1-9][0-9]{0,8}|[a-z][a-z0-9_-]{0,62})\Z", description="a number or an alias")
 ]
 
 

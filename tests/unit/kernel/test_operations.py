@@ -1,10 +1,17 @@
 import importlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Annotated
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from macadam import operations
+from macadam.delivery import project
 from macadam.errors import SettingInvalid
 from macadam.operations import Request, Transaction, operation
 from macadam.ports import load
@@ -62,3 +69,45 @@ def test_an_unknown_adapter_lists_those_that_exist() -> None:
     with pytest.raises(SettingInvalid, match="no adapter called 'postgress'") as refused:
         load("postgress")
     assert "sqlite" in refused.value.next_step
+
+
+def _texts(kind: object, where: str, seen: frozenset[type]) -> Iterator[tuple[str, str]]:
+    """(field, pattern) of every text with a pattern in a request, however deep."""
+    if isinstance(kind, msgspec.inspect.StrType):
+        if kind.pattern:
+            yield where, kind.pattern
+        return
+    if isinstance(kind, msgspec.inspect.StructType):
+        if kind.cls in seen:
+            return
+        seen |= {kind.cls}
+    for name in getattr(kind, "__struct_fields__", ()):
+        value = getattr(kind, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, msgspec.inspect.Field):
+                yield from _texts(part.type, f"{where}.{part.name}", seen)
+            elif isinstance(part, msgspec.inspect.Type):
+                yield from _texts(part, where, seen)
+
+
+def _patterns() -> dict[str, str]:
+    requests = [o.request for o in operations.table().values()]
+    found: dict[str, str] = {}
+    for kind in (*requests, operations.Declared, project.Document):
+        for where, pattern in _texts(msgspec.inspect.type_info(kind), kind.__name__, frozenset()):
+            found.setdefault(pattern, where)
+    return found
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_no_text_that_a_request_takes_ends_in_a_newline(data: st.DataObject) -> None:
+    """A `$` in a pattern matches before a newline at the end: the name would reach paths, leaves and headers with it."""
+    found = _patterns()
+    assert len(found) > 15
+    for pattern, where in found.items():
+        kind = Annotated[str, msgspec.Meta(pattern=pattern)]
+        text = data.draw(st.from_regex(re.compile(pattern)), label=where)
+        assert msgspec.convert(text, kind) == text, where
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(text + "\n", kind)

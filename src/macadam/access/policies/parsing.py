@@ -30,7 +30,7 @@ EVERYTHING = "*"
 """Read by a policy of which cannot be said what it reads."""
 
 _TOKEN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"|;|[^\s"/;]+|/')
-_ID = re.compile(r"^[a-z][a-z0-9._-]{0,62}$")
+_ID = re.compile(r"^[a-z][a-z0-9._-]{0,62}\Z")
 _QUOTED = re.compile(r"`([^`]+)`")
 
 
