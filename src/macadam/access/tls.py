@@ -25,22 +25,40 @@ class Identity:
 
     def keep(self, svid: Svid, authorities: bytes) -> None:
         """Replaces the files; the key first and the certificate last, so that a half-done change is a pair that TLS
-        refuses to load, which leaves the one before in force.
+        refuses to load. All drafts are durable before the first replaces anything: after a kill, `_finish` goes on.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, data in ((AUTHORITIES, authorities), (KEY, svid.key), (CERTIFICATES, svid.certificates)):
-            draft = self.directory / f".{name}.draft"
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        files = ((AUTHORITIES, authorities), (KEY, svid.key), (CERTIFICATES, svid.certificates))
+        for name, data in files:
+            descriptor = os.open(self._draft(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(self.directory / name)
+        for name, _ in files:
+            self._draft(name).replace(self.directory / name)
+
+    def _draft(self, name: str) -> Path:
+        return self.directory / f".{name}.draft"
+
+    def _finish(self) -> None:
+        """Ends a `keep` that was killed between the key and its certificate: that one's draft fits the new key."""
+        draft = self._draft(CERTIFICATES)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(draft, self.directory / KEY)
+        except (OSError, ssl.SSLError):
+            return
+        draft.replace(self.directory / CERTIFICATES)
 
     @property
     def certificates(self) -> bytes:
         """The own certificate and its chain (PEM). Raises SettingInvalid."""
         return self._read(CERTIFICATES)
+
+    @property
+    def authorities(self) -> bytes:
+        """The certificates (PEM) that are trusted. Raises SettingInvalid."""
+        return self._read(AUTHORITIES)
 
     @property
     def id(self) -> SpiffeId:
@@ -57,20 +75,21 @@ class Identity:
     def context(self, *, server: bool, demands_client: bool = True) -> ssl.SSLContext:
         """A context for TLS 1.3 or newer. demands_client: whether a server takes only callers with a certificate.
 
-        Raises SettingInvalid if the files are missing or do not belong together.
+        Raises SettingInvalid if the files are missing or do not belong together. A context is never added to: that
+        would go on trusting an authority that is no longer among the files.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False  # the name is the SPIFFE id, which `peer_of` reads
         context.verify_mode = ssl.CERT_REQUIRED if demands_client or not server else ssl.CERT_OPTIONAL
-        self.load_into(context)
+        try:
+            self._load(context)
+        except SettingInvalid:
+            self._finish()
+            self._load(context)
         return context
 
-    def load_into(self, context: ssl.SSLContext) -> None:
-        """Takes the files over into a context that is in use; connections that exist keep what they have.
-
-        Raises SettingInvalid.
-        """
+    def _load(self, context: ssl.SSLContext) -> None:
         try:
             context.load_cert_chain(self.directory / CERTIFICATES, self.directory / KEY)
             context.load_verify_locations(cadata=self._read(AUTHORITIES).decode())

@@ -7,6 +7,7 @@ then on renews its certificate by itself; revoking it takes effect on its next c
 
 import logging
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -36,6 +37,9 @@ ROLE = "gateway"
 CERTIFY = "workloads:certify"
 CONTROL_PLANE = "/control-plane"
 """The path of the control plane's own id."""
+_HEARD = timedelta(days=2)
+"""After which everyone who can still connect has heard of a new authority: certificates last half a day, and each renewal
+brings the authorities in force."""
 _PLATFORM = "platform:home"
 _AUTHORITY = "workload-authority"
 _log = logging.getLogger(__name__)
@@ -45,9 +49,9 @@ _log = logging.getLogger(__name__)
 
 
 def authorities(ports: Ports, now: datetime) -> list[Authority]:
-    """The keys whose certificates are good, oldest first; the last one signs. Makes the first, and each successor.
+    """The keys whose certificates are good, oldest first. Makes the first, and each successor.
 
-    A successor is made half-way through the life of the newest, so that all hear of it before they need it.
+    A successor is made half-way through the life of the newest, so that all hear of it before it signs (`signing`).
     """
     found = _stored(ports)
     if not found or found[-1].is_half_spent(now):
@@ -56,9 +60,16 @@ def authorities(ports: Ports, now: datetime) -> list[Authority]:
             ports.secrets.put(f"{_AUTHORITY}-{len(found) + 1}", made.pem)
         except Conflict:  # another process made it
             return [one for one in _stored(ports) if one.expires > now]
-        _log.warning("a new authority for workloads signs until %s", made.expires)
+        _log.warning("there is a new authority for workloads, until %s", made.expires)
         found.append(made)
     return [one for one in found if one.expires > now]
+
+
+def signing(ports: Ports, now: datetime) -> Authority:
+    """The newest authority that everyone has heard of. One that signed at once would cut the link: neither end trusts it."""
+    found = authorities(ports, now)
+    heard = [one for one in found if one.certificate.not_valid_before_utc <= now - _HEARD]
+    return heard[-1] if heard else found[0]
 
 
 def _stored(ports: Ports) -> list[Authority]:
@@ -102,10 +113,10 @@ def authenticate(sql: sa.Connection, peer: Peer, now: datetime) -> Actor:
            resource=_PLATFORM, secret_answer=True)  # fmt: skip
 def enroll_workload(tx: Transaction, request: EnrollWorkload) -> Enrolment:
     """Raises NotFound for an unknown project, Conflict if the name or the id belongs to somebody else."""
-    identity = _identity(tx, request)
     principal = f"service:{request.workload}"
     _make_service(tx, principal)
     row = tx.sql.execute(sa.select(workloads).where(workloads.c.name == request.workload)).first()
+    identity = _identity(tx, request, row)
     taken = tx.sql.execute(sa.select(workloads.c.name).where(workloads.c.spiffe_id == str(identity))).scalar()
     if taken not in (None, request.workload):
         raise Conflict(f"{identity} is the id of the workload {taken}.", next_step="Choose another name or id.")
@@ -141,10 +152,17 @@ def enroll_workload(tx: Transaction, request: EnrollWorkload) -> Enrolment:
     )
 
 
-def _identity(tx: Transaction, request: EnrollWorkload) -> SpiffeId:
+def _identity(tx: Transaction, request: EnrollWorkload, row: sa.Row[Any] | None) -> SpiffeId:
+    """A workload that was revoked comes back under another id: a certificate stolen before then stays nobody's."""
     if request.spiffe_id:
         return SpiffeId.parse(request.spiffe_id)
-    return SpiffeId(tx.ports.settings.link.trust_domain, f"/workload/{request.workload}")
+    path = f"/workload/{request.workload}"
+    if row is not None and not row.external:
+        path = SpiffeId.parse(row.spiffe_id).path
+        if row.revoked is not None:
+            number = path.removeprefix(f"/workload/{request.workload}").removeprefix("/")
+            path = f"/workload/{request.workload}/{int(number or 1) + 1}"
+    return SpiffeId(tx.ports.settings.link.trust_domain, path)
 
 
 def _make_service(tx: Transaction, principal: str) -> None:
@@ -181,8 +199,8 @@ def certify_workload(tx: Transaction, request: CertifyWorkload) -> Certified:
             f"{tx.actor.id} is no workload that this platform issues certificates for.",
             next_step="Enroll it (`macadam workloads enroll NAME`).",
         )
-    signing = authorities(tx.ports, tx.now)[-1]
-    certificate = signing.certify(request.request, SpiffeId.parse(row.spiffe_id), tx.now)
+    authority = signing(tx.ports, tx.now)
+    certificate = authority.certify(request.request, SpiffeId.parse(row.spiffe_id), tx.now)
     expires = tx.now + spiffe.SVID_LIFETIME
     tx.sql.execute(sa.update(workloads).where(workloads.c.name == row.name).values(certified=tx.now, expires=expires))
     if tx.actor.token:  # a joining token works once
@@ -193,7 +211,7 @@ def certify_workload(tx: Transaction, request: CertifyWorkload) -> Certified:
         uses=[row.principal],
         spiffe_id=row.spiffe_id,
         key=spiffe.fingerprint(certificate),
-        authority=spiffe.fingerprint(signing.public_pem),
+        authority=spiffe.fingerprint(authority.public_pem),
         expires=expires,
         spent_token=tx.actor.token or None,
     )

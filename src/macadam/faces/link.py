@@ -6,6 +6,7 @@ taken: asking for the first one, with a joining token.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import MutableMapping
 from datetime import timedelta
@@ -16,11 +17,11 @@ from macadam.access import spiffe, workloads
 from macadam.access.spiffe import Peer, SpiffeId, Svid
 from macadam.access.tls import Identity, peer_of
 from macadam.app.platform import Platform
-from macadam.errors import Busy, MacadamError, NotAuthenticated
+from macadam.errors import Busy, MacadamError, NotAuthenticated, SettingInvalid
 from macadam.faces import logs
 from macadam.faces.http import PEER, ControlPlane
 from macadam.serving import answers
-from macadam.serving.protocol import Connection, Desk, Incoming
+from macadam.serving.protocol import Connection, Desk, Incoming, Strangers
 from macadam.settings import Settings
 from macadam.values import utc_now
 
@@ -30,8 +31,14 @@ if TYPE_CHECKING:
 CERTIFY = b"/api/v1/workloads/certify"
 MOST_BODY = 72 * 1024 * 1024
 """Bytes: a delivered segment in base64."""
+_STRANGERS = Strangers(connections=64, body=64 * 1024)
+"""Who has no certificate yet asks for one, in a few kilobytes."""
+_HANDSHAKE_SECONDS = 10.0
+"""For the first and the last words of TLS."""
 _LOOK_SECONDS = 5.0
 """Between two looks at the certificate files."""
+_AUTHORITIES_SECONDS = 600.0
+"""Between two looks at the authorities themselves, which lie in the secrets store."""
 _log = logging.getLogger(logs.LOGGER)
 
 
@@ -44,7 +51,12 @@ class LinkServer:
         self._app = app
         self._external = bool(settings.link.svid_dir)
         self._identity = Identity(_directory(settings))
-        self._desk = Desk(submit=self._take, max_body=MOST_BODY, most_connections=256)
+        self._desk = Desk(
+            submit=self._take, max_body=MOST_BODY, most_connections=256, most_waiting=2, strangers=_STRANGERS
+        )
+        self._present: ssl.SSLContext
+        self._trusted: frozenset[bytes] = frozenset()
+        self._ask_again = float("-inf")
         self._lines: dict[Connection, deque[Incoming]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -54,10 +66,22 @@ class LinkServer:
         place = self._platform.settings.link
         await asyncio.to_thread(self._renew)
         self._identity.changed()
-        context = self._identity.context(server=True, demands_client=False)
+        context = self._present = self._context()
+
+        def present_newest(tls: "ssl.SSLObject | ssl.SSLSocket", _name: str | None, _context: "ssl.SSLContext") -> None:
+            tls.context = self._present
+
+        # The server keeps its first context; each handshake goes on with the newest, which trusts no one else.
+        context.sni_callback = present_newest
         try:
             server = await loop.create_server(
-                lambda: Connection(self._desk, loop), place.host, place.port, ssl=context, reuse_address=True
+                lambda: Connection(self._desk, loop),
+                place.host,
+                place.port,
+                ssl=context,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=_HANDSHAKE_SECONDS,
+                reuse_address=True,
             )
         except OSError as error:
             raise Busy(
@@ -69,23 +93,31 @@ class LinkServer:
                 for _ in range(int(_LOOK_SECONDS)):
                     await asyncio.sleep(1.0)
                     self._desk.sweep(loop.time())
-                await self._follow(context)
+                await self.follow()
         finally:
             server.close()
             self._desk.drain()
             for task in self._tasks:
                 task.cancel()
 
-    async def _follow(self, context: "ssl.SSLContext") -> None:
-        """New files are taken over by the connections that come; a pair that does not fit leaves the old in force."""
+    async def follow(self) -> None:
+        """New files hold for the connections that come; a pair that does not fit leaves the old one in force."""
         try:
             await asyncio.to_thread(self._renew)
             if self._identity.changed():
-                self._identity.context(server=True)  # refuses what does not fit before it is in force
-                self._identity.load_into(context)
+                trusted = self._trusted
+                self._present = self._context()
+                if trusted - self._trusted:  # who was vouched for by an authority that is gone proves itself anew
+                    for connection in list(self._desk.connections):
+                        connection.end_if_idle()
                 _log.info("the link presents a new certificate", extra={"facts": {"id": str(self._identity.id)}})
         except MacadamError as error:
             _log.error("the link's certificate was not renewed", extra={"facts": {"detail": str(error)}})
+
+    def _context(self) -> "ssl.SSLContext":
+        made = self._identity.context(server=True, demands_client=False)
+        self._trusted = frozenset(self._identity.authorities.split(b"-----END CERTIFICATE-----"))
+        return made
 
     def _renew(self) -> None:
         """The control plane certifies itself; an external agent's files are only read."""
@@ -93,15 +125,22 @@ class LinkServer:
             return
         now = utc_now()
         try:
-            if now < spiffe.half_life(self._identity.certificates):
+            fresh = now < spiffe.half_life(self._identity.certificates)
+            if fresh and time.monotonic() < self._ask_again:
                 return
-        except MacadamError:
+            trusted = workloads.trusted(self._platform.ports, now)
+            self._ask_again = time.monotonic() + _AUTHORITIES_SECONDS
+            # A new authority must be trusted here before it signs for anybody.
+            if fresh and self._identity.authorities == trusted:
+                return
+        except SettingInvalid:
             _log.info("the link gets its first certificate")
-        signing = workloads.authorities(self._platform.ports, now)
+            trusted = workloads.trusted(self._platform.ports, now)
         identity = SpiffeId(self._platform.settings.link.trust_domain, workloads.CONTROL_PLANE)
         key = spiffe.new_key()
-        certificate = signing[-1].certify(spiffe.signing_request(key), identity, now, timedelta(days=1))
-        self._identity.keep(Svid(certificates=certificate, key=key), workloads.trusted(self._platform.ports, now))
+        authority = workloads.signing(self._platform.ports, now)
+        certificate = authority.certify(spiffe.signing_request(key), identity, now, timedelta(days=1))
+        self._identity.keep(Svid(certificates=certificate, key=key), trusted)
 
     # --- requests, one after another on each connection
 
@@ -120,7 +159,7 @@ class LinkServer:
         try:
             while line:
                 request = line[0]
-                data = request.answer if request.fixed else await self._answer(request)
+                data = request.answer if request.fixed else await self._answer_safely(request)
                 if not request.keep_alive and not request.fixed:
                     data = answers.closing(data)
                 line.popleft()
@@ -128,6 +167,14 @@ class LinkServer:
                 connection.answered(1)
         finally:
             del self._lines[connection]
+
+    async def _answer_safely(self, request: Incoming) -> bytes:
+        """Whatever happens, there is an answer: without one the connection would wait for ever, and be counted."""
+        try:
+            return await self._answer(request)
+        except Exception as error:  # noqa: BLE001 - the face's last resort: logged, and told without a trace
+            _log.error("unexpected error", exc_info=error)
+            return answers.problem(500, "unexpected", "The platform failed in a way that it does not know.")
 
     async def _answer(self, request: Incoming) -> bytes:
         try:

@@ -103,7 +103,7 @@ def _responses(response: object) -> dict[str, object]:
 
 
 def _portable(schema: Any) -> Any:
-    """The same with patterns as other languages read them (ECMA-262): their `$` is Python's `\\Z`, and takes no newline."""
+    r"""The same with patterns as other languages read them (ECMA-262): their `$` is Python's `\Z`, and takes no newline."""
     if isinstance(schema, dict):
         return {
             name: value.replace(r"\Z", "$") if name == "pattern" and isinstance(value, str) else _portable(value)

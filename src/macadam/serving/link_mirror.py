@@ -8,7 +8,7 @@ import http.client
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ from macadam.journal.layout import ANSWERS, CLOSED, read_answers
 from macadam.ports import Objects
 from macadam.serving import denials, state
 from macadam.serving.link_service import Delivered, LinkedObject, LinkState, objects_of
-from macadam.values import utc_now
+from macadam.values import Name, utc_now
 
 T = TypeVar("T")
 JOINED = "joined.json"
@@ -47,6 +47,7 @@ _ERRORS: dict[int, type[MacadamError]] = {
     403: NotAuthorised,
     404: NotFound,
     409: Conflict,
+    413: InvalidInput,
     422: InvalidInput,
     500: IntegrityError,
 }
@@ -89,16 +90,12 @@ class Link:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         data = None if body is None else msgspec.json.encode(body)
         try:
-            connection = self._connection or self._open()
+            connection = self.connected()
             connection.request(method, path, body=data, headers=headers)
             answer = connection.getresponse()
             whole = answer.read(_MOST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise Unavailable(
-                f"The control plane at {self._host}:{self._port} does not answer: {error}.",
-                next_step="It is tried again; look whether `macadam up` runs there with MACADAM_LINK_PORT.",
-            ) from error
+            raise self._unreachable(error) from error
         if answer.will_close:
             self.close()
         if answer.status != http.client.OK:
@@ -111,9 +108,28 @@ class Link:
             self._connection.close()
             self._connection = None
 
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None
+
+    def connected(self) -> http.client.HTTPSConnection:
+        """Opens a connection if there is none. Raises NotAuthenticated if the other end is not the control plane."""
+        try:
+            return self._connection or self._open()
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        self.close()
+        return Unavailable(
+            f"The control plane at {self._host}:{self._port} does not answer: {error}.",
+            next_step="It is tried again; look whether `macadam up` runs there with MACADAM_LINK_PORT.",
+        )
+
     def _open(self) -> http.client.HTTPSConnection:
         """Raises NotAuthenticated if the other end is not the control plane, whatever authority vouches for it."""
         made = http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT, context=self._context())
+        made.auto_open = 0  # it would open another one by itself, and not look who is there
         made.connect()
         try:
             self._require_server(made)
@@ -193,6 +209,12 @@ def _read(answer: bytes, kind: type[T]) -> T:
         ) from error
 
 
+def require_names(new: state.ServingState) -> None:
+    """Names of projects become folders here. Raises Unavailable."""
+    for project in (*new.endpoints, *new.journals, *new.access.projects):
+        _read(msgspec.json.encode(project), Name)
+
+
 class Mirror:
     """One linked home. Every method may be repeated after a failure at any point."""
 
@@ -220,7 +242,9 @@ class Mirror:
         """Takes over the newest state, its objects first. Returns whether it was a new one.
 
         A control plane that no longer knows this workload takes its endpoints away: what was revoked does not go on.
+        Somebody else who stands where the control plane should takes nothing away.
         """
+        self.link.connected()
         try:
             answer = self.link.call("GET", f"/api/v1/link/state?known={state.published(self._objects)}")
         except (NotAuthenticated, NotAuthorised):
@@ -237,6 +261,7 @@ class Mirror:
         if not got.state:
             return False
         new = _read(got.state.encode(), state.ServingState)
+        require_names(new)
         for project, digest in objects_of(new):
             if not self._objects.exists(digest):
                 self._fetch_object(project, digest)
@@ -317,28 +342,34 @@ class Keeper:
         pause = self._poll
         due = 0.0
         while not wait(pause):
-            try:
-                self._mirror.renew()
-                self._mirror.fetch()
-                if time.monotonic() >= due:
-                    self._mirror.deliver()
-                    self._mirror.report()
-                    due = time.monotonic() + 1.0
-            except MacadamError as error:
+            duties: list[Callable[[], object]] = [self._mirror.fetch, self._mirror.renew]
+            if time.monotonic() >= due:
+                duties += [self._mirror.deliver, self._mirror.report]
+                due = time.monotonic() + 1.0
+            if failure := self._do(duties):
                 pause = min(max(pause * 2, 1.0), self._longest)
-                if str(error) != self.failure:
-                    self.failure = str(error)
-                    _log.warning("the link is down, the gateway goes on with what it has: %s", error)
+                if failure != self.failure:
+                    self.failure = failure
+                    _log.warning("the link is down, the gateway goes on with what it has: %s", failure)
             else:
                 if self.failure:
                     _log.info("the link is up again")
                 self.failure, pause = "", self._poll
 
+    def _do(self, duties: Iterable[Callable[[], object]]) -> str:
+        """Does each, whatever became of those before it. Returns what went wrong first, in words."""
+        first = ""
+        for duty in duties:
+            try:
+                duty()
+            except (MacadamError, OSError) as error:  # a disk that is full here is no reason to stop answering
+                first = first or str(error)
+                if isinstance(error, Unavailable) and not self._mirror.link.is_connected:
+                    break  # the others would wait for the same
+        return first
+
     def finish(self) -> None:
         """Delivers what the gateway closed when it stopped; what cannot be delivered is, at the next start."""
-        try:
-            self._mirror.deliver()
-            self._mirror.report()
-        except MacadamError as error:
-            _log.warning("closed segments wait for the next start: %s", error)
+        if failure := self._do([self._mirror.deliver, self._mirror.report]):
+            _log.warning("closed segments wait for the next start: %s", failure)
         self._mirror.link.close()

@@ -4,8 +4,8 @@ It gets the projects in which it holds the role `gateway`, and nothing of the ot
 `macadam.faces.link`; the other end is `link_mirror`.
 """
 
+import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 import sqlalchemy as sa
 
-from macadam.access import revocation, workloads
+from macadam.access import revocation, revoking, workloads
 from macadam.access import service as access
 from macadam.access.engine import AccessSnapshot
 from macadam.access.limit_service import keep_denials
@@ -41,7 +41,6 @@ _ARRIVING = ".arriving"
 """A folder beside those of the projects, whose names start with a letter."""
 _ABANDONED_SECONDS = 3600.0
 _PROJECT = "/api/v1/projects/{project}"
-_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 SegmentId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 
 
@@ -104,12 +103,14 @@ class DeliverSegment(Request[Delivered], frozen=True, kw_only=True):
            resource="platform:home")  # fmt: skip
 def read_link_state(tx: Transaction, request: ReadLinkState) -> LinkState:
     mine = _served(tx)
-    # Which projects they are is part of the generation: a grant changes that of access, and so does its end.
-    generation = publishing.generation(tx.sql)
+    # Which projects they are is part of it: a policy that looks at the clock changes them, and nothing that is stored.
+    generation = f"{publishing.generation(tx.sql)}/{digest_of(msgspec.json.encode(sorted(mine)))[7:19]}"
     revoked = _revoked(tx.ports.objects)
     if request.known == generation:
         return LinkState(generation=generation, state="", left_out=(), revoked=revoked)
-    whole = publishing.build(tx.sql)
+    key = revoking.signer(tx.ports.secrets).verifier
+    number = revoking.published_number(tx.ports.objects, key)
+    whole = publishing.build(tx.sql, revocation_key=str(key), revocation_number=number)
     kept: dict[str, dict[str, Deployment]] = {}
     left_out: list[str] = []
     for project in mine:
@@ -120,9 +121,9 @@ def read_link_state(tx: Transaction, request: ReadLinkState) -> LinkState:
                 kept.setdefault(project, {})[name] = deployment
     journals = {project: policy for project, policy in whole.journals.items() if project in mine}
     narrowed = _narrowed(whole.access, mine)
-    part = msgspec.structs.replace(whole, access=narrowed, endpoints=kept, journals=journals)
+    part = msgspec.structs.replace(whole, generation=generation, access=narrowed, endpoints=kept, journals=journals)
     return LinkState(
-        generation=whole.generation, state=state.encode(part).decode(), left_out=tuple(left_out), revoked=revoked
+        generation=generation, state=state.encode(part).decode(), left_out=tuple(left_out), revoked=revoked
     )
 
 
@@ -159,8 +160,13 @@ def _narrowed(whole: AccessSnapshot, projects: frozenset[str]) -> AccessSnapshot
         if reached & known.roles.keys()
     }
     kept = {name: known for name, known in whole.projects.items() if name in projects}
-    tokens = {digest: token for digest, token in whole.tokens.items() if token.principal in principals}
-    return msgspec.structs.replace(whole, principals=principals, tokens=tokens, projects=kept)
+    tokens = {}
+    for digest, token in whole.tokens.items():
+        here = tuple(p for p in token.projects if p in reached)
+        if token.principal in principals and (here or not token.projects):
+            tokens[digest] = msgspec.structs.replace(token, projects=here)
+    rates = {name: limit for name, limit in whole.rates.items() if name in principals}
+    return msgspec.structs.replace(whole, principals=principals, tokens=tokens, projects=kept, rates=rates)
 
 
 @operation(ReadLinkedObject, permission="link:objects", http=f"GET {_PROJECT}/link/objects/{{digest}}",
@@ -173,9 +179,9 @@ def read_linked_object(tx: Transaction, request: ReadLinkedObject) -> LinkedObje
 
 
 def _named(deployments: tuple[Deployment, ...]) -> Iterator[str]:
-    """Every digest in the deployments: what a gateway needs to serve them."""
-    for found in _DIGEST.finditer(msgspec.json.encode(deployments)):
-        yield found.group().decode()
+    """What a gateway needs to serve them: what the platform named, and no digest that somebody wrote into a definition."""
+    for one in deployments:
+        yield from filter(None, (one.artifact, one.signature, one.model_signature))
 
 
 def objects_of(published: ServingState) -> Iterator[tuple[str, str]]:
@@ -243,8 +249,9 @@ def _receive(context: Context, request: DeliverSegment) -> _Draft:
 def _forget_abandoned(arriving: Path) -> None:
     """What a kill left of a delivery: it is delivered again, under another name."""
     for place in arriving.glob("*/"):
-        if time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another delivery has just ended
+            if time.time() - place.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _read_through(draft: Path, request: DeliverSegment) -> _Draft:
@@ -274,16 +281,7 @@ def deliver_segment(tx: Transaction, request: DeliverSegment, draft: _Draft) -> 
             next_step="Each gateway delivers its own journal, as the workload of that name.",
         )
     target = folder_of(tx.ports.settings.home, request.project) / f"{request.segment}{CLOSED}"
-    sealed = tx.sql.execute(sa.select(segments.c.id).where(segments.c.id == request.segment)).first()
-    known = sealed is not None
-    if not known and target.exists():
-        known = target.read_bytes() == request.data
-        if not known:
-            _discard(draft.path)
-            raise Conflict(
-                f"Another segment {request.segment} lies there with other bytes.",
-                next_step="Keep both files and compare them: an id is never used twice.",
-            )
+    known = _is_known(tx, request, draft, target)
     tx.record(
         f"segment:{request.segment}",
         uses=[tx.actor.id],
@@ -296,19 +294,53 @@ def deliver_segment(tx: Transaction, request: DeliverSegment, draft: _Draft) -> 
     return Delivered(segment=request.segment, records=draft.records, known=known)
 
 
+def _is_known(tx: Transaction, request: DeliverSegment, draft: _Draft, target: Path) -> bool:
+    """Raises Conflict, and discards the draft, if other bytes were delivered under the id."""
+    t = segments.c
+    sealed = tx.sql.execute(sa.select(t.project, t.archive).where(t.id == request.segment)).first()
+    if sealed is not None:
+        same = (sealed.project, sealed.archive) == (request.project, draft.digest)
+    elif target.exists():
+        same = target.read_bytes() == request.data
+    else:
+        return False
+    if not same:
+        _discard(draft.path)
+        raise _other_bytes(request.segment)
+    return True
+
+
+def _other_bytes(segment: str) -> Conflict:
+    return Conflict(
+        f"Another segment {segment} was delivered with other bytes.",
+        next_step="Keep both files and compare them: an id is never used twice.",
+    )
+
+
 def _settle(draft: Path, target: Path, answers: int, *, known: bool) -> None:
-    """The counter first: a segment is never there without it."""
+    """The counter first: a segment is never there without it. Two deliveries at once: the file stays what it was first."""
     if known:
         _discard(draft)
         return
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with target.with_suffix(ANSWERS).open("wb") as file:
+    if not target.parent.exists():
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(target.parent.parent)
+    counter = draft.with_suffix(ANSWERS)
+    with counter.open("wb") as file:
         file.write(COUNTER.pack(answers))
         file.flush()
         os.fsync(file.fileno())
-    draft.rename(target)
-    sync_directory(target.parent)
-    _discard(draft)
+    try:
+        if not target.exists():
+            counter.rename(target.with_suffix(ANSWERS))
+        os.link(draft, target)
+        sync_directory(target.parent)
+    except FileExistsError as error:
+        if target.read_bytes() != draft.read_bytes():
+            raise _other_bytes(target.stem) from error
+    finally:
+        counter.unlink(missing_ok=True)
+        _discard(draft)
 
 
 def _discard(draft: Path) -> None:

@@ -72,13 +72,29 @@ class Incoming:
         self.answer = b""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Strangers:
+    """Limits of clients without a certificate, where others have one: they must not use up what is there for those.
+
+    connections: at once; body: bytes.
+    """
+
+    connections: int
+    body: int
+
+
 @dataclass(kw_only=True)
 class Desk:
-    """What connections share. submit: takes a request; its answer goes to `Connection.send`. max_body: bytes."""
+    """What connections share. submit: takes a request; its answer goes to `Connection.send`. max_body: bytes.
+
+    most_waiting: requests of one connection, which are in memory as a whole. strangers: None where all are alike.
+    """
 
     submit: Callable[[Incoming], None]
     max_body: int
     most_connections: int = 4096
+    most_waiting: int = MOST_WAITING
+    strangers: Strangers | None = None
     draining: bool = False
     connections: "set[Connection]" = field(default_factory=set)
 
@@ -86,6 +102,11 @@ class Desk:
         """Ends what is too slow. now: the loop's time."""
         for connection in list(self.connections):
             connection.check_time(now)
+
+    def is_full_for(self, connection: "Connection") -> bool:
+        if self.strangers is not None and connection.is_stranger:
+            return sum(other.is_stranger for other in self.connections) > self.strangers.connections
+        return len(self.connections) > self.most_connections
 
     def drain(self) -> None:
         """No more requests: idle connections end now, the others with their answers."""
@@ -108,6 +129,7 @@ class Connection(asyncio.Protocol):
         "_hosts",
         "_length",
         "_loop",
+        "_most_body",
         "_parser",
         "_paused",
         "_peer",
@@ -117,6 +139,7 @@ class Connection(asyncio.Protocol):
         "_state",
         "_target",
         "_transport",
+        "is_stranger",
         "waiting",
     )
 
@@ -133,7 +156,8 @@ class Connection(asyncio.Protocol):
         self._peer = ""
         self._state = _IDLE
         self._since = self._stalled = 0.0
-        self._closing = self._paused = self._refused = False
+        self._closing = self._paused = self._refused = self.is_stranger = False
+        self._most_body = desk.max_body
         self.waiting = 0
 
     @property
@@ -156,8 +180,16 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own is none by its class
         self._since = self._loop.time()
+        if self._desk.strangers is not None and self.peer_certificate is None:
+            self.is_stranger = True
+            self._most_body = self._desk.strangers.body
         self._desk.connections.add(self)
-        if len(self._desk.connections) > self._desk.most_connections:
+        if not self._desk.is_full_for(self):
+            return
+        if self.is_stranger:  # closing would wait for it
+            self._closing = True
+            self._transport.abort()
+        else:
             self._refuse(503, "busy", "Too many connections are open.", "Ask again in a moment.")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -235,7 +267,7 @@ class Connection(asyncio.Protocol):
         elif size == 6:  # noqa: PLR2004
             if name.lower() == b"expect":
                 self._expects = value.lower()
-        elif size == 14 and name.lower() == b"content-length" and _is_over(value, self._desk.max_body):  # noqa: PLR2004
+        elif size == 14 and name.lower() == b"content-length" and _is_over(value, self._most_body):  # noqa: PLR2004
             self._stop_body()
 
     def _take_authorization(self, value: bytes) -> None:
@@ -256,7 +288,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._length += len(data)
-        if self._length > self._desk.max_body:
+        if self._length > self._most_body:
             self._stop_body()
         self._body.append(data)
 
@@ -302,7 +334,7 @@ class Connection(asyncio.Protocol):
 
     def _submit(self, request: Incoming) -> None:
         self.waiting += 1
-        if self.waiting >= MOST_WAITING:
+        if self.waiting >= self._desk.most_waiting:
             self._set_reading()
         self._desk.submit(request)
 
@@ -317,7 +349,7 @@ class Connection(asyncio.Protocol):
     def _set_reading(self) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        pause = bool(self._stalled) or self.waiting >= MOST_WAITING
+        pause = bool(self._stalled) or self.waiting >= self._desk.most_waiting
         if pause != self._paused:
             self._paused = pause
             if pause:
@@ -365,7 +397,7 @@ class Connection(asyncio.Protocol):
         )
 
     def _stop_body(self) -> None:
-        limit = self._desk.max_body
+        limit = self._most_body
         self._stop(413, "too-large", f"The body has more than {limit} bytes.", "Send less, or raise MACADAM_MAX_BODY.")
 
     def _refuse(self, status: int, code: str, detail: str, next_step: str) -> None:
