@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 _PROTO, _STOP = 0x80, 0x2E
 _GLOBAL_LINE = re.compile(rb"c[A-Za-z_][\w.]{0,200}\n[A-Za-z_][\w.]{0,200}\n")
+_STACK_GLOBAL = re.compile(rb"(\x8c[\x01-\xc8][A-Za-z_][\w.]{0,200}(\x94|q.)?){2}\x93", re.DOTALL)
 _NAME = re.compile(rb"[A-Za-z_][\w.]*")
 _WORD = re.compile(rb"[^\x00-\x20]+")
-_DECIMAL = re.compile(rb"-?[0-9]+")
-_FLOAT = re.compile(rb"[-+0-9.eEinfa]+")
+# As C's strtol and strtod take them: space before, a sign, any base's prefix, and nothing looked at behind a NUL.
+_DECIMAL = re.compile(rb"[\t-\r ]*[-+]?[0-9][0-9A-Za-z_]*[\t-\r ]*(\x00.*)?", re.DOTALL)
+_FLOAT = re.compile(
+    rb"[\t-\r ]*[-+]?([0-9._][0-9A-Za-z._+-]*|inf(inity)?|nan)[\t-\r ]*(\x00.*)?", re.DOTALL | re.IGNORECASE
+)
 _LONGEST_LINE = 4096
 """Bytes of a text argument in a pickle that is hidden inside of something else: bounds the search of each start."""
 _MOST_STEPS = 500_000
@@ -22,7 +26,7 @@ _MOST_STEPS = 500_000
 
 _GLOBALS = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 _CALLS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
-_TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "UNICODE", "STRING", "SHORT_BINSTRING", "BINSTRING"}
+_TEXT = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "SHORT_BINSTRING", "BINSTRING"}
 _LENGTHS = {
     pickletools.TAKEN_FROM_ARGUMENT1: (1, False),
     pickletools.TAKEN_FROM_ARGUMENT4: (4, True),
@@ -31,7 +35,7 @@ _LENGTHS = {
 }
 _LINES = {
     "decimalnl_short": _DECIMAL,
-    "decimalnl_long": re.compile(rb"-?[0-9]+L?"),
+    "decimalnl_long": _DECIMAL,
     "floatnl": _FLOAT,
     "stringnl": re.compile(rb"'.*'|\".*\"", re.DOTALL),
 }
@@ -134,7 +138,9 @@ class _Walk:
 
     def _line(self, op: _Op) -> bool:
         end = self.data.find(b"\n", self.at, self.at + _LONGEST_LINE if self.hidden else len(self.data))
-        if end < 0:
+        if end < 0 and not self.hidden:
+            end = len(self.data) - 1  # the machine in Python drops the last byte of a line, whatever it is
+        if end < self.at:
             return False
         pattern = self.name if op.lines > 1 else op.line  # two lines: a module and a name
         fits = pattern is None or pattern.fullmatch(self.data, self.at, end) is not None
@@ -180,7 +186,7 @@ def is_pickle(data: bytes) -> bool:
 def hidden(data: bytes) -> int:
     """Where in the bytes a pickle begins that would call something, -1 if there is none: such as in a model's tensor."""
     left = _MOST_STEPS
-    for pattern in (_HEADER, _GLOBAL_LINE):
+    for pattern in (_HEADER, _GLOBAL_LINE, _STACK_GLOBAL):
         for match in pattern.finditer(data):
             walk = _Walk(data, match.start(), hidden=True)
             if walk.run(left) and (walk.globals or walk.steps >= left):

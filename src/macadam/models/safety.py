@@ -28,8 +28,10 @@ from macadam.lazy import lazy
 from macadam.models import pickles
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 else:
+    np = lazy("numpy")
     pa = lazy("pyarrow")
 
 MAX_DEPTH = 5
@@ -44,8 +46,13 @@ _CHUNK = 1024 * 1024
 _MEMORY = 256 * 1024 * 1024
 """Bytes that a decompressor may use: the format's strongest preset needs 65 MiB."""
 _TAR_MAGIC_AT, _TAR_BLOCK = 257, 512
+_LONGEST_HEADER = 64 * 1024
+"""Bytes of a NumPy array's header, which is evaluated as a literal."""
 
-_LAMBDA = re.compile(rb'"class_name"\s*:\s*"(?:[A-Za-z_.>]*[.>])?Lambda"')
+# Behind an escape any name can stand, and names of layers need none.
+_LAMBDA = re.compile(rb'"class_name"\s*:\s*"((?:[A-Za-z_.>]*[.>])?Lambda"|__lambda__"|[^"]{0,200}\\)')
+_JSON = re.compile(rb"(?:\xef\xbb\xbf)?\s*[\[{]")
+_MORE = re.compile(rb"[^\x00]")
 _SEALED = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive",
@@ -55,6 +62,8 @@ _SEALED = {
     b"\x02\x21\x4c\x18": "lz4 data of the old format",
 }
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_NOT_FOR_MODELS = {"testing", "_testing", "_private", "tests", "f2py", "distutils"}
+"""Parts of those libraries that run text as code, or other programs."""
 _TRUSTED = ("sklearn.", "numpy.", "scipy.", "collections.")
 _PLAIN = {"int", "float", "complex", "bool", "str", "bytes", "bytearray", "list", "tuple", "dict", "set", "slice"}
 
@@ -112,6 +121,8 @@ class _Scan:
         for magic, what in _SEALED.items():
             if data.startswith(magic):
                 raise _Unsafe(path, f"is {what}, which cannot be looked into")
+        if data[1:4] == b"\x2a\x4d\x18" and data[0] >> 4 == 5:  # noqa: PLR2004 - RFC 8878, 3.1.2
+            raise _Unsafe(path, "begins with a frame that readers skip, so it cannot be looked into")
         self._containers(data, path, depth)
         _refuse_object_array(data, path)
         _refuse_keras_code(data, path)
@@ -171,7 +182,7 @@ class _Scan:
                     raise _Unsafe(inner, "is encrypted, so it cannot be looked into")
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise _Unsafe(inner, "is a symbolic link")
-                if not member.is_dir():
+                if not member.is_dir() or member.file_size or member.compress_size:  # by its name, a folder
                     self.look(self._read_zip(archive, member, inner), inner, depth + 1)
             _refuse_skops(archive, seen, path)
 
@@ -198,12 +209,15 @@ class _Scan:
                     if member.isdir():
                         continue
                     self.look(self._read_tar(archive, member, inner), inner, depth + 1)
+                end = archive.offset
         except _Unsafe:
             raise
         except Exception as error:  # tarfile lets errors of integers, encodings and recursion through
             raise _Unsafe(
                 path, f"is a damaged tar archive, which cannot be looked into ({type(error).__name__})"
             ) from error
+        if _MORE.search(data, end):
+            raise _Unsafe(path, "has more behind the end of the archive, where other readers go on")
 
     def _read_tar(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes:
         file = archive.extractfile(member) if member.isreg() and not member.issparse() else None
@@ -247,18 +261,20 @@ def _refuse_object_array(data: bytes, path: str) -> None:
     wide = data[6:7] != b"\x01"
     start = 12 if wide else 10
     size = int.from_bytes(data[8:start], "little")
+    if size > _LONGEST_HEADER:
+        raise _Unsafe(path, "is a NumPy array with a header that is too long to be read")
     try:
         header: Any = ast.literal_eval(data[start : start + size].decode("utf-8" if wide else "latin-1").strip())
-        kinds = str(header["descr"])
+        has_object = np.lib.format.descr_to_dtype(header["descr"]).hasobject
     except Exception as error:  # literal_eval raises by what the text is: also of memory and recursion
         raise _Unsafe(path, "is a NumPy array whose header cannot be read") from error
-    if size > _TAR_BLOCK * 128 or re.search(r"(^|['|<>=])O\d*('|$)", kinds):
+    if has_object:
         raise _Unsafe(path, "is a NumPy array of Python objects, which are kept as a pickle")
 
 
 def _refuse_keras_code(data: bytes, path: str) -> None:
     """A Keras model is JSON, in HDF5 or in a zip; a Lambda layer in it is Python bytecode."""
-    if (data.startswith(_HDF5) or data[:1] in (b"{", b"[")) and _LAMBDA.search(data):
+    if (data.startswith(_HDF5) or _JSON.match(data)) and _LAMBDA.search(data):
         raise _Unsafe(path, "has a Lambda layer, which is Python code")
 
 
@@ -288,7 +304,8 @@ def _strange(node: dict[str, Any]) -> str:
     if node.get("__loader__") in ("FunctionNode", "MethodNode") and isinstance(content, dict):
         module = str(content.get("module_path", module))
         name = str(content.get("function", name))
-    known = f"{module}.".startswith(_TRUSTED) or (module == "builtins" and name in {*_PLAIN, "NoneType", "type"})
+    trusted = f"{module}.".startswith(_TRUSTED) and not _NOT_FOR_MODELS & set(f"{module}.{name}".split("."))
+    known = trusted or (module == "builtins" and name in {*_PLAIN, "NoneType", "type"})
     return "" if known else f"{module}.{name}"[:100]
 
 
@@ -338,9 +355,15 @@ _STREAMS: dict[bytes, Callable[[bytes], Iterator[bytes]]] = {
     b"\x1f\x8b\x08": _gzip,
     b"BZh": _with_object(bz2.BZ2Decompressor),
     b"\xfd7zXZ\x00": _with_object(lambda: lzma.LZMADecompressor(memlimit=_MEMORY)),
-    b"\x5d\x00\x00": _with_object(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY)),
+    b"\x5d\x00": _with_object(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY)),
     b"\x28\xb5\x2f\xfd": _arrow("zstd"),
     b"\x04\x22\x4d\x18": _arrow("lz4"),
-    **{bytes((0x78, flags)): _zlib for flags in (0x01, 0x5E, 0x9C, 0xDA)},
+    # Every window, and every level without a dictionary (RFC 1950, 2.2).
+    **{
+        bytes((method, flags)): _zlib
+        for method in range(0x08, 0x80, 0x10)
+        for flags in range(256)
+        if (method << 8 | flags) % 31 == 0 and not flags & 0x20
+    },
 }
 _SURE = {b"\x1f\x8b\x08", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"}

@@ -86,7 +86,7 @@ def _files(model: Path, manifest: Manifest, signature: Path) -> Iterator[tuple[s
         yield ".", model
         return
     own = signature.resolve()
-    for folder, folders, names in os.walk(model):
+    for folder, folders, names in os.walk(model, onerror=_refuse_unread):
         here = Path(folder)
         for name in (*folders, *names):
             path = here / name
@@ -99,6 +99,11 @@ def _files(model: Path, manifest: Manifest, signature: Path) -> Iterator[tuple[s
                 raise _unfit(relative, "is neither a file nor a folder")
             if path.resolve() != own or relative in manifest.files:
                 yield relative, path
+
+
+def _refuse_unread(error: OSError) -> None:
+    """What cannot be listed here may be listed by whoever loads the model."""
+    raise InvalidInput(f"{error.filename} cannot be read: {error.strerror}.", next_step="Make it readable.") from error
 
 
 def _require_inside(path: Path, relative: str, model: Path, manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 """Pickle in any disguise is found by content, and what is safe is let through. Nothing here unpickles anything."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -279,6 +280,93 @@ def test_what_can_run_code_or_cannot_be_looked_into_is_refused(name):
     data, said = UNSAFE[name]
     with pytest.raises(InvalidInput, match=said):
         safety.refuse(data, "model.onnx")
+
+
+CALL = b"\x8c\x02os\x94\x8c\x06system\x93)R."
+"""Without a protocol's header, which no machine asks for."""
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"L0x1L\n0", b"I+1\n0", b"I 1\n0", b"L1_0\n0", b"I1\0junk\n0", b"Finfinity\n0", b"FNaN\n0", b"I1\np+1\n0"],
+)
+def test_numbers_in_every_spelling_that_the_machine_takes_hide_no_call(first):
+    assert pickles.is_pickle(first + CALL)
+
+
+def test_the_last_line_may_lack_its_end():
+    """As in `pickle._Unpickler`, which joblib builds on."""
+    assert pickles.is_pickle(b"(ios\nsystem.")
+
+
+PIECES = [
+    b"\x8c\x02os", b"\x8c\x06system", b"\x8d\x02\0\0\0\0\0\0\0os", b"\x93", b"cos\nsystem\n", b"(ios\nsystem\n", b"(cos\nsystem\no",
+    b")", b"R", b"(", b"o", b"\x81", b"}", b"\x92", b"b", b"t", b"0", b"1", b"2", b"\x85", b"\x94", b"q\0", b"h\0", b"p0\n",
+    b"g 0\n", b"I01\n", b"I1\0x\n", b"F-.5e+3\n", b"L0b1L\n", b"V\n", b"S'a'\n", b"\x80\x04", b"\x95" + bytes(8), b".", b"N",
+    b"\x8a\1\5", b"\x97", b"\x8f", b"\x90", b"]", b"e", b"l", b"d", b"u", b"\x82\1", b"Px\n", b"Q", b"\n", b"_", b"\xff",
+]  # fmt: skip
+
+
+@settings(max_examples=int(os.environ.get("MACADAM_SOAK", "0")) * 200_000 or 500)
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=10),
+    st.sampled_from([b"", b"\x8c\x02os\x8c\x06system\x93)R", b"cos\nx\n)R"]),
+)
+def test_whatever_makes_a_real_machine_call_something_is_a_pickle(pieces, end):
+    called = []
+
+    def call(*_: object, **__: object) -> None:
+        called.append(1)
+
+    for kind in (pickle.Unpickler, pickle._Unpickler):
+
+        class Machine(kind):
+            def find_class(self, module: str, name: str) -> object:
+                if not f"{module}.{name}".replace(".", "_").isidentifier():
+                    raise ImportError(module)  # as the real one does
+                return call
+
+        data = b"".join(pieces) + end
+        with contextlib.suppress(BaseException):  # a machine fails as it likes
+            Machine(io.BytesIO(data)).load()
+        assert not called or pickles.is_pickle(data)
+
+
+def npy_of(descr: str) -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,)}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + CALL
+
+
+def small_window(data: bytes) -> bytes:
+    machine = zlib.compressobj(wbits=9)
+    return machine.compress(data) + machine.flush()
+
+
+SMALL = [{"id": lzma.FILTER_LZMA1, "dict_size": 4096}]
+EVASIONS = {
+    "objects in a record by its short form": npy_of("'f4,O'"),
+    "objects by name": npy_of("'object'"),
+    "objects in a sub-array": npy_of("'(2,)O'"),
+    "objects in a field's short form": npy_of("[('a', 'f4,O')]"),
+    "a long header": b"\x93NUMPY\x02\x00" + struct.pack("<I", 200_000) + b"(" * 200_000,
+    "a call behind other bytes": b"\0\1\2" + CALL,
+    "lzma with a small dictionary": lzma.compress(CALL, format=lzma.FORMAT_ALONE, filters=SMALL),
+    "zlib with a small window": small_window(CALL),
+    "zstd behind a frame that is skipped": b"\x5a\x2a\x4d\x18" + bytes(4) + with_codec("zstd")(CALL),
+    "a file that is called like a folder": zipped(CALL, name="data.pkl/", compression=zipfile.ZIP_DEFLATED),
+    "a tar behind a tar": tarred(b"x") + tarred(gzip.compress(CALL)),
+    "Keras with a Lambda behind a space": b" " + KERAS % b"Lambda",
+    "Keras with an escaped Lambda": KERAS % rb"\u004cambda",
+    "Keras with a function": KERAS % b"__lambda__",
+    "skops with NumPy's own exec": skops(
+        __loader__="FunctionNode", content={"module_path": "numpy.testing._private.utils", "function": "runstring"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVASIONS)
+def test_what_other_readers_take_for_code_is_found_in_other_spellings(name):
+    assert safety.scan(EVASIONS[name], "model.onnx") is not None
 
 
 def safetensors() -> bytes:
