@@ -36,7 +36,6 @@ from macadam_verify import certificate
 from macadam_verify.exported import verify_export
 from macadam_verify.signed import (
     Broken,
-    Key,
     Report,
     Trust,
     Unreadable,
@@ -46,7 +45,6 @@ from macadam_verify.signed import (
     expect,
     read_hashes,
     read_json,
-    read_keys,
     root_from_path,
     trusted,
 )
@@ -137,21 +135,19 @@ def read_bundle(data: bytes) -> dict[str, Any]:
 
 def follow(announced: str, trust: Trust) -> None:
     """Adds the keys that the ledger has announced under a key known so far, and ends those that it has retired."""
-    link, keys = "announced keys", trust.keys
+    link, ledger = "announced keys", Trust(trust.keys, {}, 0)
     for line in announced.splitlines():
         entry = read_json(line, "an announcement")
         expect(entry, ANNOUNCEMENT, "an announcement")
-        size, root = checkpoint(entry["checkpoint"], Trust(keys, {}, 0), Report())
+        size, root = checkpoint(entry["checkpoint"], ledger, Report())
         leaf = read_leaf({name: entry[name] for name in ("index", "leaf", "path")} | {"role": "other"})
         if root_from_path(leaf.data, leaf.index, size, leaf.path, link) != root:
             raise Broken(link, f"{leaf} does not lead to its checkpoint's root")
         if leaf.outcome != "done" or leaf.kind not in ("ledger.rotate_key", "ledger.retire_key"):
             raise Broken(link, f"{leaf.kind} announces no key")
-        for who, key in read_keys(str(leaf.body.get("key"))).items():
-            known = keys.get(who, Key(key.data, leaf.index + 1))
-            if who[0] != trust.origin or leaf.subject != f"ledger_key:{who[1].hex()}" or known.data != key.data:
-                raise Broken(link, f"{leaf} is about another key than it holds")
-            keys[who] = Key(known.data, known.since, leaf.index) if leaf.kind == "ledger.retire_key" else known
+        retired = leaf.kind == "ledger.retire_key"
+        trust.learn(leaf.index, leaf.subject, str(leaf.body.get("key")), retired=retired, link=link)
+        checkpoint(entry["checkpoint"], ledger, Report())  # again: a key does not sign over the leaf that ends it
 
 
 def inclusion(leaves: list[Leaf], size: int, root: bytes, report: Report) -> None:
@@ -439,12 +435,15 @@ def answered(data: bytes, record: dict[str, Any], report: Report) -> None:
         raise Unreadable("the answer is no prediction: it has no id, version and output")
     personal = record.get("personal")
     hidden = personal.get("fields") if type(personal) is dict else None
+    same = []
     for name, told in pairs.items():
         if name == "output" and type(hidden) is dict and name in hidden:
             report.not_proved.append(f"{link}: the output is personal, so the record holds only a commitment to it")
         elif canonical(answer[name]) != canonical(record.get(told)):
             raise Broken(link, f"its {name} is {canonical(answer[name])}, recorded is {canonical(record.get(told))}")
-    report.links.append((link, "the kept answer is the recorded one"))
+        else:
+            same.append(name)
+    report.links.append((link, f"{', '.join(same)} of the kept answer are as they were recorded"))
 
 
 def verify(data: bytes, key: str | Trust, allowed: list[str], announced: str = "") -> Report:
@@ -479,6 +478,12 @@ def verify_certificate(data: bytes, key: str | Trust, announced: str = "") -> Re
         certificate.links(data, trust, report)
 
     return walked(links)
+
+
+def verify_copy(path: Path, trust: Trust, since: str | None, announced: str = "") -> Report:
+    """Checks a copy of the whole ledger. since: see `verify_export`. Raises OSError, Unreadable."""
+    led = walked(lambda _report: follow(announced, trust))
+    return led if led.broken else verify_export(path, trust, since)
 
 
 def walked(links: Callable[[Report], None]) -> Report:
@@ -524,6 +529,26 @@ def check(data: bytes, key: str | Trust, allowed: list[str], answer: Path | None
     return verify(data, key, allowed, announced)
 
 
+def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
+    """Who asks for a check that is not made must not read PROVED. Raises Unreadable."""
+    if options.since and not options.ledger:
+        raise Unreadable("--since goes with --ledger: only a whole copy shows that the ledger has grown from it")
+    if options.answer and not options.bundle:
+        raise Unreadable("--answer goes with a receipt")
+    if options.certificate and options.witness:
+        raise Unreadable("--witness does not go with --certificate: witnesses cosign checkpoints, not certificates")
+
+
+def unasked(options: argparse.Namespace) -> list[str]:
+    """What a reader might take for proved, and could have asked for."""
+    found = []
+    if not options.witness:
+        found.append("that others are shown this same ledger: no witness was asked for (--witness)")
+    if options.ledger and not options.since:
+        found.append("that it was not rewritten and signed again: no checkpoint that was kept was given (--since)")
+    return [] if options.certificate else found
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="macadam_verify", description="Checks a Macadam proof bundle, offline.")
     given = parser.add_mutually_exclusive_group(required=True)
@@ -540,15 +565,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--answer", type=Path, help="with a receipt: the answer's JSON body, as it was kept")
     options = parser.parse_args(arguments)
     try:
-        announced, witness = (path.read_text() if path else "" for path in (options.announced, options.witness))
+        refuse_what_would_be_ignored(options)
+        announced, witness, since = (
+            path.read_text() if path else None for path in (options.announced, options.witness, options.since)
+        )
         trust = trusted(options.key.read_text(), witness, options.quorum)
         if options.certificate:
-            report = verify_certificate(options.certificate.read_bytes(), trust, announced)
+            report = verify_certificate(options.certificate.read_bytes(), trust, announced or "")
         elif options.ledger:
-            since = options.since.read_text() if options.since else ""
-            report = verify_export(options.ledger, trust, since)
+            report = verify_copy(options.ledger, trust, since, announced or "")
         else:
-            report = check(options.bundle.read_bytes(), trust, options.allow_missing, options.answer, announced)
+            report = check(options.bundle.read_bytes(), trust, options.allow_missing, options.answer, announced or "")
+        report.not_proved += [] if report.broken else unasked(options)
     except (OSError, UnicodeDecodeError, Unreadable) as error:
         print(f"macadam_verify: {error}", file=sys.stderr)
         return 2

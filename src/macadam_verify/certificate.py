@@ -29,6 +29,7 @@ def links(data: bytes, trust: Trust, report: Report) -> None:
     signed_by_ledger(text + "\n", signatures, facts["ledger"], trust, report)
     report.links.append(("certificate", f"erasure {facts['erasure']} of project {facts['project']}"))
     report.not_proved.append("that no copy of what was destroyed exists elsewhere: no signature can prove that")
+    report.not_proved.append(f"that leaf {facts['leaf']} records it, as it says: look for it in a copy of the ledger")
     report.story = [
         f"{facts['ledger']} certifies: {facts['by']} erased a person from project {facts['project']} at {facts['at']},",
         f"  under the request {facts['request']}. Leaf {facts['leaf']} of the ledger records it.",
@@ -73,6 +74,8 @@ def signed_by_ledger(text: str, signatures: list[str], ledger: str, trust: Trust
             Ed25519PublicKey.from_public_bytes(key.data[1:]).verify(signature[4:], text.encode())
         except InvalidSignature:
             raise Broken(link, f"the signature of {name} does not fit the certificate") from None
+        if key.until is not None:
+            report.not_proved.append(f"that it was signed before leaf {key.until} retired the key of {name}")
         signers.append(name)
     if ledger not in signers or ledger != trust.origin:
         raise Broken(link, f"the ledger {ledger!r} has not signed it with a key that was given")

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 from macadam_verify.signed import (
     Broken,
-    Key,
     Report,
     Trust,
     Unreadable,
@@ -20,7 +19,6 @@ from macadam_verify.signed import (
     checkpoint,
     expect,
     read_json,
-    read_keys,
     sha256,
 )
 
@@ -60,13 +58,13 @@ class Tree:
 class Copy:
     """One copy, as far as it was read. trust: whose keys count; it learns of keys that take over on the way."""
 
-    def __init__(self, trust: Trust, since: str) -> None:
+    def __init__(self, trust: Trust, since: str | None) -> None:
         self.trust = trust
         self.tree = Tree()
         self.keys: list[tuple[int, dict[str, Any]]] = []
         self.signed = self.told = 0
         self.newest = ""
-        self.kept = checkpoint(since, self._ledger(), Report()) if since else None
+        self.kept = None if since is None else checkpoint(since, self._ledger(), Report())
         self._compare_kept()
 
     def _ledger(self) -> Trust:
@@ -101,31 +99,21 @@ class Copy:
         if root != self.tree.root():
             raise Broken("checkpoints", f"the leaves do not have the root that was signed at {size}")
         for index, fields in self.keys:
-            self._learn(index, fields)
+            retired = fields["kind"] == "ledger.retire_key"
+            self.trust.learn(index, fields["subject"], str(fields["body"].get("key")), retired=retired, link="keys")
+        if self.keys:  # a key does not sign the checkpoint over the leaf that ends it
+            checkpoint(line["checkpoint"], self._ledger(), Report())
         self.keys.clear()
         self.signed += 1
         self.newest = line["checkpoint"]
-
-    def _learn(self, index: int, fields: dict[str, Any]) -> None:
-        """A key takes over, or ends, by a leaf under a checkpoint that keys known so far have signed."""
-        for who, key in read_keys(str(fields["body"].get("key"))).items():
-            known = self.trust.keys.get(who, Key(key.data, index + 1))
-            if (
-                who[0] != self.trust.origin
-                or fields["subject"] != f"ledger_key:{who[1].hex()}"
-                or known.data != key.data
-            ):
-                raise Broken("keys", f"leaf {index} is about another key than it holds")
-            ended = fields["kind"] == "ledger.retire_key"
-            self.trust.keys[who] = Key(known.data, known.since, index) if ended else known
 
     def _compare_kept(self) -> None:
         if self.kept and self.kept[0] == self.tree.size and self.kept[1] != self.tree.root():
             raise Broken("kept checkpoint", f"the first {self.kept[0]} leaves are not those that it signs: rewritten")
 
 
-def verify_export(path: Path, trust: Trust, since: str = "") -> Report:
-    """Reads the copy. since: a signed checkpoint that was kept elsewhere, '' = none. Raises OSError, Unreadable."""
+def verify_export(path: Path, trust: Trust, since: str | None = None) -> Report:
+    """Reads the copy. since: a signed checkpoint that was kept elsewhere, None = none. Raises OSError, Unreadable."""
     report = Report()
     try:
         with path.open("rb") as file:
@@ -137,7 +125,7 @@ def verify_export(path: Path, trust: Trust, since: str = "") -> Report:
     return report
 
 
-def _walk(file: BinaryIO, trust: Trust, since: str, report: Report) -> None:
+def _walk(file: BinaryIO, trust: Trust, since: str | None, report: Report) -> None:
     lines = _lines(file)
     header = next(lines, None)
     if header is None or header.get("format") != FORMAT:

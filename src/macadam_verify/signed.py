@@ -68,8 +68,9 @@ def decoded(data: bytes, what: str) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The one spelling of a JSON value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    """The one spelling of a JSON value: sorted keys, no spaces. Raises ValueError for what JSON cannot spell."""
+    # allow_nan: a number such as 1e999 is read as infinity, and all infinities look alike.
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def expect(value: Any, fields: Mapping[str, type], what: str, *, others: bool = False) -> None:
@@ -98,6 +99,9 @@ def read_base64(text: str, what: str) -> bytes:
 # --- keys -------------------------------------------------------------------------------------------------
 
 SIGNATURE, COSIGNATURE = 1, 4
+MOST_SIGNATURES = 100
+"""Of one checkpoint: more is an attack on the reader."""
+LATEST_TIME = 2**63 - 1
 KEY_LINE = re.compile(r"([^ +]+)\+([0-9a-f]{8})\+([^ ]+)(?: since ([0-9]{1,19}))?(?: until ([0-9]{1,19}))?")
 
 
@@ -126,10 +130,24 @@ class Trust:
         """The ledger: whoever the first key is of."""
         return next(iter(self.keys))[0]
 
+    def learn(self, index: int, subject: str, key_text: str, *, retired: bool, link: str) -> None:
+        """Takes in a leaf that trusted keys have signed, which announces a key of the ledger or retires one.
 
-def trusted(key_text: str, witness_text: str = "", quorum: int = 0) -> Trust:
-    """Whom the texts of two key files name. quorum 0: all witnesses. Raises Unreadable."""
-    witnesses = read_keys(witness_text, COSIGNATURE) if witness_text else {}
+        What was known of a key's end is only ever made earlier.
+        """
+        for who, key in read_keys(key_text).items():
+            known = self.keys.get(who, Key(key.data, index + 1))
+            if who[0] != self.origin or subject != f"ledger_key:{who[1].hex()}" or known.data != key.data:
+                raise Broken(link, f"leaf {index} is about another key than it holds")
+            ends = [end for end in (known.until, index if retired else None) if end is not None]
+            self.keys[who] = Key(known.data, known.since, min(ends, default=None))
+
+
+def trusted(key_text: str, witness_text: str | None = None, quorum: int = 0) -> Trust:
+    """Whom the texts of two key files name. witness_text: None asks for no witness, a file without a key is an error.
+    quorum 0: all witnesses. Raises Unreadable.
+    """
+    witnesses = {} if witness_text is None else read_keys(witness_text, COSIGNATURE)
     trust = Trust(read_keys(key_text), witnesses, quorum)
     there = {key.data[1:] for key in witnesses.values()}
     if not 0 <= quorum <= len(there):
@@ -203,7 +221,10 @@ def checkpoint(note: str, trust: Trust, report: Report) -> tuple[int, bytes]:
     if len(lines) < 3 or signatures.pop() != "" or not re.fullmatch("0|[1-9][0-9]{0,18}", lines[1]):
         raise Broken(link, "the checkpoint is not a signed note with origin, size and root")
     origin, size, root = lines[0], int(lines[1]), read_base64(lines[2], "the root")
+    if len(signatures) > MOST_SIGNATURES:
+        raise Broken(link, f"a checkpoint has at most {MOST_SIGNATURES} signatures, this one {len(signatures)}")
     signers, others, cosigned = list[str](), list[str](), dict[bytes, str]()
+    own = {key.data[1:] for key in trust.keys.values()}  # also those that were announced since
     for line in signatures:
         match = re.fullmatch("— ([^ +]+) ([^ ]+)", line)
         if not match:
@@ -216,7 +237,7 @@ def checkpoint(note: str, trust: Trust, report: Report) -> tuple[int, bytes]:
             continue
         signature_fits(key, name, data[4:], body + "\n", size)
         if key.data[0] == COSIGNATURE:
-            cosigned[key.data] = name
+            cosigned |= {} if key.data[1:] in own else {key.data: name}
         else:
             signers.append(name)
     if origin not in signers or origin != trust.origin:
@@ -235,7 +256,10 @@ def signature_fits(key: Key, name: str, signature: bytes, text: str, size: int) 
     """Breaks the link unless it is the key's own and, if it is a ledger's, one of its time (tlog-cosignature for type 4)."""
     link = "checkpoint signature"
     if key.data[0] == COSIGNATURE:
-        text, signature = f"cosignature/v1\ntime {int.from_bytes(signature[:8], 'big')}\n{text}", signature[8:]
+        at = int.from_bytes(signature[:8], "big")
+        if at > LATEST_TIME:
+            raise Broken(link, f"the cosignature of {name} has a time that cannot be")
+        text, signature = f"cosignature/v1\ntime {at}\n{text}", signature[8:]
     try:
         Ed25519PublicKey.from_public_bytes(key.data[1:]).verify(signature, text.encode())
     except InvalidSignature:

@@ -17,7 +17,9 @@ from macadam_witness.notes import Checkpoint, Malformed, WitnessKey, read_base64
 
 _KEY, _STATE, _LOCK, _EVIDENCE = "key", "state.json", "lock", "evidence.jsonl"
 _MOST_EVIDENCE = 16 * 1024 * 1024
-"""Bytes kept of signed checkpoints that contradict what was seen: one is proof enough, a flood must not fill the disk."""
+"""Bytes kept of signed checkpoints that were refused: one is proof enough, a flood must not fill the disk."""
+_MOST_SUSPECT = _MOST_EVIDENCE // 2
+"""Bytes after which only what contradicts itself is kept: anybody can send a good checkpoint with a false proof."""
 _ROOT_OF_NOTHING = hashlib.sha256(b"").digest()
 """Of a log without leaves (RFC 9162, 2.1.1)."""
 
@@ -28,10 +30,11 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Seen:
-    """The newest checkpoint that was cosigned."""
+    """The newest checkpoint that was cosigned. note: with the log's own signatures; '' if that was not kept."""
 
     size: int
     root: bytes
+    note: str = ""
 
 
 class Memory:
@@ -50,6 +53,7 @@ class Memory:
         try:
             self.key = self._open_key(name)
             self._seen = self._read()
+            self._kept = {_digest(line) for line in self._evidence()}
         except BaseException:
             self.close()
             raise
@@ -61,20 +65,31 @@ class Memory:
         """The newest cosigned checkpoint; size 0 if there is none."""
         return self._seen.get(origin, Seen(0, _ROOT_OF_NOTHING))
 
-    def remember(self, checkpoint: Checkpoint) -> None:
-        """Durable when this returns. Raises OSError, with nothing changed."""
-        seen = self._seen | {checkpoint.origin: Seen(checkpoint.size, checkpoint.root)}
+    def remember(self, checkpoint: Checkpoint, note: str) -> None:
+        """Durable when this returns. note: the checkpoint with the log's own signatures. Raises OSError, with nothing changed."""
+        seen = self._seen | {checkpoint.origin: Seen(checkpoint.size, checkpoint.root, note)}
         self._write(seen)
         self._seen = seen
 
-    def keep_evidence(self, why: str, note: str) -> None:
-        """Keeps a signed checkpoint that was not cosigned: it may prove what the log did."""
+    def keep_evidence(self, why: str, note: str, seen: Seen, *, certain: bool) -> None:
+        """Keeps a signed checkpoint that was not cosigned, beside the one that was, once. Raises OSError.
+
+        certain: the two contradict each other, whoever sent the second.
+        """
         path = self._directory / _EVIDENCE
-        line = json.dumps({"why": why, "note": note}) + "\n"
-        if path.exists() and path.stat().st_size + len(line) > _MOST_EVIDENCE:
+        line = json.dumps({"why": why, "note": note, "seen": seen.note}) + "\n"
+        held = path.stat().st_size if path.exists() else 0
+        if _digest(line) in self._kept or held + len(line) > (_MOST_EVIDENCE if certain else _MOST_SUSPECT):
             return
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._kept.add(_digest(line))
+
+    def _evidence(self) -> list[str]:
+        path = self._directory / _EVIDENCE
+        return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
 
     def _open_key(self, name: str) -> WitnessKey:
         path = self._directory / _KEY
@@ -107,16 +122,22 @@ class Memory:
 
     def _write(self, seen: dict[str, Seen]) -> None:
         state = {
-            origin: {"size": one.size, "root": base64.b64encode(one.root).decode()} for origin, one in seen.items()
+            origin: {"size": one.size, "root": base64.b64encode(one.root).decode(), "note": one.note}
+            for origin, one in seen.items()
         }
         _replace(self._directory / _STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _seen(entry: Any) -> Seen:
     size, root = entry["size"], read_base64(entry["root"], "a root")
-    if type(size) is not int or size < 0 or len(root) != 32:
-        raise ValueError("a size or a root cannot be")
-    return Seen(size, root)
+    note = entry.get("note", "")
+    if type(size) is not int or size < 0 or len(root) != 32 or type(note) is not str:
+        raise ValueError("a size, a root or a note cannot be")
+    return Seen(size, root, note)
+
+
+def _digest(line: str) -> bytes:
+    return hashlib.sha256(line.encode()).digest()
 
 
 def _replace(path: Path, data: bytes) -> None:

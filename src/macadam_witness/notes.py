@@ -6,6 +6,7 @@ Pure. From https://c2sp.org/signed-note, tlog-checkpoint, tlog-cosignature (Ed25
 import base64
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -93,6 +94,15 @@ class Checkpoint:
     text: str
     signatures: tuple[tuple[str, bytes, bytes], ...]
 
+    def with_lines_of(self, ids: Collection[bytes]) -> str:
+        """The note with the log's own signatures by these keys, each once, and without what others have put below."""
+        lines = [
+            f"— {name} {base64.b64encode(key_id + signature).decode()}\n"
+            for name, key_id, signature in self.signatures
+            if name == self.origin and key_id in ids
+        ]
+        return self.text + "\n" + "".join(dict.fromkeys(lines))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -101,7 +111,6 @@ class Request:
     old: int
     proof: tuple[bytes, ...]
     checkpoint: Checkpoint
-    note: str
 
 
 def read_request(body: bytes) -> Request:
@@ -119,7 +128,7 @@ def read_request(body: bytes) -> Request:
     hashes = tuple(read_base64(line, "a proof line") for line in proof)
     if any(len(one) != 32 for one in hashes):
         raise Malformed("a proof line is a hash of 32 bytes")
-    return Request(int(first[4:]), hashes, read_checkpoint(note), note)
+    return Request(int(first[4:]), hashes, read_checkpoint(note))
 
 
 def read_checkpoint(note: str) -> Checkpoint:

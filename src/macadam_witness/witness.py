@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from macadam_witness.memory import Memory
+from macadam_witness.memory import Memory, Seen
 from macadam_witness.notes import Checkpoint, LogKey, Malformed, is_consistent, read_log_keys, read_request
 
 TEXT = "text/plain; charset=utf-8"
@@ -69,19 +69,25 @@ class Witness:
                 return Answer(403, "no key known here has signed it\n")
             if request.old > new.size:
                 return Answer(400, "the old size is greater than the checkpoint's\n")
-            seen = self._memory.seen(new.origin)
+            seen, note = self._memory.seen(new.origin), new.with_lines_of({key.id for key in keys})
             if request.old != seen.size:
                 return Answer(409, f"{seen.size}\n", SIZE)
             if new.size == seen.size and new.root != seen.root:
-                return self._refuse(409, "two checkpoints of one size", request.note, f"{seen.size}\n", SIZE)
+                alarm = self._alarm("two checkpoints of one size", note, seen, certain=True)
+                return Answer(409, f"{seen.size}\n", SIZE, alarm)
             if not is_consistent(seen.size, seen.root, new.size, new.root, request.proof):
-                return self._refuse(422, "it does not begin with what was seen", request.note)
-            self._memory.remember(new)
+                why = "it is not shown that it begins with what was seen"
+                return Answer(422, f"{why}\n", TEXT, self._alarm(why, note, seen, certain=False))
+            self._memory.remember(new, note)
             return Answer(200, self._memory.key.cosign(new.text, int(self._clock())))
 
-    def _refuse(self, status: int, why: str, note: str, body: str = "", kind: str = TEXT) -> Answer:
-        self._memory.keep_evidence(why, note)
-        return Answer(status, body or f"{why}\n", kind, why)
+    def _alarm(self, why: str, note: str, seen: Seen, *, certain: bool) -> str:
+        """Keeps the evidence. A disk that is full must not make a contradiction look like a witness that is down."""
+        try:
+            self._memory.keep_evidence(why, note, seen, certain=certain)
+        except OSError as error:
+            return f"{why}; the evidence could not be kept ({error}): {note!r}"
+        return why
 
 
 def _is_signed(checkpoint: Checkpoint, keys: list[LogKey]) -> bool:

@@ -138,6 +138,11 @@ def test_a_home_that_was_rolled_back_is_refused_and_says_so(world: World, tmp_pa
         world.grow(6)  # grown past what was seen, with other leaves
         found = world.problems(witnesses=1)
         assert any("does not begin with what it has seen" in problem for problem in found), found
+        logs = world.logs.read_text()
+        world.logs.write_text("# none\n")
+        found = world.problems(witnesses=1)
+        assert any("does not begin with what it has seen" in problem for problem in found), "404 takes nothing back"
+        world.logs.write_text(logs)
         assert '"event": "ALARM"' in one.kill(signal.SIGTERM)
 
 

@@ -14,7 +14,7 @@ from macadam.app.platform import Platform
 from macadam.errors import NotAuthorised
 from macadam.faces import cli
 from macadam.ledger.sequencer import integrate_all
-from macadam.ledger.types import RotateKey, ShowCheckpoint
+from macadam.ledger.types import RetireKey, RotateKey, ShowCheckpoint, ShowKeys
 from macadam.testing import open_platform, token_of
 from macadam_verify import __main__ as verifier
 
@@ -64,6 +64,38 @@ def test_a_copy_begins_with_the_checkpoint_that_somebody_kept(
     kept.write_text(home.call(ShowCheckpoint()).note)
     assert check(copy, "--since", str(kept)) == 1
     assert "cut off" in capsys.readouterr().out
+
+
+def test_a_kept_checkpoint_that_is_an_empty_file_is_not_taken_for_none(
+    home: Platform, copy: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("")
+    assert check(copy) == 0
+    assert check(copy, "--since", str(kept)) == 1
+    verify = ["ledger", "verify", "--home", str(home.settings.home)]
+    assert cli.main(verify) == 0
+    for option in ("--since", "--key", "--witness-key"):
+        assert cli.main([*verify, option, f"@{kept}"]) == 2
+
+
+def test_a_copy_for_one_project_of_a_ledger_that_changed_its_key_is_checked_with_what_announces_it(
+    tmp_path: Path,
+) -> None:
+    with open_platform(tmp_path / "home") as platform:
+        platform.call(CreateProject(project="flights"))
+        integrate_all(platform.ports)
+        (tmp_path / "first").write_text(platform.call(ShowCheckpoint()).key)
+        (old,) = platform.call(ShowKeys()).keys
+        platform.call(RotateKey())
+        platform.call(RetireKey(key=old.id))
+        integrate_all(platform.ports)
+        (tmp_path / "announced").write_text(platform.call(ShowKeys()).announcements)
+    place = tmp_path / "copy"
+    assert cli.main(["ledger", "export", str(place), "--home", str(tmp_path / "home"), "--project", "flights"]) == 0
+    given = ["--ledger", str(place), "--key", str(tmp_path / "first")]
+    assert verifier.main(given) == 1, "the leaves that announce keys are the platform's own"
+    assert verifier.main([*given, "--announced", str(tmp_path / "announced")]) == 0
 
 
 def first_note(lines: list[str]) -> str:

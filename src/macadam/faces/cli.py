@@ -275,13 +275,20 @@ def _from_file(field: Field, text: str) -> str:
     if field.kind == "mapping" and Path(text[1:]).is_dir():
         return json.dumps(files_below(Path(text[1:])))
     try:
-        return Path(text[1:]).read_text(encoding="utf-8")
+        found = Path(text[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
             f"{field.flag} names the file {text[1:]!r}, which cannot be read as text: {error}.",
             next_step="Correct the path; for a text that begins with @ write @@.",
             details={"field": field.name},
         ) from error
+    if not found.strip() and field.default == "":  # it would pass for an option that was not given
+        raise InvalidInput(
+            f"{field.flag} names the file {text[1:]!r}, which is empty.",
+            next_step=f"Correct the path, or leave {field.flag} out.",
+            details={"field": field.name},
+        )
+    return found
 
 
 def files_below(folder: Path) -> dict[str, str]:

@@ -141,14 +141,20 @@ def rotate_key(tx: Transaction, request: RotateKey, new: SignerKey) -> KeyState:
 # --- retire
 
 
+def _prepare_retirement(context: Context, _request: RetireKey) -> None:
+    """So that the key that takes over has its checkpoint, signed by the one that ends."""
+    sequencer.integrate_all(context.ports)
+
+
 @operation(
     RetireKey,
     permission="ledger:rotate",
     http="POST /api/v1/ledger/keys/{key}/retire",
     cli="ledger retire",
     resource="platform:home",
+    prepare=_prepare_retirement,
 )
-def retire_key(tx: Transaction, request: RetireKey) -> KeyState:
+def retire_key(tx: Transaction, request: RetireKey, _integrated: None) -> KeyState:
     known = keys.held(tx.sql)
     found = next((key for key in known if key.key.id.hex() == request.key), None)
     if found is None:
@@ -160,6 +166,13 @@ def retire_key(tx: Transaction, request: RetireKey) -> KeyState:
         raise Conflict(
             f"The key {request.key} is the only one in force.",
             next_step="Announce another first: macadam ledger rotate.",
+        )
+    if all(key.announced_idx is None for key in others):
+        # Under one checkpoint with the retirement, only the new key would sign that it takes over: who trusts the old
+        # one could never follow.
+        raise Conflict(
+            f"No checkpoint signed by the key {request.key} covers the key that takes over from it yet.",
+            next_step="Try again in a second.",
         )
     leaf = tx.record(reference(found.key), uses=[reference(key.key) for key in others], key=str(found.key))
     tx.sql.execute(sa.update(key_table).where(key_table.c.id == request.key).values(retired=leaf))

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 import sqlalchemy as sa
 
-from macadam.errors import Conflict, InvalidInput, NotFound
+from macadam.errors import Conflict, IntegrityError, InvalidInput, NotFound
 from macadam.ledger.keyring import KeyRing, LedgerKey
 from macadam.ledger.note import SignerKey, VerifierKey
 from macadam.ledger.schema import keys, leaves
@@ -109,9 +109,20 @@ def changed_by(known: Sequence[HeldKey], queued: Collection[int]) -> bool:
     return any(held.announced_seq in queued or held.retired_seq in queued for held in known)
 
 
-def signers(ports: Ports, names: Sequence[str]) -> list[SignerKey]:
-    """The private keys under these names. Raises NotFound for one that was retired and destroyed meanwhile."""
-    return [SignerKey.parse(ports.secrets.get(name).decode()) for name in names]
+def signers(ports: Ports, names: Sequence[str], known: Sequence[HeldKey] = ()) -> list[SignerKey]:
+    """The private keys under these names. known: what the leaves announce under them.
+
+    Raises NotFound for one that was retired and destroyed meanwhile, IntegrityError for one that is another key.
+    """
+    found = [SignerKey.parse(ports.secrets.get(name).decode()) for name in names]
+    announced = {held.secret: held.key for held in known}
+    for name, key in zip(names, found, strict=True):
+        if announced.get(name, key.verifier) != key.verifier:
+            raise IntegrityError(
+                f"The secret {name!r} holds another key than the one that the ledger has announced.",
+                next_step="Somebody has put it there: restore the home's keys from a backup.",
+            )
+    return found
 
 
 def ring_of(known: Sequence[HeldKey]) -> KeyRing:

@@ -132,7 +132,7 @@ def integrate(ports: Ports) -> int:
     # 2. the checkpoint over all leaves up to here, signed by each key in force there.
     frontier.extend(hashes)
     try:
-        signers = keys.signers(ports, names)
+        signers = keys.signers(ports, names, known)
     except NotFound:
         if _size(ports) == size:
             raise

@@ -48,8 +48,8 @@ def bootstrap(ports: Ports) -> None:
 def signer(ports: Ports) -> SignerKey:
     """The private key that the ledger's word is given with: of those in force the oldest, which most readers know."""
     with ports.sql.read() as sql:
-        oldest = keys.signing(keys.held(sql))[:1]
-    return keys.signers(ports, oldest)[0]
+        known = keys.held(sql)
+    return keys.signers(ports, keys.signing(known)[:1], known)[0]
 
 
 def verifier_keys(ports: Ports) -> KeyRing:

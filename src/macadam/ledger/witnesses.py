@@ -266,7 +266,10 @@ def _keep_refusal(ports: Ports, witness: Witness, refused: Refused) -> None:
     key = str(witness.key)
 
     def write(sql: sa.Connection) -> None:
-        size = sql.execute(sa.select(witnesses.c.size).where(witnesses.c.key == key)).scalar() or 0
+        said = sql.execute(sa.select(witnesses).where(witnesses.c.key == key)).first()
+        if said and said.breach and not refused.breach:
+            return  # that it refuses for another reason now takes nothing back
+        size = said.size if said else 0
         _state(sql, witness.key, size=size, refusal=refused.what, breach=refused.breach)
 
     ports.sql.write(write)
@@ -299,8 +302,10 @@ def quorum_problems(ports: Ports, sql: sa.Connection, ring: KeyRing, wanted: int
             next_step="Give their keys with --witness-key @FILE, or name them in the file of MACADAM_LEDGER_WITNESSES.",
         )
     size, note = _newest(sql)
-    if not keys or size == 0:
+    if not keys:
         return 0, []
+    if size == 0:
+        return 0, ["there is no checkpoint that witnesses could have cosigned"] if wanted else []
     try:
         found = cosigners(cosigned(sql, size, note), keys, ring)
     except IntegrityError as error:

@@ -15,7 +15,7 @@ from macadam.ledger import key_service, keys, sequencer
 from macadam.ledger import service as ledger
 from macadam.ledger.keyring import KeyRing
 from macadam.ledger.leaf import decode
-from macadam.ledger.note import Checkpoint, Note, open_checkpoint
+from macadam.ledger.note import Checkpoint, Note, SignerKey, open_checkpoint
 from macadam.ledger.tree import leaf_hash, verify_inclusion
 from macadam.ledger.types import RetireKey, RotateKey, ShowCheckpoint, ShowKeys, VerifyLedger
 from macadam.operations import Request, of_request
@@ -118,6 +118,49 @@ def test_two_keys_at_most_are_in_force_and_one_always_is(platform: Platform) -> 
     assert signers(platform) == [old]
     third = platform.call(RotateKey()).id
     assert signers(platform) == [old, third]
+    assert problems(platform) == ()
+
+
+def test_a_key_is_not_retired_before_it_has_signed_that_another_takes_over(platform: Platform) -> None:
+    first = ledger.verifier_keys(platform.ports).verifiers
+    (old,) = signers(platform)
+    idle = Dispatcher(platform.ports, clock=utc_now, sequence=lambda: None)
+    token = local_token(platform)
+    new = msgspec.to_builtins(idle.run(of_request(RotateKey), {}, token=token))["id"]
+    idle.run(of_request(RetireKey), {"key": old}, token=token)
+    assert signers(platform) == [new]
+    rotated, _ = platform.call(ShowKeys()).announcements.splitlines()
+    assert open_checkpoint(msgspec.json.decode(rotated)["checkpoint"], first), "who holds the first key can follow"
+    assert problems(platform) == ()
+
+
+def test_a_key_whose_successor_has_no_checkpoint_yet_stays(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    (old,) = signers(platform)
+    idle = Dispatcher(platform.ports, clock=utc_now, sequence=lambda: None)
+    token = local_token(platform)
+    with monkeypatch.context() as stuck:
+        stuck.setattr(sequencer, "integrate_all", lambda _ports: None)
+        idle.run(of_request(RotateKey), {}, token=token)
+        with pytest.raises(Conflict, match="No checkpoint signed by the key"):
+            idle.run(of_request(RetireKey), {"key": old}, token=token)
+    assert len(signers(platform)) == 2
+    assert problems(platform) == ()
+
+
+def test_a_private_key_that_was_swapped_signs_nothing(platform: Platform) -> None:
+    sequencer.integrate_all(platform.ports)
+    ports = platform.ports
+    (real,) = keys.signers(ports, [keys.KEY_SECRET])
+    assert ledger.signer(ports).verifier == real.verifier
+    ports.secrets.remove(keys.KEY_SECRET)
+    ports.secrets.put(keys.KEY_SECRET, SignerKey(real.name, bytes(32)).secret.encode())
+    queue(ports, 1)
+    with pytest.raises(IntegrityError, match="holds another key than the one that the ledger has announced"):
+        sequencer.integrate_all(ports)
+    with pytest.raises(IntegrityError, match="holds another key"):
+        ledger.signer(ports)
+    ports.secrets.remove(keys.KEY_SECRET)
+    ports.secrets.put(keys.KEY_SECRET, real.secret.encode())
     assert problems(platform) == ()
 
 

@@ -8,6 +8,8 @@ from unit.verify.chains import ORIGIN, SIGNER, Ledger, fields
 
 from macadam.ledger import leaf, note, tree
 from macadam_verify import __main__ as verifier
+from macadam_verify import signed
+from macadam_witness.notes import WitnessKey
 
 NEXT = note.SignerKey(ORIGIN, bytes(range(64, 96)))
 THIRD = note.SignerKey(ORIGIN, bytes(range(96, 128)))
@@ -80,3 +82,28 @@ FORGED = {
 def test_a_forged_announcement_is_refused(what: str) -> None:
     assert verifier.verify(NEW, OLD_KEY, [], FOLLOWED).broken is None
     assert verifier.verify(NEW, OLD_KEY, [], FORGED[what]).broken is not None
+
+
+def test_a_retired_key_does_not_sign_over_the_leaf_that_ends_it() -> None:
+    followed = announcement([ROTATED], 0, SIGNER, NEXT)
+    for signers in ((SIGNER,), (SIGNER, NEXT)):
+        alone = announcement([ROTATED, RETIRED], 1, *signers)
+        assert "was in force from 0 to 1" in broken(verifier.verify(NEW, OLD_KEY, [], followed + alone))
+
+
+def test_what_was_known_of_a_keys_end_is_only_made_earlier() -> None:
+    later = announcement([ROTATED, RETIRED], 1, NEXT)
+    trust = signed.trusted(f"{OLD_KEY} until 0\n{NEXT.verifier}\n")
+    verifier.follow(later, trust)
+    assert trust.keys[ORIGIN, SIGNER.verifier.id].until == 0
+
+
+def test_a_witness_whose_key_the_ledger_took_for_its_own_is_none() -> None:
+    witness = WitnessKey("witness.example", bytes(range(64, 96)))  # the private key of NEXT
+    trust = signed.trusted(OLD_KEY, witness.verifier)
+    text = str(note.Checkpoint(origin=ORIGIN, size=1, root=bytes(32)))
+    cosigned = str(note.sign(text, SIGNER)) + witness.cosign(text, 1)
+    assert signed.checkpoint(cosigned, trust, signed.Report())
+    verifier.follow(announcement([ROTATED], 0, SIGNER, NEXT), trust)
+    with pytest.raises(signed.Broken, match="0 of 1 cosigned"):
+        signed.checkpoint(cosigned, trust, signed.Report())

@@ -14,6 +14,8 @@ from unit.verify.chains import SIGNED, SIGNER, WITNESS, Ledger, fields, uuid
 
 from macadam.ledger import bundle, note
 from macadam_verify import __main__ as verifier
+from macadam_verify import signed
+from macadam_witness.notes import WitnessKey
 
 KEY = str(SIGNER.verifier)
 
@@ -374,3 +376,57 @@ def test_a_second_approval_and_a_later_leaf_about_the_snapshot_change_nothing() 
     report = check(ledger)
     assert report.broken is None
     assert any("principal:bob approved" in what for _, what in report.links)
+
+
+IGNORED = {
+    "a kept checkpoint beside a bundle": ["BUNDLE", "--since", "EMPTY"],
+    "an answer beside a copy of the ledger": ["--ledger", "BUNDLE", "--answer", "EMPTY"],
+    "an answer beside a certificate": ["--certificate", "BUNDLE", "--answer", "EMPTY"],
+    "witnesses of a certificate": ["--certificate", "BUNDLE", "--witness", "EMPTY"],
+    "a file of witnesses that names none": ["BUNDLE", "--witness", "EMPTY"],
+    "a quorum of no witnesses": ["BUNDLE", "--quorum", "1"],
+}
+
+
+@pytest.mark.parametrize("what", IGNORED)
+def test_a_check_that_was_asked_for_and_cannot_be_made_is_not_passed_over(
+    files: tuple[Path, Path], tmp_path: Path, what: str
+) -> None:
+    whole, key = files
+    assert verifier.main([str(whole), "--key", str(key)]) == 0
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    named = {"BUNDLE": str(whole), "EMPTY": str(empty)}
+    assert verifier.main([*(named.get(word, word) for word in IGNORED[what]), "--key", str(key)]) == 2
+
+
+def test_the_command_says_what_nobody_asked_for(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    whole, key = files
+    assert verifier.main([str(whole), "--key", str(key)]) == 0
+    assert "not proved  that others are shown this same ledger" in capsys.readouterr().out
+
+
+def test_a_number_that_only_infinity_stands_for_is_no_json() -> None:
+    with pytest.raises(ValueError, match="is not JSON"):
+        signed.read_json('{"output":1e999}', "the answer")
+    assert signed.read_json('{"output":1e99}', "the answer") == {"output": 1e99}
+
+
+def test_a_checkpoint_with_more_signatures_than_anybody_needs_is_refused() -> None:
+    trust = signed.trusted(KEY)
+    text = str(note.Checkpoint(origin=SIGNER.name, size=1, root=bytes(32)))
+    whole = str(note.sign(text, SIGNER))
+    other = str(note.sign(text, WITNESS)).rpartition("\n\n")[2]
+    assert signed.checkpoint(whole + other * 99, trust, signed.Report())
+    with pytest.raises(signed.Broken, match="at most 100 signatures"):
+        signed.checkpoint(whole + other * 100, trust, signed.Report())
+
+
+def test_a_cosignature_of_a_time_that_cannot_be_is_refused() -> None:
+    witness = WitnessKey("witness.example", bytes(32))
+    trust = signed.trusted(KEY, witness.verifier)
+    text = str(note.Checkpoint(origin=SIGNER.name, size=1, root=bytes(32)))
+    whole = str(note.sign(text, SIGNER))
+    assert signed.checkpoint(whole + witness.cosign(text, 2**63 - 1), trust, signed.Report())
+    with pytest.raises(signed.Broken, match="a time that cannot be"):
+        signed.checkpoint(whole + witness.cosign(text, 2**63), trust, signed.Report())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import macadam_witness
 from macadam.ledger import note, tree
+from macadam_witness import memory
 from macadam_witness.memory import Memory, Unusable
 from macadam_witness.notes import LogKey, Malformed, WitnessKey, is_consistent, read_log_keys, read_request
 from macadam_witness.witness import Answer, Logs, Witness
@@ -93,10 +94,14 @@ REFUSALS = {
     "a rollback": (body(8, 8)[:0] + body(3, 3), 409, "8\n"),
     "an old size that is not the one seen": (body(5, 10), 409, "8\n"),
     "two checkpoints of one size": (body(8, 8, root=tree.root_of(OTHER[:8])), 409, "8\n"),
-    "another history": (body(8, 10, root=tree.root_of(OTHER[:10])), 422, "does not begin"),
-    "a proof that is too long": (body(8, 10, proof=[*tree.consistency_proof(8, 10, READ), LEAVES[0]]), 422, "begin"),
-    "a proof that is missing": (body(8, 10, proof=[]), 422, "does not begin"),
-    "a proof where none belongs": (body(8, 8, proof=[LEAVES[0]]), 422, "does not begin"),
+    "another history": (body(8, 10, root=tree.root_of(OTHER[:10])), 422, "not shown that it begins"),
+    "a proof that is too long": (
+        body(8, 10, proof=[*tree.consistency_proof(8, 10, READ), LEAVES[0]]),
+        422,
+        "not shown",
+    ),
+    "a proof that is missing": (body(8, 10, proof=[]), 422, "not shown that it begins"),
+    "a proof where none belongs": (body(8, 8, proof=[LEAVES[0]]), 422, "not shown that it begins"),
     "a log that nobody named": (body(0, 8, origin="other.example"), 404, "not witnessed"),
     "a key that nobody named": (body(8, 10, signers=(NEXT,)), 403, "no key known"),
     "no log's signature": (body(8, 10, signers=(note.SignerKey("x", bytes(32)),)), 403, "no key known"),
@@ -128,6 +133,44 @@ def test_a_contradiction_is_kept_as_evidence_with_the_logs_own_signature(world: 
     assert world.witness.add_checkpoint(forked).alarm == "two checkpoints of one size"
     (kept,) = (world.place / "witness" / "evidence.jsonl").read_text().splitlines()
     assert note.open_checkpoint(json.loads(kept)["note"], [LOG.verifier]).root == tree.root_of(OTHER[:8])
+
+
+def evidence(world: World) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (world.place / "witness" / "evidence.jsonl").read_text().splitlines()]
+
+
+def test_the_evidence_is_both_checkpoints_that_contradict_each_other_as_the_log_signed_them(world: World) -> None:
+    world.add(0, 8)
+    world.reopen()
+    world.witness.add_checkpoint(body(8, 8, root=tree.root_of(OTHER[:8])))
+    (kept,) = evidence(world)
+    opened = [note.open_checkpoint(kept[which], [LOG.verifier]) for which in ("seen", "note")]
+    assert [one.size for one in opened] == [8, 8]
+    assert opened[0].root != opened[1].root
+
+
+def test_false_proofs_of_a_good_log_leave_room_for_evidence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_MOST_SUSPECT", 2000)
+    monkeypatch.setattr(memory, "_MOST_EVIDENCE", 4000)
+    world.add(0, 8)
+    junk = note.SignerKey("junk.example", bytes(32))
+    for size in (10, 10, 10, *range(11, 40)):
+        world.add(8, size, proof=[], signers=(LOG, junk))
+    kept = evidence(world)
+    assert 1 < len(kept) < 10
+    assert len({one["note"] for one in kept}) == len(kept), "each once"
+    assert not any("junk" in one["note"] for one in kept), "nothing that others put below"
+    world.witness.add_checkpoint(body(8, 8, root=tree.root_of(OTHER[:8])))
+    assert evidence(world)[-1]["why"] == "two checkpoints of one size"
+
+
+def test_a_contradiction_is_said_also_where_the_evidence_cannot_be_kept(world: World) -> None:
+    world.add(0, 8)
+    (world.place / "witness" / "evidence.jsonl").mkdir()
+    answer = world.witness.add_checkpoint(body(8, 8, root=tree.root_of(OTHER[:8])))
+    assert (answer.status, answer.body) == (409, "8\n")
+    assert "could not be kept" in answer.alarm
+    assert ORIGIN in answer.alarm
 
 
 def test_a_log_that_changes_its_key_is_followed_once_its_file_says_so(world: World) -> None:
