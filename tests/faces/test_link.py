@@ -33,7 +33,7 @@ from macadam.access.types import (
 )
 from macadam.adapters.local_objects import LocalObjects
 from macadam.app.platform import Platform
-from macadam.errors import Conflict, NotAuthenticated, Unavailable
+from macadam.errors import Conflict, NotAuthenticated, NotFound, Unavailable
 from macadam.faces.http import ControlPlane
 from macadam.faces.link import LinkServer
 from macadam.journal.layout import ANSWERS, CLOSED, COUNTER, SegmentFooter, SegmentHeader, closing, opening
@@ -150,6 +150,14 @@ def test_strangers_do_not_take_the_places_of_workloads(served: Served, tmp_path:
         until(lambda: sum(one.is_stranger for one in set(served.server._desk.connections)) <= 64)
 
 
+def test_only_operations_are_answered_whoever_is_vouched_for(served: Served, tmp_path: Path) -> None:
+    edge = joined(served, tmp_path / "far")
+    with contextlib.closing(edge.link):
+        for path in ("/metrics", "/openapi.json", "/login", "/health"):
+            with pytest.raises(NotFound, match="operations only"):
+                edge.link.call("GET", path)
+
+
 # --- whom it trusts
 
 
@@ -197,6 +205,7 @@ def test_a_new_authority_signs_once_everybody_has_heard_of_it(
         assert edge.fetch()
         monkeypatch.setattr(link_mirror, "utc_now", _later)
         assert edge.renew()
+        assert not edge.renew()  # by a clock that is hours ahead it is due again at once
         edge.fetch()
     assert Identity(tmp_path / "far" / "link").authorities == workloads.trusted(ports, half)
     assert workloads.signing(ports, half + timedelta(days=1)).public_pem == first.public_pem

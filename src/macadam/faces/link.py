@@ -17,7 +17,7 @@ from macadam.access import spiffe, workloads
 from macadam.access.spiffe import Peer, SpiffeId, Svid
 from macadam.access.tls import Identity, peer_of
 from macadam.app.platform import Platform
-from macadam.errors import Busy, MacadamError, NotAuthenticated, SettingInvalid
+from macadam.errors import Busy, MacadamError, NotAuthenticated, NotFound, SettingInvalid
 from macadam.faces import logs
 from macadam.faces.http import PEER, ControlPlane
 from macadam.serving import answers
@@ -28,6 +28,7 @@ from macadam.values import utc_now
 if TYPE_CHECKING:
     import ssl
 
+OPERATIONS = b"/api/"
 CERTIFY = b"/api/v1/workloads/certify"
 MOST_BODY = 72 * 1024 * 1024
 """Bytes: a delivered segment in base64."""
@@ -179,7 +180,7 @@ class LinkServer:
     async def _answer(self, request: Incoming) -> bytes:
         try:
             scope = _scope(request, _caller(request))
-        except NotAuthenticated as error:
+        except (NotAuthenticated, NotFound) as error:
             return answers.of_error(error)
         sent: list[MutableMapping[str, Any]] = []
 
@@ -204,11 +205,17 @@ def _directory(settings: Settings) -> Path:
 
 
 def _caller(request: Incoming) -> Peer | None:
-    """Raises NotAuthenticated for callers without a certificate, except for the call that asks for one."""
+    """Raises NotAuthenticated for callers without a certificate, except for the call that asks for one.
+
+    Raises NotFound for what asks nobody who calls: whom an authority vouches for may still be unknown here.
+    """
     certificate = request.connection.peer_certificate
     if certificate is None and request.target == CERTIFY and request.method == b"POST":
         return None
-    return peer_of(certificate)
+    peer = peer_of(certificate)
+    if not request.target.startswith(OPERATIONS):
+        raise NotFound("The link has operations only.", next_step="Ask the plain port.")
+    return peer
 
 
 def _scope(request: Incoming, peer: Peer | None) -> MutableMapping[str, Any]:

@@ -39,6 +39,8 @@ from macadam.values import Name, utc_now
 T = TypeVar("T")
 JOINED = "joined.json"
 _TIMEOUT = 20.0
+_RENEWAL_SECONDS = 300.0
+"""Between two renewals: a clock that is hours ahead must not ask at every look."""
 _MOST_ANSWER = 1 << 30
 """Bytes: a model in base64."""
 _ERRORS: dict[int, type[MacadamError]] = {
@@ -226,13 +228,15 @@ class Mirror:
         self.link = Link(joined.url, SpiffeId.parse(joined.server), lambda: identity.context(server=False))
         self._left_out: tuple[str, ...] = ()
         self._revoked = ""
+        self._renewable = float("-inf")
 
     def renew(self) -> bool:
         """Renews the certificate if half of its time is over. Files of an external agent are taken as they are."""
         if not self._joined.external:
-            if utc_now() < spiffe.half_life(self._identity.certificates):
+            if utc_now() < spiffe.half_life(self._identity.certificates) or time.monotonic() < self._renewable:
                 return False
             _certify(self.link, self._identity)
+            self._renewable = time.monotonic() + _RENEWAL_SECONDS
         elif not self._identity.changed():
             return False
         self.link.close()
