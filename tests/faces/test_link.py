@@ -40,6 +40,7 @@ from macadam.journal.layout import ANSWERS, CLOSED, COUNTER, SegmentFooter, Segm
 from macadam.journal.types import ListSegments, SealClosed
 from macadam.serving import link_mirror, link_service, state
 from macadam.serving.link_mirror import Invitation, Joined, Keeper, Link, Mirror
+from macadam.serving.types import Deployment
 from macadam.testing import open_platform
 from macadam.values import digest_of, instant, utc_now, uuid7
 
@@ -343,10 +344,17 @@ def test_the_far_end_gets_nothing_of_other_projects(served: Served, tmp_path: Pa
 # --- deliveries
 
 
-def closed(home: Path, segment: str = "", *, worker: int = 0) -> Path:
+def closed(home: Path, segment: str = "", *, worker: int = 0, follows: str = "") -> Path:
     """A closed segment without records, as the gateway `edge` writes it."""
     name = segment or uuid7()
-    header = SegmentHeader(gateway="edge", worker=worker, segment=name, project="flights", created=instant(utc_now()))
+    header = SegmentHeader(
+        gateway="edge",
+        worker=worker,
+        segment=name,
+        project="flights",
+        created=instant(utc_now()),
+        follows=follows,
+    )
     head = opening(header)
     path = home / "journal" / "flights" / f"{name}{CLOSED}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -397,3 +405,32 @@ def test_a_sealed_segment_is_known_by_its_bytes(served: Served, tmp_path: Path) 
         with pytest.raises(Conflict, match="other bytes"):
             edge.deliver()
         assert path.exists()
+
+
+def test_a_segment_may_be_larger_than_other_requests(tmp_path: Path) -> None:
+    """Who may call could else make records so long that a whole journal stays where it is."""
+    with serving(tmp_path / "near", MACADAM_MAX_BODY="3000") as served:
+        edge = joined(served, tmp_path / "far")
+        closed(tmp_path / "far", follows="x" * 5000)
+        with contextlib.closing(edge.link):
+            assert edge.deliver() == 1
+
+
+def test_a_digest_that_somebody_wrote_into_a_definition_names_no_object() -> None:
+    mine, others = (digest_of(text) for text in (b"model", b"of another project"))
+    deployment = Deployment(
+        id=uuid7(),
+        project="flights",
+        endpoint="delay",
+        model="delay",
+        number=1,
+        version="model:delay@1",
+        artifact=mine,
+        signature=mine,
+        service={"description": others},
+        threshold=0.5,
+        replaced="",
+        actor="principal:mallory",
+        at=utc_now(),
+    )
+    assert set(link_service._named((deployment,))) == {mine}
