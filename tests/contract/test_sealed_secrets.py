@@ -18,7 +18,7 @@ from macadam.adapters.local_secrets import LocalSecrets
 from macadam.adapters.passphrase_kms import PassphraseKms
 from macadam.adapters.sealed_secrets import SealedSecrets
 from macadam.errors import IntegrityError, MacadamError, SettingInvalid
-from macadam.ledger.types import EncryptKeys, ShowEncryption, ShowLog
+from macadam.ledger.types import EncryptKeys, ShowEncryption, ShowLog, VerifyLedger
 from macadam.settings import Keys, Settings
 from macadam.testing import open_platform
 
@@ -155,6 +155,39 @@ def test_a_changed_secret_is_refused(plain: Path, harm: str) -> None:
     HARM[harm](plain)
     with pytest.raises(IntegrityError):
         read(plain)
+
+
+def test_a_sealed_home_is_not_talked_into_taking_plain_secrets(plain: Path) -> None:
+    SealedSecrets(plain, PASSPHRASE).encrypt()
+    assert read(plain) == VALUES
+    mark = plain / ".sealed"
+    mark.write_text(mark.read_text().replace('"state":"sealed"', '"state":"sealing"'))
+    assert SealedSecrets(plain, PASSPHRASE).encryption() == "sealing"
+    LocalSecrets(plain).replace("ledger-key", b"PRIVATE+KEY+planted")
+    for forget in (False, True):  # in the process that knows the key, and in another
+        if forget:
+            sealed_secrets._unwrapped.clear()
+        with pytest.raises(SettingInvalid, match="sealed` was changed"):
+            SealedSecrets(plain, PASSPHRASE).get("ledger-key")
+
+
+@pytest.mark.parametrize("from_birth", [False, True])
+def test_a_home_whose_keys_are_plain_again_is_told_by_the_ledger(tmp_path: Path, *, from_birth: bool) -> None:
+    home, environment = tmp_path / "home", {"MACADAM_KEY_PASSPHRASE": PASSPHRASE.passphrase}
+    with open_platform(home, environment=environment if from_birth else {}):
+        pass
+    with open_platform(home, environment=environment) as platform:
+        if not from_birth:
+            platform.call(EncryptKeys())
+        assert platform.call(VerifyLedger()).problems == ()
+        secrets = platform.ports.secrets
+        held = {name: secrets.get(name) for name in secrets.names()}
+    (home / "keys" / ".sealed").unlink()
+    for name, value in held.items():
+        LocalSecrets(home / "keys").replace(name, value)
+    with open_platform(home, environment=environment) as platform:
+        (problem,) = platform.call(VerifyLedger()).problems
+        assert "are not any more" in problem
 
 
 def test_a_passphrase_is_stretched_once_in_a_process(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

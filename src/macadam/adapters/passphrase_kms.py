@@ -70,8 +70,8 @@ class PassphraseKms:
             return aead.AESGCM(self._stretched(salt, stored.n, stored.p)).decrypt(nonce, data, context.encode())
         except exceptions.InvalidTag as error:
             raise SettingInvalid(
-                "The passphrase is not the one that this home's keys were encrypted with.",
-                next_step="Correct MACADAM_KEY_PASSPHRASE_FILE or MACADAM_KEY_PASSPHRASE.",
+                "The passphrase is not the one that this home's keys were encrypted with, or `.sealed` was changed.",
+                next_step="Correct MACADAM_KEY_PASSPHRASE_FILE or MACADAM_KEY_PASSPHRASE, or restore the home's keys.",
             ) from error
 
     def _stretched(self, salt: bytes, n: int, p: int) -> bytes:

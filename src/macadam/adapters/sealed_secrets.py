@@ -33,13 +33,14 @@ else:
 
 MAGIC = b"macadam-sealed/1\n"
 _MARK = ".sealed"
-_CONTEXT = "macadam home keys"
+_CONTEXTS = {"sealed": "macadam home keys", "sealing": "macadam home keys, some still plain"}
+"""What the data key is bound to: whoever changes the state that `.sealed` says makes it a key that does not open."""
 _NONCE = 12  # bytes, random: 2**32 secrets under one key before two are likely to share one (NIST SP 800-38D, 8.3)
 
 _log = logging.getLogger(__name__)
-_unwrapped: dict[tuple[str, bytes], bytes] = {}
-"""Data keys by how they are wrapped and the digest of what unwraps them: a passphrase is stretched once in a process,
-however many stores it opens, and one who does not have it is not helped by others who do.
+_unwrapped: dict[tuple[str, str, bytes], bytes] = {}
+"""Data keys by how they are wrapped, for which state, and the digest of what unwraps them: a passphrase is stretched once in
+a process, however many stores it opens, and one who does not have it is not helped by others who do.
 """
 _unwrapping = threading.Lock()
 
@@ -72,6 +73,7 @@ class SealedSecrets:
         if value.startswith(MAGIC):
             return self._open(name, value, self._data_key(mark))
         if mark.state == "sealing":
+            self._data_key(mark)  # so that whoever puts a plain file in a sealed home cannot say that it is sealing
             return value
         raise IntegrityError(
             f"The secret {name!r} is not encrypted, and all secrets of this home are.",
@@ -107,7 +109,7 @@ class SealedSecrets:
         for draft in self._directory.glob(".*.draft"):  # 3
             draft.unlink(missing_ok=True)
         if mark.state != "sealed":  # 4
-            self._write(msgspec.structs.replace(mark, state="sealed"), os.replace)
+            self._write(self._wrapped(key, "sealed"), os.replace)
         return done
 
     # --- the mark
@@ -135,15 +137,18 @@ class SealedSecrets:
             _log.warning("the home's keys are plain files, although a passphrase or KMS is set: macadam keys encrypt")
 
     def _begin(self, state: Literal["sealing", "sealed"]) -> Mark:
-        by, kms = self._kms()
-        key = os.urandom(32)
-        mark = Mark(by=by, key=base64.b64encode(kms.wrap(key, _CONTEXT)).decode(), state=state)
+        mark = self._wrapped(os.urandom(32), state)
         try:
             self._write(mark, os.link)
         except FileExistsError:  # another process began it: its key is the home's
             return msgspec.json.decode((self._directory / _MARK).read_bytes(), type=Mark)
+        return mark
+
+    def _wrapped(self, key: bytes, state: Literal["sealing", "sealed"]) -> Mark:
+        by, kms = self._kms()
+        mark = Mark(by=by, key=base64.b64encode(kms.wrap(key, _CONTEXTS[state])).decode(), state=state)
         with _unwrapping:
-            _unwrapped[mark.key, self._opens()] = key
+            _unwrapped[mark.key, state, self._opens()] = key
         return mark
 
     def _write(self, mark: Mark, place: Callable[[Path, Path], None]) -> None:
@@ -162,7 +167,7 @@ class SealedSecrets:
 
     def _data_key(self, mark: Mark) -> bytes:
         with _unwrapping:
-            known = (mark.key, self._opens())
+            known = (mark.key, mark.state, self._opens())
             if known not in _unwrapped:
                 by, kms = self._kms()
                 if by != mark.by:
@@ -170,7 +175,7 @@ class SealedSecrets:
                         f"This home's keys are encrypted by {mark.by}, and the settings say {by}.",
                         next_step="Set what it was encrypted with: see `macadam keys --help`.",
                     )
-                _unwrapped[known] = kms.unwrap(base64.b64decode(mark.key), _CONTEXT)
+                _unwrapped[known] = kms.unwrap(base64.b64decode(mark.key), _CONTEXTS[mark.state])
             return _unwrapped[known]
 
     def _opens(self) -> bytes:

@@ -50,6 +50,7 @@ def announce_first(ports: Ports, policy_set: Callable[[], str]) -> None:
         if keys.held(sql):
             return
     first = keys.published(ports).keys[0].verifier
+    at_rest = ports.secrets.encryption()
     leaf = Leaf(
         id=uuid7(),
         at=instant(utc_now()),
@@ -61,7 +62,7 @@ def announce_first(ports: Ports, policy_set: Callable[[], str]) -> None:
         uses=[],
         request=digest_of(b"{}"),
         decision={"id": uuid7(), "effect": "allow", "policies": ["bootstrap"], "policy_set": policy_set()},
-        body={"key": str(first)},
+        body={"key": str(first), **({} if at_rest == "none" else {"state": at_rest})},
     )
     row = _row(first.id.hex(), str(first), keys.KEY_SECRET, leaf.id)
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from macadam.errors import IntegrityError, NotFound
 from macadam.ledger import keys, publishing, sequencer, verification, witnesses
-from macadam.ledger.keyring import KeyRing
+from macadam.ledger.keyring import FIRST, KeyRing
 from macadam.ledger.leaf import Leaf, decode, encode
 from macadam.ledger.note import SignerKey
 from macadam.ledger.schema import checkpoints, leaves, uses
@@ -207,6 +207,7 @@ def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
         )
         ring = verifier_keys(context.ports)
         unfit += _foreign_keys(request.key, ring)
+        unfit += _plain_again(context.ports, sql)
         unfit += witnesses.breaches(sql, witnesses.configured(context.ports))
         cosigned, missing = witnesses.quorum_problems(context.ports, sql, ring, request.witnesses, request.witness_key)
     return msgspec.structs.replace(found, cosigned=cosigned, problems=(*unfit, *found.problems, *missing))
@@ -217,6 +218,14 @@ def _foreign_keys(kept: str, ring: KeyRing) -> list[str]:
         return []
     strange = [key for key in KeyRing.parse(kept).verifiers if key not in ring.verifiers]
     return [f"the key given, {key}, is not one of this ledger's: it is another ledger" for key in strange]
+
+
+def _plain_again(ports: Ports, sql: sa.Connection) -> list[str]:
+    """Nothing takes the encryption of a home's keys back; whoever can write their files can, and a setting would only warn."""
+    said = [entry for kind in (FIRST, "ledger.encrypt_keys") for entry in find(sql, kind=kind, outcome="done")]
+    if ports.secrets.encryption() == "sealed" or not any(entry.leaf.body.get("state") == "sealed" for entry in said):
+        return []
+    return ["the home's keys were encrypted, as the ledger says, and are not any more: somebody has replaced them"]
 
 
 @operation(

@@ -104,8 +104,8 @@ class Fold:
         )
 
     def _disable(self, line: dict[str, Any], leaf: Leaf) -> None:
-        known = self._principals[leaf.subject]
-        if known.active:
+        known = self._principals.get(leaf.subject)  # None: of two clocks the faster one dated the leaf that made it
+        if known is not None and known.active:
             self._principals[leaf.subject] = PastPrincipal(id=known.id, kind=known.kind, active=False, **line)
         self._dismiss(line, leaf)
 

@@ -31,6 +31,7 @@ from macadam.access.types import (
 from macadam.app.platform import Platform
 from macadam.errors import MacadamError, NotAuthorised
 from macadam.ledger import service as ledger
+from macadam.ledger.leaf import Leaf
 from macadam.ledger.sequencer import integrate_all
 from macadam.lineage import past
 from macadam.lineage.service import changes
@@ -338,3 +339,17 @@ def test_what_changed_is_found_through_the_index(history: History) -> None:
         assert list(changes(sql, instant(history.now), "*"))
     assert any("ix_ledger_leaves_kind_seq" in step_ for step_ in plans)
     assert not any(step_.startswith("SCAN ledger_leaves") for step_ in plans)
+
+
+def test_a_leaf_whose_cause_a_faster_clock_has_dated_later_is_no_error() -> None:
+    def leaf(number: int, operation: str, at: str, **body: object) -> Leaf:
+        decision = {"id": f"d{number}", "effect": "allow", "policies": ["p"], "policy_set": "sha256:0"}
+        return Leaf(id=f"l{number}", at=at, kind=operation, outcome="done", actor="principal:root", project="",
+                    subject="principal:ada", uses=[], request="sha256:0", decision=decision, body=body)  # fmt: skip
+
+    made = leaf(0, "access.create_principal", "2026-11-21T10:05:00.000000Z", kind="person")
+    ended = leaf(1, "access.disable_principal", "2026-11-21T10:03:00.000000Z", disabled=True, revoked_tokens=[])
+    told = [(0, made), (1, ended)]
+    assert past.state(told, "2026-11-21T10:04:00.000000Z").principals == ()
+    (ada,) = past.state(told, "2026-11-21T10:06:00.000000Z").principals
+    assert not ada.active

@@ -379,25 +379,27 @@ def test_a_second_approval_and_a_later_leaf_about_the_snapshot_change_nothing() 
 
 
 IGNORED = {
-    "a kept checkpoint beside a bundle": ["BUNDLE", "--since", "EMPTY"],
-    "an answer beside a copy of the ledger": ["--ledger", "BUNDLE", "--answer", "EMPTY"],
-    "an answer beside a certificate": ["--certificate", "BUNDLE", "--answer", "EMPTY"],
-    "witnesses of a certificate": ["--certificate", "BUNDLE", "--witness", "EMPTY"],
-    "a file of witnesses that names none": ["BUNDLE", "--witness", "EMPTY"],
-    "a quorum of no witnesses": ["BUNDLE", "--quorum", "1"],
+    "a kept checkpoint beside a bundle": (["BUNDLE", "--since", "EMPTY"], "--since goes with --ledger"),
+    "an answer beside a copy of the ledger": (["--ledger", "BUNDLE", "--answer", "EMPTY"], "--answer goes with"),
+    "an answer beside a certificate": (["--certificate", "BUNDLE", "--answer", "EMPTY"], "--answer goes with"),
+    "witnesses of a certificate": (["--certificate", "BUNDLE", "--witness", "EMPTY"], "cosign checkpoints, not"),
+    "a file of witnesses that names none": (["BUNDLE", "--witness", "EMPTY"], "holds no verifier key"),
+    "a quorum of no witnesses": (["BUNDLE", "--quorum", "1"], "the keys of 0 were given"),
 }
 
 
 @pytest.mark.parametrize("what", IGNORED)
 def test_a_check_that_was_asked_for_and_cannot_be_made_is_not_passed_over(
-    files: tuple[Path, Path], tmp_path: Path, what: str
+    files: tuple[Path, Path], tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, key = files
     assert verifier.main([str(whole), "--key", str(key)]) == 0
     empty = tmp_path / "empty"
     empty.write_text("")
+    words, said = IGNORED[what]
     named = {"BUNDLE": str(whole), "EMPTY": str(empty)}
-    assert verifier.main([*(named.get(word, word) for word in IGNORED[what]), "--key", str(key)]) == 2
+    assert verifier.main([*(named.get(word, word) for word in words), "--key", str(key)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_command_says_what_nobody_asked_for(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
