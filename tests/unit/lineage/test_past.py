@@ -51,7 +51,7 @@ from macadam.serving.schema import deployments, endpoints
 from macadam.serving.types import Deploy, Rollback
 from macadam.settings import Settings
 from macadam.testing import open_platform, token_of
-from macadam.values import instant, utc_now
+from macadam.values import digest_of, instant, utc_now, uuid7
 
 WHERE = {"project": "flights", "model": "late"}
 GATES = "metrics: {roc_auc: {at_least: 0.5}}\nholdout: june\n"
@@ -342,13 +342,13 @@ def test_what_changed_is_found_through_the_index(history: History) -> None:
 
 
 def test_a_leaf_whose_cause_a_faster_clock_has_dated_later_is_no_error() -> None:
-    def leaf(number: int, operation: str, at: str, **body: object) -> Leaf:
-        decision = {"id": f"d{number}", "effect": "allow", "policies": ["p"], "policy_set": "sha256:0"}
-        return Leaf(id=f"l{number}", at=at, kind=operation, outcome="done", actor="principal:root", project="",
-                    subject="principal:ada", uses=[], request="sha256:0", decision=decision, body=body)  # fmt: skip
+    def leaf(operation: str, at: str, **body: object) -> Leaf:
+        decision = {"id": uuid7(), "effect": "allow", "policies": ["p"], "policy_set": digest_of(b"")}
+        return Leaf(id=uuid7(), at=at, kind=operation, outcome="done", actor="principal:root", project="",
+                    subject="principal:ada", uses=[], request=digest_of(b""), decision=decision, body=body)  # fmt: skip
 
-    made = leaf(0, "access.create_principal", "2026-11-21T10:05:00.000000Z", kind="person")
-    ended = leaf(1, "access.disable_principal", "2026-11-21T10:03:00.000000Z", disabled=True, revoked_tokens=[])
+    made = leaf("access.create_principal", "2026-11-21T10:05:00.000000Z", kind="person")
+    ended = leaf("access.disable_principal", "2026-11-21T10:03:00.000000Z", disabled=True, revoked_tokens=[])
     told = [(0, made), (1, ended)]
     assert past.state(told, "2026-11-21T10:04:00.000000Z").principals == ()
     (ada,) = past.state(told, "2026-11-21T10:06:00.000000Z").principals
