@@ -226,6 +226,16 @@ class Context:
     ports: Ports
     progress: Progress
     authorise: Authorise
+    begin: "Callable[[Evidence], None]"
+
+    def begun(self, subject: object, **body: object) -> None:
+        """Records that what cannot be undone begins now, before it does, in a transaction that asks again for leave.
+
+        From here on the call is carried out to its end, whatever is revoked meanwhile: among other changes its place is
+        that of this leaf. Raises NotAuthenticated, NotAuthorised; then nothing may be destroyed.
+        """
+        facts = {key: plain(value) for key, value in body.items() if value is not None}
+        self.begin(Evidence(subject=str(subject), uses=(), body={"begun": 1, **facts}))
 
     def read(self) -> "AbstractContextManager[sa.Connection]":
         """A read snapshot of SQL."""

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from acceptance.rival import Move, carry_out, serve
 from databases import KINDS, environment
 from unit.models import worlds
+from unit.serving import people
 
 from macadam.access.schema import grants, principals, tokens
 from macadam.access.types import (
@@ -35,11 +36,14 @@ from macadam.access.types import (
 )
 from macadam.app.platform import Platform
 from macadam.ledger import service as ledger
+from macadam.ledger.leaf import Leaf
 from macadam.ledger.types import VerifyLedger
 from macadam.models.schema import aliases, approvals, versions
 from macadam.models.types import Approve, DeclareThresholds, Evaluate, RegisterVersion, SetAlias, Train
+from macadam.personal.types import EraseSubject
+from macadam.personal.vault import Vault
 from macadam.serving import registry
-from macadam.serving.types import Deploy, Rollback
+from macadam.serving.types import Deploy, Rollback, ShowPrediction
 from macadam.settings import Settings
 from macadam.testing import local_token
 
@@ -48,6 +52,8 @@ GATES = "metrics: {roc_auc: {at_least: 0.5}}\nholdout: june\n"
 PROJECT, MODEL = "flights", "late"
 _VARIES = re.compile(
     r"[0-9a-f]{8}-[0-9a-f-]{27}|\d{4}-\d\d-\d\dT[\d:.]+Z|mcd_[\w-]+|sha256:[0-9a-f]{64}|(?<='created_by': ')[^']+"
+    # Of an erasure: a person's random name, the certificate's signature, and how many people are left.
+    r"|\b[0-9a-f]{32}\b|(?<=macadam.local/)[0-9a-f]{8} [\w+/=]+|(?<=keys rewrapped: )\d+|(?<=keys_rewrapped': )\d+"
 )
 
 pytestmark = pytest.mark.slow
@@ -65,6 +71,7 @@ class World:
         self.admin = local_token(self.platform)
         self.platform._token = self.admin
         self.platform.call(CreateProject(project=PROJECT))
+        people.prepare(self.platform)
         self.runs = self._train(place / "source")
         for run in self.runs[:2]:
             self.platform.call(RegisterVersion(project=PROJECT, model=MODEL, run=run))
@@ -133,7 +140,30 @@ class World:
     def leaves(self, after: int) -> list[tuple[str, str, str]]:
         with self.platform.ports.sql.read() as sql:
             found = list(reversed(ledger.find(sql)))[after:]
-        return [(one.leaf.kind, one.leaf.actor, one.leaf.subject) for one in found if one.leaf.outcome == "done"]
+        return [
+            (one.leaf.kind, one.leaf.actor, one.leaf.subject)
+            for one in found
+            if one.leaf.outcome == "done" and has_begun(one.leaf)
+        ]
+
+    def remember(self, person: str) -> str:
+        """A prediction about somebody. Returns its id."""
+        with people.gateway(self.platform) as writing:
+            return writing.predict([person])[0]
+
+    def what_is_left_of(self, person: str) -> tuple[Any, ...]:
+        """Whether the key is there, and how many erasures of anybody wait for their end."""
+        keys = Vault(self.home, self.platform.ports.secrets, PROJECT)
+        try:
+            return len(keys._known([keys.tag(person)])), len(keys.under_way())
+        finally:
+            keys.close()
+
+    def ends(self, after: int) -> list[tuple[str, str, str]]:
+        """Leaves of erasures that certify something."""
+        with self.platform.ports.sql.read() as sql:
+            found = list(reversed(ledger.find(sql)))[after:]
+        return [(one.leaf.kind, one.leaf.actor, one.leaf.subject) for one in found if one.leaf.body.get("subjects")]
 
     def count(self) -> int:
         with self.platform.ports.sql.read() as sql:
@@ -154,7 +184,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made.close()
 
 
-Race = Callable[[World, str], tuple[list[Move], Callable[[], Any]]]
+Made = tuple[list[Move], Callable[[], Any]]
+Race = Callable[[World, str], Made]
 """Makes what two race for, under this name: their moves, and what the state says of it afterwards."""
 
 
@@ -260,6 +291,44 @@ def last_two_administrators(world: World, name: str) -> tuple[list[Move], Callab
     return moves, state
 
 
+def has_begun(leaf: Leaf) -> bool:
+    """An erasure stands among other changes where it begins; the leaf of its end is about what it alone has destroyed."""
+    return leaf.kind != "serving.erase_subject" or "begun" in leaf.body
+
+
+def erase_and_lose(world: World, name: str, loses: Callable[[World, str, str], Move]) -> Made:
+    """An erasure, and what takes its caller's leave away meanwhile: all is destroyed and certified, or nothing is."""
+    eraser = f"{name}e"
+    world.platform.call(CreatePrincipal(principal=eraser))
+    world.platform.call(GrantRole(project=PROJECT, principal=eraser, role="admin"))
+    issued = world.platform.call(IssueToken(principal=eraser))
+    world.remember(name)
+    moves = [
+        Move(EraseSubject(project=PROJECT, subject=name), issued.token),
+        loses(world, eraser, issued.id),
+    ]
+    return moves, lambda: world.what_is_left_of(name)
+
+
+def erase_and_lose_the_role(world: World, name: str) -> Made:
+    return erase_and_lose(
+        world, name, lambda w, who, _: Move(RevokeRole(project=PROJECT, principal=who, role="admin"), w.admin)
+    )
+
+
+def erase_and_lose_the_token(world: World, name: str) -> Made:
+    return erase_and_lose(world, name, lambda w, _who, token: Move(RevokeToken(token_id=token), w.admin))
+
+
+def erase_two(world: World, name: str) -> Made:
+    """Two people of one project, whose keys are wrapped anew by both."""
+    people_ = [f"{name}a", f"{name}b"]
+    for one in people_:
+        world.remember(one)
+    moves = [Move(EraseSubject(project=PROJECT, subject=one), world.admin) for one in people_]
+    return moves, lambda: [world.what_is_left_of(one) for one in people_]
+
+
 # The last one locks the local administrator out: the others come before it.
 RACES: list[Race] = [
     approve_once_each,
@@ -272,6 +341,9 @@ RACES: list[Race] = [
     one_key_twice,
     one_key_for_two_requests,
     one_name_twice,
+    erase_and_lose_the_role,
+    erase_and_lose_the_token,
+    erase_two,
     last_two_administrators,
 ]
 
@@ -293,6 +365,58 @@ def test_the_outcome_of_a_race_is_that_of_one_order(world: World, race: Race) ->
         for at_once in (world.at_once_in_threads, world.at_once_in_processes):
             found = outcome(world, race, at_once, turned=bool(number % 2))
             assert found in serial, f"{at_once.__name__}: {found}\nis none of\n{serial}"
+
+
+@pytest.mark.parametrize("how", ["threads", "processes"])
+def test_two_who_erase_one_person_at_once_make_one_erasure_with_one_certificate(world: World, how: str) -> None:
+    for _ in range(ROUNDS):
+        name = world.name()
+        prediction = world.remember(name)
+        before = world.count()
+        erase = EraseSubject(project=PROJECT, subject=name)
+        moves = [Move(erase, world.admin), Move(erase, world.person(f"{name}e", "admin"))]
+        answers = world.at_once_in_threads(moves) if how == "threads" else world.at_once_in_processes(moves)
+        # Both get it if one finds the other's under way; else the later one, in some order, finds nothing left.
+        found = {answer["id"] for kind, answer in answers if kind == "done"} - {""}
+        assert [kind for kind, _ in answers] == ["done", "done"]
+        assert len(found) == 1
+        certificates = {answer["certificate"] for _, answer in answers} - {""}
+        assert len(certificates) == 1
+        assert world.what_is_left_of(name) == (0, 0)
+        told = [f"erasure:{one}" for one in found]
+        assert [subject for kind, _, subject in world.ends(before) if kind == "serving.erase_subject"] == told
+        page = world.platform.call(ShowPrediction(project=PROJECT, prediction=prediction))
+        assert page.personal is not None
+        assert (page.personal.state, page.personal.certificate) == ("erased", *found)
+
+
+def test_beside_predictions_about_the_person_each_is_erased_or_about_somebody_new(world: World) -> None:
+    name = world.name()
+    stop = threading.Event()
+    with people.gateway(world.platform) as writing, ThreadPoolExecutor(1) as pool:
+        ids = writing.predict([name])
+
+        def traffic() -> None:
+            while not stop.is_set():
+                ids.extend(writing.predict([name]))
+                stop.wait(0.005)
+
+        running = pool.submit(traffic)
+        erase = Move(EraseSubject(project=PROJECT, subject=name), world.admin)
+        answers = [answer for _ in range(ROUNDS) for answer in world.at_once_in_processes([erase, erase])]
+        stop.set()
+        running.result()
+    assert {kind for kind, _ in answers} == {"done"}
+    certified = {answer["id"]: answer for _, answer in answers if answer["id"]}
+    pages = [world.platform.call(ShowPrediction(project=PROJECT, prediction=one)).personal for one in ids]
+    found = [page for page in pages if page is not None]
+    assert {page.state for page in found} <= {"erased", "readable"}
+    assert found[0].state == "erased"
+    erased = {page.certificate for page in found if page.state == "erased"}
+    assert erased <= set(certified)
+    counted = sum(answer["predictions"] for answer in certified.values())
+    assert counted == sum(page.state == "erased" for page in found)
+    assert all(page.values["inputs.c"] == name for page in found if page.state == "readable")
 
 
 def test_two_who_register_at_once_get_the_next_two_numbers(world: World) -> None:

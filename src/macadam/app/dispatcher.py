@@ -118,15 +118,22 @@ class Dispatcher:
         operation = call.operation
         authorise = self._authoriser(call)
         prepared: tuple[object, ...] = ()
-        if operation.prepare is not None:  # 4: heavy work, immutable files, nothing visible yet
+        begun: list[Evidence] = []
+        if operation.prepare is not None:  # 4: heavy work, immutable files, nothing visible; or what has begun
             if idempotency_key and (known := self._known_answer(idempotency_key, call)) is not None:
                 return msgspec.json.decode(known, type=operation.request.response_type())
-            context = Context(call=call, ports=self._ports, progress=progress, authorise=authorise)
+
+            def begin(evidence: Evidence) -> None:
+                self._begin(call, evidence, still_allowed)
+                begun.append(evidence)
+
+            context = Context(call=call, ports=self._ports, progress=progress, authorise=authorise, begin=begin)
             prepared = (operation.prepare(context, request),)
         if not operation.changes:
             with self._ports.sql.read() as sql:
                 return operation.handler(self._transaction(sql, call, authorise), request, *prepared)
-        return self._change(call, request, prepared, still_allowed, idempotency_key)  # 5, 6
+        allowed = _was_allowed if begun else still_allowed
+        return self._change(call, request, prepared, allowed, idempotency_key)  # 5, 6
 
     def admit(
         self,
@@ -209,6 +216,16 @@ class Dispatcher:
         _follow_up(acts)
         return response
 
+    def _begin(self, call: Call, evidence: Evidence, still_allowed: StillAllowed) -> None:
+        """One transaction of its own: whoever may no longer do it does not begin, whoever has begun may end it."""
+
+        def work(sql: sa.Connection) -> None:
+            still_allowed(sql)
+            _queue_leaf(sql, call, evidence)
+
+        self._ports.sql.write(work)
+        self._sequence()
+
     def _still_allowed(self, call: Call, resource: str, token: Credential, sql: sa.Connection) -> None:
         """Asks again, on the state that the transaction sees. Raises NotAuthenticated, NotAuthorised."""
         now = self._clock()
@@ -270,6 +287,10 @@ class Dispatcher:
                 self._said.clear()
             self._said[call.actor.id] = (now, 0)
         return unsaid
+
+
+def _was_allowed(_sql: sa.Connection) -> None:
+    """For what has begun: it was allowed in the transaction that says so, and has destroyed since what it must certify."""
 
 
 def _holder(sql: sa.Connection, credential: Credential, now: datetime) -> Actor:

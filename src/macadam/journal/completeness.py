@@ -3,7 +3,7 @@
 Pure: a function of what seal leaves say, and of which segments still wait for their seal. Reading those is the caller's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -87,15 +87,14 @@ def _count(value: object) -> int | None:
 
 def compare(sealed: Sequence[SealedCounts], waiting: Iterable[str]) -> Completeness:
     """waiting: references of segments that are not sealed yet."""
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     rows = [_row(one, seen) for one in sealed]
     faults = [row.fault for row in rows if row.fault]
     return Completeness(rows=tuple(rows), faults=(*faults, *_chain(sealed, frozenset(waiting))))
 
 
-def _row(one: SealedCounts, seen: set[str]) -> Row:
-    fresh = {identity: gap for identity, gap in one.gaps.items() if identity not in seen}
-    seen.update(fresh)
+def _row(one: SealedCounts, seen: dict[str, int]) -> Row:
+    fresh = dict(_fresh(one.gaps, seen))
     unrecorded = sum(answers for answers, _, _ in fresh.values())
     records, answers = one.records or 0, one.answers or 0
     faults = []
@@ -120,6 +119,19 @@ def _row(one: SealedCounts, seen: set[str]) -> Row:
         torn=one.torn,
         fault="; ".join(faults),
     )
+
+
+def _fresh(
+    told: Mapping[str, tuple[int, str, str]], seen: dict[str, int]
+) -> Iterator[tuple[str, tuple[int, str, str]]]:
+    """What was not counted yet. A gateway that is killed while it tells a gap leaves it to the next one, under the same
+    id and perhaps grown: what it has grown by is new.
+    """
+    for identity, (answers, first, last) in told.items():
+        before = seen.get(identity)
+        if before is None or answers > before:
+            yield identity, (answers - (before or 0), first, last)
+            seen[identity] = answers
 
 
 def _chain(sealed: Sequence[SealedCounts], waiting: frozenset[str]) -> list[str]:

@@ -161,9 +161,13 @@ def _publish(tx: Transaction, project: str, one: Closed, staged: StagedSnapshot 
 
 
 def _keep_gaps(tx: Transaction, project: str, one: Closed) -> None:
-    """A gap that a killed gateway told twice is one."""
+    """A gap that a killed gateway told twice is one; where it had grown meanwhile, the larger one."""
     told = {gap.id: gap for gap in one.facts.header.gaps}
-    known = set(tx.sql.execute(sa.select(gaps.c.id).where(gaps.c.id.in_(list(told)))).scalars()) if told else set()
+    query = sa.select(gaps.c.id, gaps.c.answers).where(gaps.c.id.in_(list(told)))
+    known = {row.id: row.answers for row in tx.sql.execute(query)} if told else {}
+    grown = [identity for identity, answers in known.items() if told[identity].answers > answers]
+    if grown:
+        tx.sql.execute(sa.delete(gaps).where(gaps.c.id.in_(grown)))
     rows = [
         {
             "id": gap.id,
@@ -176,7 +180,7 @@ def _keep_gaps(tx: Transaction, project: str, one: Closed) -> None:
             "causes": gap.causes,
         }
         for gap in told.values()
-        if gap.id not in known
+        if gap.id not in known or gap.id in grown
     ]
     if rows:
         tx.sql.execute(sa.insert(gaps), rows)

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 import msgspec
 
-from macadam.errors import Busy, Conflict, MacadamError, StorageFull, TooLarge, Unavailable
+from macadam.errors import Busy, Conflict, IntegrityError, MacadamError, StorageFull, TooLarge, Unavailable
 from macadam.journal import gaps
 from macadam.journal.beside import BESIDE, Beside
 from macadam.journal.gaps import GapCounter
@@ -223,11 +223,19 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class _Waiter(NamedTuple):
-    """Wants to be told when a segment is durable up to `size`."""
+    """Wants to be told when a segment is durable up to `size`. leaving: the one before it, if that was still being
+    finished: a record may have gone there just before the change.
+    """
 
     segment: _Segment
     size: int
+    leaving: _Segment | None
     told: Told
+
+    @property
+    def is_durable(self) -> bool:
+        old = self.leaving
+        return self.segment.synced >= self.size and (old is None or old.synced >= old.size)
 
 
 class JournalWriter:
@@ -310,7 +318,8 @@ class JournalWriter:
         """Writes one record; when it returns, the record survives the end of this process.
 
         Raises StorageFull or Unavailable (nothing was written; later calls may succeed), Unavailable for good after
-        an fsync failed (what the disk then holds is not known), Busy while too much waits for its fsync, TooLarge, and
+        an fsync failed (what the disk then holds is not known), IntegrityError for good after a part of a record could
+        not be taken back, Busy while too much waits for its fsync, TooLarge, and
         Conflict once closed.
         """
         return self.append_many((payload,))
@@ -334,7 +343,12 @@ class JournalWriter:
             segment = self._segment
             if self._sync_began or self._leaving is not None or segment.size - segment.synced > self._most_unsynced:
                 self._require_keeping_up()
-            receipt = Receipt(segment.id, segment.count, segment.append(payloads, beside), segment.answers)
+            try:
+                receipt = Receipt(segment.id, segment.count, segment.append(payloads, beside), segment.answers)
+            except IntegrityError as error:
+                # A part of a record could not be cut off again: whatever came behind it could never be read.
+                self._failure = error
+                raise
         if not self._fsync_every:
             self.sync()
         return receipt
@@ -364,10 +378,10 @@ class JournalWriter:
         Never blocks. Callers that wait share one fsync, which begins at once or when the one under way has ended. `told`
         is called by the journal's thread, or by this one if the journal has failed or is closed.
         """
-        failure = self._failure
         with self._lock:
+            failure = self._failure
             if failure is None and not self._closed:
-                self._waiters.append(_Waiter(self._segment, self._segment.size, told))
+                self._waiters.append(_Waiter(self._segment, self._segment.size, self._leaving, told))
         if failure is None and self._closed:
             failure = Conflict("The journal is closed.", next_step="Start the gateway again.")
         if failure is not None:
@@ -495,7 +509,7 @@ class JournalWriter:
         with self._lock:
             waiting, self._waiters = self._waiters, []
         for one in waiting:
-            if one.segment.synced >= one.size:
+            if one.is_durable:
                 one.told(None)
             elif last:
                 one.told(self._failure or Unavailable("The journal ended.", next_step="Start the gateway again."))

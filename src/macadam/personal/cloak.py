@@ -49,6 +49,7 @@ class ProjectCloak:
         with self._vault.using() as generation:
             if generation != self._generation:
                 self._known.clear()
+                self._vault.forget_wrapping_keys()
                 self._generation = generation
             yield self._keys(ids)
 

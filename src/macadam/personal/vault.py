@@ -11,8 +11,9 @@ import mmap
 import os
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from macadam.errors import Busy, Conflict, IntegrityError, MacadamError, NotFoun
 from macadam.personal import cipher
 from macadam.personal.cipher import SubjectKey
 from macadam.ports import Secrets
-from macadam.values import uuid7
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WIT
 _GENERATION = struct.Struct("<Q")
 _WAIT = 10.0
 """Seconds that one writer waits for another: each holds the database for milliseconds."""
+_AGAIN = 0.01
+"""Seconds until emptying the log is tried again."""
 _REWRAP = 1000
 """Keys per transaction: some 10 ms, so that a gateway with a new subject does not wait for all of them."""
 _KEK = "kek"
@@ -98,12 +100,16 @@ class Vault:
         self._folder = folder_of(home, project)
         self._keks: dict[str, bytes] = {}
         try:
-            self._tag_key = secrets.get(_tag_secret(project))
-            self._lock = os.open(self._folder / "generation", os.O_RDWR | os.O_CREAT, 0o600)
-            if os.fstat(self._lock).st_size < _GENERATION.size:
-                os.ftruncate(self._lock, _GENERATION.size)
-            self._map = mmap.mmap(self._lock, _GENERATION.size)
-            self._sql = _open(self._folder / "keys.sqlite")
+            with ExitStack() as undone:  # a gateway tries again with each request: a failure must leave no file open
+                self._tag_key = secrets.get(_tag_secret(project))
+                self._lock = os.open(self._folder / "generation", os.O_RDWR | os.O_CREAT, 0o600)
+                undone.callback(os.close, self._lock)
+                if os.fstat(self._lock).st_size < _GENERATION.size:
+                    os.ftruncate(self._lock, _GENERATION.size)
+                self._map = mmap.mmap(self._lock, _GENERATION.size)
+                undone.callback(self._map.close)
+                self._sql = _open(self._folder / "keys.sqlite")
+                undone.pop_all()
         except (NotFound, OSError, sqlite3.Error) as error:
             raise Unavailable(
                 f"The keys of the subjects of project {project!r} cannot be opened: {error}.",
@@ -117,6 +123,10 @@ class Vault:
             self._map.close()
             os.close(self._lock)
             self._lock = -1
+
+    def forget_wrapping_keys(self) -> None:
+        """After an erasure: those before it are destroyed, and must not live on in memory."""
+        self._keks.clear()
 
     # --- one at a time
 
@@ -251,14 +261,22 @@ class Vault:
 
     # --- erasing: `destroy`, then `settle` what was found, then `finish`
 
-    def destroy(self, subject_id: str) -> Pending:
-        """Destroys a person's key. From here on the erasure is under way, until `finish`; calling again resumes it."""
+    def erasure_of(self, subject_id: str) -> str:
+        """The erasure of this person that is under way; '' if none is."""
+        found = self._pending(self.tag(subject_id))
+        return found.erasure if found is not None else ""
+
+    def destroy(self, subject_id: str, erasure: str) -> Pending:
+        """Destroys a person's key. From here on the erasure is under way, until `finish`; calling again resumes it.
+
+        erasure: id of a new one.
+        """
         tag = self.tag(subject_id)
         with self._ending_use(), self._writing() as sql:
             known = self._pending(tag)
             subjects = b"".join(row[0] for row in sql.execute("SELECT subject FROM keys WHERE tag = ?", (tag,)))
             if known is None:
-                sql.execute("INSERT INTO pending VALUES (?, ?, ?, '{}')", (tag, uuid7(), subjects))
+                sql.execute("INSERT INTO pending VALUES (?, ?, ?, '{}')", (tag, erasure, subjects))
             elif subjects:  # the person came back while the erasure waited to be resumed
                 sql.execute("UPDATE pending SET subjects = CAST(subjects || ? AS BLOB) WHERE tag = ?", (subjects, tag))
             sql.execute("DELETE FROM keys WHERE tag = ?", (tag,))
@@ -340,21 +358,32 @@ class Vault:
                 raise
 
     def _truncate(self) -> None:
-        """Empties the log, which holds pages as they were. Raises Busy if a reader keeps it."""
-        with _translated(self.project):
-            busy, _, _ = self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise Busy("The database of the subjects' keys is being read.", next_step="Run the same call again.")
+        """Empties the log, which holds pages as they were. Raises Busy if a reader keeps it.
+
+        SQLite does not wait for another process that does the same at this moment, only for readers.
+        """
+        end = time.monotonic() + _WAIT
+        while True:
+            with _translated(self.project):
+                busy, _, _ = self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+            if time.monotonic() >= end:
+                raise Busy("The database of the subjects' keys is being read.", next_step="Run the same call again.")
+            time.sleep(_AGAIN)
 
 
 def _open(path: Path) -> sqlite3.Connection:
     # autocommit: transactions begin where they are written; any thread: the caller sees to it that one uses it at a time.
     sql = sqlite3.connect(path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
-    sql.execute("PRAGMA journal_mode = WAL")
-    sql.execute("PRAGMA synchronous = FULL")
-    sql.execute("PRAGMA secure_delete = ON")
-    sql.executescript(_SCHEMA)
-    path.chmod(0o600)
+    with ExitStack() as undone:
+        undone.callback(sql.close)
+        sql.execute("PRAGMA journal_mode = WAL")
+        sql.execute("PRAGMA synchronous = FULL")
+        sql.execute("PRAGMA secure_delete = ON")
+        sql.executescript(_SCHEMA)
+        path.chmod(0o600)
+        undone.pop_all()
     return sql
 
 

@@ -46,7 +46,8 @@ ASKS = ("predictions:create",)
 
 class Ask(msgspec.Struct):
     """One authorised request, on its way. granted: without it no feature is read and no model asked. answer: empty until there is one; journal: that must confirm the record before
-    the answer leaves, if any; subject: whom it is about, where the endpoint has personal fields.
+    the answer leaves, if any; subject: whom it is about, where the endpoint has personal fields; is_unrecorded: it has no
+    record and is counted as such.
     """
 
     serving: Serving
@@ -66,6 +67,7 @@ class Ask(msgspec.Struct):
     receipt: Receipt | None = None
     journal: ProjectJournal | None = None
     subject: str = ""
+    is_unrecorded: bool = False
 
 
 class _Moment(msgspec.Struct, frozen=True):
@@ -95,6 +97,13 @@ class _Tail(msgspec.Struct):
 _log = logging.getLogger(__name__)
 _FEATURES_FAILED = answers.problem(
     503, "features-failed", "The features could not be computed.", next_step="Ask the operator to read the log."
+)
+_MODEL_FAILED = answers.problem(503, "model-failed", "The model failed.", next_step="Ask the operator to read the log.")
+_NO_KEYS = answers.problem(
+    503,
+    "keys-unavailable",
+    "No prediction about a person is answered while the keys that its record needs cannot be used.",
+    next_step="Ask again later. The operator finds why in the gateway's log.",
 )
 _RANDOM_BLOCK = 512
 _encode = msgspec.json.Encoder().encode
@@ -142,6 +151,7 @@ class Batcher:
         self._cloak_of = cloak_of
         self._ids = Ids()
         self._heads: dict[tuple[str, str], bytes] = {}
+        self._said: dict[str, str] = {}
 
     def run(self, asks: Sequence[Ask]) -> tuple[Stages, list[Receipt]]:
         """Fills in each answer. Returns how long the stages took, and the receipts of what was journaled."""
@@ -212,12 +222,18 @@ class Batcher:
             with self._cloak_of(project).using(ids) as keys:
                 return self._write(project, asks, keys, moment)
         except MacadamError as error:
-            refused = answers.of_error(error, 503)
+            self._say(project, error)
         for ask in asks:
             if ask.subject:
-                ask.status, ask.answer = 503, refused
+                ask.status, ask.answer = 503, _NO_KEYS
         others = [ask for ask in asks if not ask.subject]
         return self._write(project, others, {}, moment) if others else None
+
+    def _say(self, project: str, error: MacadamError) -> None:
+        """To the operator, once for as long as it stays the same: it may name files, and callers are not operators."""
+        if self._said.get(project) != str(error):
+            self._said[project] = str(error)
+            _log.error("project %s cannot encrypt personal values, and answers none: %s", project, error)
 
     def _write(
         self, project: str, asks: Sequence[Ask], keys: Mapping[str, SubjectKey], moment: _Moment
@@ -315,9 +331,12 @@ def _score(group: list[Ask]) -> None:
     try:
         scores = group[0].serving.model.scores([ask.row for ask in group])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base; it is recorded and answered
-        problem = answers.problem(503, "model-failed", f"The model failed: {error}", next_step="Ask again later.")
+        # Its text may quote a row, and the group's callers are strangers to each other: only the log is told.
+        serving = group[0].serving
+        told = error if serving.personal is None else None
+        _log.error("the model of %s failed (%s)", serving.deployment.endpoint, type(error).__name__, exc_info=told)
         for ask in group:
-            ask.outcome, ask.status, ask.problem = "error:model", 503, problem
+            ask.outcome, ask.status, ask.problem = "error:model", 503, _MODEL_FAILED
         return
     for ask, score in zip(group, scores, strict=True):
         ask.score, ask.outcome = score, "ok"
@@ -358,6 +377,7 @@ def _answer_without(journal: ProjectJournal, error: MacadamError, asks: Sequence
         return
     for ask in asks:
         _answer(ask, "", timing)
+        ask.is_unrecorded = True
         ask.answer = answers.with_header(ask.answer, b"x-macadam-journal: unrecorded")
 
 

@@ -33,6 +33,7 @@ MOST_PENDING = 8192
 """Requests that wait: beyond, a quick 503 serves everybody better than a longer queue."""
 MOST_TOGETHER = 256
 """Requests answered in one turn: bounds how long the loop is busy."""
+_OK = 200
 _MOST_ROUTES = 20_000
 _LONGEST_ROUTE = 500
 """Bytes of path and credential: with a query of 64 KB to each, the routes kept would fill the memory."""
@@ -171,6 +172,13 @@ class Clerk:
             if sent:
                 ask.receipt.answered()
                 self._metrics.answered += 1
+        elif sent and ask.status == _OK and not ask.is_unrecorded:
+            self._count_omitted(one.project, one.endpoint)
+
+    def _count_omitted(self, project: str, endpoint: str) -> None:
+        """An answer that no writer has seen and nobody has counted: seen here, where it leaves, and nowhere else."""
+        self._journals.of(project).omitted(1)
+        _log.error("an answer of %s/%s left without a record, and nothing had allowed it", project, endpoint)
 
     # --- routes
 

@@ -1,7 +1,9 @@
 """Erasing a person: the key first, then the ciphertext and online rows, then the leaf and the certificate.
 
-What cannot be undone happens before the transaction, in an order in which each step can be repeated: a kill anywhere leaves
-an erasure that is under way, and the same call again ends it. The transaction says what was done.
+A leaf says that it begins before anything is destroyed, and asks for leave in the same transaction: who loses that leave
+first destroys nothing, who loses it later has begun, and the call ends with its certificate. So among other changes an
+erasure stands where it begins. What cannot be undone comes next, in an order in which each step can be repeated: a kill
+anywhere leaves an erasure that is under way, and the same call again ends it. The last transaction says what was done.
 """
 
 import uuid
@@ -57,12 +59,13 @@ def _destroy(context: Context, request: EraseSubject) -> _Destroyed:
         access.project(sql, request.project)
         views = _views_of_people(ports, sql, request.project)
     vault.prepare(home, ports.secrets, request.project)
-    context.authorise("subjects:erase", f"project:{request.project}")
     keys = Vault(home, ports.secrets, request.project)
     try:
         with keys.files():  # one erasure of a project after the other, and none while ciphertext moves
+            erasure = keys.erasure_of(request.subject) or uuid7()
+            context.begun(f"erasure:{erasure}", under=request.request or None)
             context.progress("destroying the key", 0, 4)
-            pending = _counted(ports, keys, keys.destroy(request.subject), views, request.subject)
+            pending = _counted(ports, keys, keys.destroy(request.subject, erasure), views, request.subject)
             context.progress("deleting ciphertext", 1, 4)
             store.delete(ports, keys, pending.subjects)
             context.progress("deleting online rows", 2, 4)
@@ -147,6 +150,7 @@ def erase_subject(tx: Transaction, request: EraseSubject, done: _Destroyed) -> E
     known = _find(tx.sql, request.project, done.pending.erasure)
     left = {name.hex() for name in done.pending.subjects} - set(known.subjects if known else ())
     if done.found_nothing or (known is not None and not left):
+        tx.record(f"erasure:{done.pending.erasure}", under=request.request or None, subjects=())
         return known or _empty("", request.project, tx.now, by=tx.actor.id, request=request.request, said=_NOTHING)
     names = tuple(sorted(left))
     predictions = sum(done.pending.counts[name] for name in names)
@@ -155,6 +159,7 @@ def erase_subject(tx: Transaction, request: EraseSubject, done: _Destroyed) -> E
     leaf = tx.record(
         f"erasure:{erasure}",
         subjects=names,
+        goes_on_from=f"erasure:{known.id}" if known else None,
         under=request.request or None,
         predictions=predictions,
         online_rows=online_rows,

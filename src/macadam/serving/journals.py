@@ -101,6 +101,11 @@ class ProjectJournal:
             self.gap.add(cause, answers_, utc_now())
         return cause
 
+    def omitted(self, answers_: int) -> None:
+        """Counts answers that left without a record though nothing had allowed it: a fault of the gateway itself."""
+        self.unrecorded[BROKEN] += answers_
+        self.gap.add(BROKEN, answers_, utc_now())
+
     def lost(self, answers_: int) -> None:
         """Counts answers that were held and refused, since their records may not be durable."""
         self.failing = BROKEN

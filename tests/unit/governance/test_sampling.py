@@ -108,7 +108,7 @@ def context(ports: Ports) -> Context:
         request_digest="",
         now=utc_now(),
     )
-    return Context(call=call, ports=ports, progress=lambda *_: None, authorise=lambda *_: None)
+    return Context(call=call, ports=ports, progress=lambda *_: None, authorise=lambda *_: None, begin=lambda _: None)
 
 
 @pytest.fixture

@@ -43,6 +43,13 @@ def test_a_gap_counts_once_even_if_two_segments_tell_it() -> None:
     assert len(told.faults) == 2
 
 
+def test_a_gap_that_had_grown_before_it_was_told_again_counts_for_what_it_grew_by() -> None:
+    told = found(leaf("segment:1", gaps=[gap("a", 4)]), leaf("segment:2", follows="segment:1", gaps=[gap("a", 7)]))
+    assert [row.unrecorded for row in told.rows] == [4, 3]
+    turned = found(leaf("segment:1", gaps=[gap("a", 7)]), leaf("segment:2", follows="segment:1", gaps=[gap("a", 4)]))
+    assert [row.unrecorded for row in turned.rows] == [7, 0]
+
+
 def test_a_segment_that_is_named_and_nowhere_is_missed_unless_it_waits() -> None:
     leaves = [leaf("segment:2", follows="segment:1"), leaf("segment:3", follows="segment:2")]
     assert "segment:1, which is gone" in found(*leaves).faults[0]

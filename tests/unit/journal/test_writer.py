@@ -200,6 +200,31 @@ def test_a_part_that_cannot_be_removed_stops_the_gateway_and_is_dropped_by_recov
     os.close(fd)
 
 
+def test_behind_a_part_of_a_record_nothing_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = start(tmp_path, fsync_every=60)
+    writer.append(b"{}")
+    real = os.write
+
+    def stops_half_way(fd: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, data[: len(data) - 5])
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout.os, "write", stops_half_way)
+        patch.setattr(layout.os, "ftruncate", refuse)
+        with pytest.raises(IntegrityError, match="A part of a record"):
+            writer.append(b'{"half":"written"}')
+    with pytest.raises(IntegrityError, match="A part of a record"):
+        writer.append(b"{}")
+    assert isinstance(writer.failure, IntegrityError)
+    os.close(writer._segment.fd)
+    assert recover(writer.path).count == 1
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"

@@ -70,7 +70,7 @@ def test_a_destroyed_key_is_in_no_file_and_a_person_who_comes_back_is_somebody_e
     first = keys.require(["ann", "bob"])
     wrapped = row(keys, "ann")
     assert on_disk(keys, wrapped)
-    pending = keys.destroy("ann")
+    pending = keys.destroy("ann", "1")
     assert pending.subjects == {first["ann"].subject}
     assert on_disk(keys, wrapped) == []
     assert keys.of_subject(first["ann"].subject) is None
@@ -86,7 +86,7 @@ def test_destroyed_keys_leave_nothing_among_hundreds(keys: Vault) -> None:
     gone = people[::7]
     wrapped = [row(keys, name) for name in gone]
     for name in gone:
-        keys.finish(keys.destroy(name))
+        keys.finish(keys.destroy(name, name))
     assert [w for w in wrapped if on_disk(keys, w)] == []
     assert keys.count() == 600 - len(gone)
 
@@ -152,7 +152,7 @@ def test_whoever_uses_a_key_holds_off_its_destruction_and_then_forgets_it(keys: 
     with ThreadPoolExecutor(1) as pool:
         with cloak.using(["ann"]) as found:
             first = found["ann"]
-            erasing = pool.submit(keys.destroy, "ann")
+            erasing = pool.submit(keys.destroy, "ann", "1")
             time.sleep(0.05)
             assert not erasing.done()
         assert erasing.result(5).subjects == {first.subject}
@@ -213,3 +213,45 @@ def test_a_damaged_database_is_said(keys: Vault) -> None:
         (keys._folder / f"keys.sqlite{suffix}").unlink(missing_ok=True)
     with pytest.raises(MacadamError):
         another(keys)
+
+
+def files_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_vault_that_cannot_be_opened_keeps_no_file_open(keys: Vault) -> None:
+    (keys._folder / "keys.sqlite").write_bytes(b"no database" * 1000)
+    before = files_open()
+    for _ in range(20):
+        with pytest.raises(Unavailable, match="cannot be opened"):
+            another(keys)
+    assert files_open() < before + 10
+
+
+def test_after_an_erasure_no_wrapping_key_from_before_it_stays_in_memory(keys: Vault) -> None:
+    cloak = ProjectCloak(another(keys))
+    with cloak.using(["ann"]):
+        old = keys.wrapping_key()
+    assert set(cloak._vault._keks) == {old}
+    keys.destroy("ann", "1")
+    keys.begin_wrapping_key()
+    keys.rewrap()
+    with cloak.using(["ann"]):
+        assert set(cloak._vault._keks) == {keys.wrapping_key()} != {old}
+    cloak.close()
+
+
+def test_two_who_destroy_at_once_wait_for_each_other(keys: Vault) -> None:
+    people = [f"p{number}" for number in range(24)]
+    keys.require(people)
+
+    def erase(person: str) -> None:
+        own = another(keys)
+        try:
+            own.finish(own.destroy(person, person))
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(erase, people))
+    assert (keys.count(), keys.under_way()) == (0, [])

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,8 +20,12 @@ from macadam.journal.segment import SegmentReader
 from macadam.journal.types import JournalPolicy, OnFailure
 from macadam.journal.writer import JournalWriter
 from macadam.models.signature import Encoder, Input, Output, Signature
+from macadam.personal.cloak import ProjectCloak
+from macadam.personal.types import PersonalFields
 from macadam.serving.batch import Ask, Batcher, Ids
+from macadam.serving.desk import Clerk
 from macadam.serving.journals import ProjectJournal, working
+from macadam.serving.metrics import Metrics
 from macadam.serving.runtime import Model, Serving
 from macadam.serving.types import Deployment
 
@@ -124,6 +129,7 @@ def test_a_model_that_fails_is_said_and_recorded(journal: JournalWriter) -> None
     batcher(journal).run([one])
     assert one.status == 503
     assert b"model-failed" in one.answer
+    assert b"no memory" not in one.answer  # it may quote the row of another caller
     assert [(r.outcome, r.output) for r in written(journal)] == [("error:model", {})]
 
 
@@ -166,6 +172,54 @@ def test_without_room_for_the_record_there_is_no_answer_and_no_path_in_the_refus
     assert b"/somewhere" not in one.answer
     assert b'"score"' not in one.answer
     assert (journal.refused["disk-full"], journal.gap.answers) == (1, 0)
+
+
+def test_without_keys_nobody_is_answered_about_a_person_and_no_path_is_named(journal: JournalWriter) -> None:
+    def no_cloak(_project: str) -> ProjectCloak:
+        raise Unavailable("The keys cannot be opened: /somewhere/subjects.")
+
+    to = Serving(msgspec.structs.replace(DEPLOYMENT, personal=PersonalFields(subject="c", inputs=("c",))), Half())
+    one, other = ask(to), ask(serving())
+    Batcher(Nothing(), lambda _: working(journal), no_cloak).run([one, other])  # type: ignore[arg-type]
+    assert (one.status, other.status) == (503, 200)
+    assert b"keys-unavailable" in one.answer
+    assert b"/somewhere" not in one.answer
+    assert len(written(journal)) == 1
+
+
+def test_an_answer_that_no_writer_has_seen_is_counted_where_it_leaves(tmp_path: Path) -> None:
+    class Line:
+        def send(self, _data: bytes, *, last: bool) -> bool:
+            return not last
+
+        def answered(self, _count: int) -> None:
+            pass
+
+    class Sent:
+        fixed, keep_alive, old, method = False, True, False, b"POST"
+
+        def __init__(self, one: Ask) -> None:
+            self.connection, self.answer = Line(), one.answer
+
+    def deliver(one: Ask, journal: ProjectJournal) -> int:
+        journals = type("One", (), {"of": lambda _self, _project: journal})()
+        nothing: Any = None
+        clerk = Clerk(
+            nothing, nothing, Metrics(), nothing, journals=journals, guard=nothing, gauges=dict, is_draining=bool
+        )
+        sent: Any = Sent(one)
+        clerk._deliver(sent.connection, [(sent, one)])
+        return journal.gap.answers
+
+    silent = ask(serving())
+    silent.status, silent.answer = 200, b"HTTP/1.1 200 OK\r\n\r\n{}"
+    assert deliver(silent, full("stop", tmp_path)) == 1
+    declared, journal = ask(serving()), full("answer-unrecorded", tmp_path)
+    Batcher(Nothing(), lambda _: journal).run([declared])  # type: ignore[arg-type]
+    assert deliver(declared, journal) == 1  # counted when the journal refused it, and not again
+    wrong = ask(serving())
+    wrong.status, wrong.answer = 422, b"HTTP/1.1 422 No\r\n\r\n{}"
+    assert deliver(wrong, full("stop", tmp_path)) == 0
 
 
 def test_where_it_was_declared_answers_without_a_record_say_so_and_are_counted(tmp_path: Path) -> None:

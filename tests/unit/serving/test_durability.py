@@ -4,6 +4,7 @@ The disk is this one, with an fsync that is told to wait or to fail.
 """
 
 import asyncio
+import contextlib
 import errno
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from unit.serving.leave import to_ask
 
-from macadam.errors import Busy
+from macadam.errors import Busy, MacadamError, Unavailable
 from macadam.journal import layout
 from macadam.journal import writer as writer_module
 from macadam.journal.types import JournalPolicy
@@ -237,3 +238,23 @@ def test_records_of_a_segment_that_is_left_are_confirmed_too(journal: ProjectJou
         assert client.got == [ANSWER]
 
     run(test)
+
+
+def test_a_record_of_a_segment_that_is_left_is_not_confirmed_by_the_next_one_when_its_fsync_fails(
+    journal: ProjectJournal, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = journal.writer
+    assert writer is not None
+    told: list[MacadamError | None] = []
+    journal.append_many([b"{}"])
+
+    def fails(_: int) -> None:
+        writer.when_durable(told.append)  # as the loop does, that has appended just before the change of segments
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writer_module, "sync_data", fails)
+    with pytest.raises(MacadamError):
+        writer.rotate()
+    with contextlib.suppress(MacadamError):
+        writer.close()
+    assert [type(error) for error in told] == [Unavailable]

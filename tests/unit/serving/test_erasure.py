@@ -18,13 +18,13 @@ from unit.serving import leave, people
 from unit.serving.people import PROJECT, files_with
 
 from macadam import operations
-from macadam.access.types import CreateProject
+from macadam.access.types import CreateProject, RevokeRole
 from macadam.adapters.lmdb import LmdbStore
 from macadam.adapters.local_objects import LocalObjects
 from macadam.adapters.local_secrets import LocalSecrets
 from macadam.adapters.sqlite import Sqlite
 from macadam.app.platform import Platform
-from macadam.errors import Conflict, IntegrityError, NotAuthorised
+from macadam.errors import Conflict, IntegrityError, NotAuthorised, StorageFull
 from macadam.ledger.note import SignerKey
 from macadam.ledger.service import verifier_keys
 from macadam.ledger.types import ShowCheckpoint, ShowLog
@@ -233,6 +233,67 @@ def test_an_erasure_that_was_stopped_is_listed_as_under_way(
     done = platform.call(ERASE)
     assert done.id == stopped[0].id
     assert platform.call(ListErasures(project=PROJECT)) == (done,)
+
+
+# --- whose leave ends meanwhile
+
+
+def revoked_at(platform: Platform, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> tuple[str, list[str]]:
+    """A token whose holder loses the role when this function is called for the first time."""
+    token = token_of(platform, "eve", {PROJECT: "admin"})
+    admin, real, done = local_token(platform), getattr(owner, name), list[str]()
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not done:
+            done.append(name)
+            platform.call(RevokeRole(project=PROJECT, principal="eve", role="admin"), token=admin)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, call)
+    return token, done
+
+
+def leaves_of(platform: Platform) -> list[tuple[str, str, bool]]:
+    found = platform.call(ShowLog(kind="serving.erase_subject")).entries
+    return [(one.outcome, one.actor, "begun" in one.body) for one in reversed(found)]
+
+
+def test_who_loses_the_role_after_beginning_ends_the_erasure_with_its_certificate(
+    platform: Platform, town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needles = [wrapped(platform), *ciphertext(platform, town.ann)]
+    with monkeypatch.context() as patched:
+        token, done = revoked_at(platform, patched, sidecar, "overwrite")
+        erasure = platform.call(ERASE, token=token)
+    assert done
+    assert (erasure.by, erasure.predictions) == ("principal:eve", 6)
+    assert erasure.certificate
+    assert leaves_of(platform) == [("done", "principal:eve", True), ("done", "principal:eve", False)]
+    is_complete(platform, town, needles)
+
+
+def test_who_loses_the_role_before_beginning_destroys_nothing(
+    platform: Platform, town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        token, done = revoked_at(platform, patched, Vault, "files")
+        with pytest.raises(NotAuthorised):
+            platform.call(ERASE, token=token)
+    assert done
+    assert leaves_of(platform) == [("denied", "principal:eve", False)]
+    assert {shown(platform, one).state for one in town.ann} == {"readable"}
+    assert platform.call(ListErasures(project=PROJECT)) == ()
+
+
+def test_without_a_leaf_nothing_is_destroyed(platform: Platform, town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise StorageFull("The disk is full.", next_step="Free space.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sqlite, "write", full)
+        with pytest.raises(StorageFull):
+            platform.call(ERASE)
+    assert {shown(platform, one).state for one in town.ann} == {"readable"}
 
 
 # --- several at once
