@@ -266,7 +266,7 @@ def test_a_gateway_on_a_full_disk_refuses_what_it_cannot_journal_and_goes_on_whe
                 answered.append(answer.json()["prediction"])
             else:
                 assert answer.status_code == 503, answer.text
-                assert answer.json()["code"] == "storage-full"
+                assert answer.json()["code"] == "journal-disk-full"
                 assert answer.json()["next"]
             return answer.status_code
 

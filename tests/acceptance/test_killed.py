@@ -192,7 +192,9 @@ def test_a_gateway_killed_under_load_has_journaled_all_that_it_answered(way: Way
             assert sum(segment.answers for segment in segments) >= len(answered) - 4 * len(segments)
             require_proved(platform, new[-1])
             require_sound(platform)
-    assert [path.name for path in (road.home / "journal" / PROJECT).iterdir()] == ["newest"]
+    left = [path for path in (road.home / "journal" / PROJECT).iterdir() if path.name != "newest"]
+    # What a killed gateway counted without a record, which is nothing here, and how it stood: the next one takes both over.
+    assert {path.suffix for path in left} <= {".gap", ".status"}
 
 
 # --- sealing

@@ -70,3 +70,8 @@ def test_a_record_shows_its_lists_as_tables_below(capsys: pytest.CaptureFixture[
 def test_square_brackets_in_values_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     printing.as_text({"rule": "[bold]x[/bold]"})
     assert "[bold]x[/bold]" in capsys.readouterr().out
+
+
+def test_an_interval_in_a_leaf_is_shown_though_its_numbers_are_text() -> None:
+    assert printing.cell({"value": "0.78466", "low": "0.76817", "high": "0.8009"}) == "0.7847 (0.7682 to 0.8009)"
+    assert printing.cell({"value": 0.5, "low": 0.25, "high": 1.0}) == "0.5 (0.25 to 1)"

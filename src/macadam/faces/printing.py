@@ -174,10 +174,19 @@ def cell(value: object, *, short: bool = False) -> str:
 
 def _mapping(value: Mapping[str, Any], *, short: bool) -> str:
     if {"value", "low", "high"} <= value.keys():
-        return f"{value['value']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+        estimate, low, high = (_short(value[name]) for name in ("value", "low", "high"))
+        return f"{estimate} ({low} to {high})"
     if short and "ref" in value:
         return str(value["ref"])
     return "\n".join(f"{name}: {cell(inside, short=short)}" for name, inside in value.items())
+
+
+def _short(number: object) -> str:
+    """Four digits; leaves hold numbers with a fraction as text."""
+    try:
+        return f"{float(str(number)):.4g}"
+    except ValueError:
+        return str(number)
 
 
 def _text(text: str, *, short: bool) -> str:
