@@ -143,6 +143,22 @@ def test_text_can_come_from_a_file(run: Run, tmp_path: Path) -> None:
     assert "missing.txt" in err
 
 
+def test_policies_on_the_road_end_with_20_and_say_who_does_what_next(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "macadam.yaml").write_text("project: {name: p}")
+    (tmp_path / "policies" / "a.cedar").write_text(
+        '@id("a") forbid (principal, action in Action::"calling", resource);'
+    )
+    (tmp_path / "policies" / "test.yaml").write_text("- {who: caller, does: predictions:create, expect: deny}")
+    code, out, _ = run("apply")
+    assert code == 20
+    assert "Version 1 of the policies waits for approval: 0 of 1." in out
+    assert "someone other than principal:local runs `macadam policy approve 1`, then `macadam apply` again" in out
+    # The folder by hand is the text that apply proposed: the table beside is no policy.
+    said = json.loads(run("policy", "propose", "@policies", "--json")[1])
+    assert (said["version"], list(said["files"])) == (1, ["policies/a.cedar"])
+
+
 def test_a_list_flag_may_be_repeated(run: Run) -> None:
     words = ("tokens", "issue", "principal:local", "--scopes", "models:read", "--scopes", "projects:*", "--json")
     assert json.loads(run(*words)[1])["scopes"] == ["models:read", "projects:*"]

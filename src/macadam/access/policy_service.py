@@ -5,6 +5,8 @@ risk is high two others have to, and only a text that was approved, by people wh
 take these steps is decided by the platform's set alone.
 """
 
+from collections.abc import Iterable
+
 import sqlalchemy as sa
 
 from macadam.access import policy_replay as replay
@@ -189,7 +191,7 @@ def approve_policies(tx: Transaction, request: ApprovePolicies) -> PolicyVersion
             f"Version {found.version} is {found.ref}, reviewed was {request.ref}.",
             next_step=f"Look at it again: macadam policy show --version {found.version}.",
         )
-    if tx.actor.id in _proposers(tx.sql, found):
+    if tx.actor.id in _proposers(tx.sql, found.project, found.ref):
         raise NotAuthorised(
             f"{tx.actor.id} proposed the text of version {found.version} and so cannot approve it.",
             next_step="Ask somebody else who may approve (role approver).",
@@ -216,17 +218,25 @@ def approve_policies(tx: Transaction, request: ApprovePolicies) -> PolicyVersion
     resource=_HERE,
 )
 def activate_policies(tx: Transaction, request: ActivatePolicies) -> Activation:
-    """Raises NotAuthorised if approvals are missing, InvalidInput if the text no longer fits the schema in force."""
+    """Raises NotAuthorised if approvals are missing, Conflict if it would not replace the version that it is to replace,
+    InvalidInput if the text no longer fits the schema in force.
+    """
     found = _version(tx.sql, request.project, request.version)
-    approvers = _standing(tx.sql, found)
+    approvers = _standing(tx.sql, found.project, found.ref, (a.by for a in found.approvals))
     if len(approvers) < found.needed:
         raise NotAuthorised(
             f"Version {found.version} has {len(approvers)} of {found.needed} approvals by people who may approve.",
             next_step=f"Ask for it: macadam policy approve {found.version}.",
             details={"policies": ["approved-policies-only"], "approved_by": approvers, "needed": found.needed},
         )
-    if _active_version(tx.sql, request.project) == found.version:
+    now = _active_version(tx.sql, request.project)
+    if now == found.version:
         return _activations(tx.sql, request.project)[-1]
+    if request.instead_of not in (None, now):
+        raise Conflict(
+            f"In force is version {now} by now, not {request.instead_of}, which version {found.version} was to replace.",
+            next_step="See what came into force: macadam policy history.",
+        )
     return _put_in_force(tx, request.project, found.version, reason="", approved_by=approvers)
 
 
@@ -293,18 +303,18 @@ def _put_in_force(
 # --- the tables
 
 
-def _standing(sql: sa.Connection, found: PolicyVersion) -> list[str]:
+def _standing(sql: sa.Connection, project: str, ref: str, givers: Iterable[str]) -> list[str]:
     """Who approved it and may still do so: an approval does not outlive its giver's role."""
-    engine = access.engine(sql)
-    people = [Actor(id=a.by, kind="person") for a in found.approvals if a.by not in _proposers(sql, found)]
-    where = _HERE.format(project=found.project)
-    return [p.id for p in people if engine.decide(p, "policies:approve", where, found.project).allowed]
+    engine, proposers = access.engine(sql), _proposers(sql, project, ref)
+    people = [Actor(id=by, kind="person") for by in givers if by not in proposers]
+    where = _HERE.format(project=project)
+    return [p.id for p in people if engine.decide(p, "policies:approve", where, project).allowed]
 
 
-def _proposers(sql: sa.Connection, found: PolicyVersion) -> frozenset[str]:
+def _proposers(sql: sa.Connection, project: str, ref: str) -> frozenset[str]:
     """Everybody who ever proposed this text: nobody approves their own words because somebody else repeats them."""
     v = policy_versions.c
-    query = sa.select(v.proposed_by).where(v.project == found.project, v.digest == found.ref.removeprefix("policy:"))
+    query = sa.select(v.proposed_by).where(v.project == project, v.digest == ref.removeprefix("policy:"))
     return frozenset(sql.execute(query).scalars())
 
 
@@ -330,14 +340,16 @@ def _version(sql: sa.Connection, project: str, number: int, *, with_text: bool =
     )
     approvals = tuple(Approval(by=one.principal, at=one.at) for one in given)
     needed = _needed(sql, project)
-    enough = len(approvals) >= needed  # no proposer is among them
+    ref = f"policy:{text.digest}"
+    counted = len(_standing(sql, project, ref, (one.by for one in approvals)))
     return PolicyVersion(
-        ref=f"policy:{text.digest}",
+        ref=ref,
         project=project,
         version=number,
-        state=_state(sql, project, number, enough=enough),
+        state=_state(sql, project, number, enough=counted >= needed),
         policies=_names(sql, text),
         approvals=approvals,
+        counted=counted,
         needed=needed,
         note=row.note,
         proposed=row.proposed,

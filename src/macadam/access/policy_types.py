@@ -18,6 +18,8 @@ FileName = Annotated[
     ),
 ]
 Files = dict[FileName, str]
+TABLES = tuple(f"test.{kind}" for kind in ("yaml", "yml", "csv", "md"))
+"""What a table of who may what is called that lies in the folder of the policies."""
 Number = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -28,7 +30,8 @@ class Approval(msgspec.Struct, frozen=True, kw_only=True):
 
 class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True):
     """A text that was proposed, and how far it came. needed: approvals that activating asks for, by people other than
-    the proposer. policies: the names that decisions and leaves give them.
+    the proposer. counted: those approvals whose givers may still approve. policies: the names that decisions and leaves
+    give them.
     """
 
     ref: str
@@ -37,6 +40,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     policies: tuple[str, ...]
     approvals: tuple[Approval, ...]
+    counted: int
     needed: int
     note: str
     proposed: datetime
@@ -103,10 +107,14 @@ class ApprovePolicies(Request[PolicyVersion], frozen=True, kw_only=True):
 
 
 class ActivatePolicies(Request[Activation], frozen=True, kw_only=True):
-    """Put an approved version in force, here and on every gateway."""
+    """Put an approved version in force, here and on every gateway.
+
+    instead_of: the version that is in force until then, 0 for none; if it is another, nothing is done. Default: any
+    """
 
     project: Name
     version: Number
+    instead_of: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class RollBackPolicies(Request[Activation], frozen=True, kw_only=True):

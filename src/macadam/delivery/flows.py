@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import sqlalchemy as sa
 
+from macadam.access.policy_types import PolicyVersion
 from macadam.app.platform import Platform
 from macadam.delivery import steps
 from macadam.delivery.observe import observe
-from macadam.delivery.plan import Plan, Step, compare
+from macadam.delivery.plan import compare
+from macadam.delivery.types import Plan, Step
 from macadam.errors import Busy, GateRefused, StorageFull
 from macadam.lazy import lazy
 from macadam.models.types import GateResult
@@ -87,11 +89,23 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     approver: str = ""
 
 
+class WaitingPolicies(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of the project's policies that too few have approved. ref: of its text; approvals: that
+    count; needed: how many have to, of others.
+    """
+
+    version: int
+    ref: str
+    proposed_by: str
+    approvals: int
+    needed: int
+
+
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """How an apply ended.
 
     state: nothing (to do); done; waiting (for approval: approve, then apply again); refused (by a gate). skipped: the
-    titles of the steps that the gate held back.
+    titles of the steps that the gate, or policies without approval, held back.
     """
 
     project: str
@@ -100,6 +114,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     resumed: bool = False
     steps: tuple[StepDone, ...] = ()
     held: tuple[Held, ...] = ()
+    policies: WaitingPolicies | None = None
     skipped: tuple[str, ...] = ()
     seconds: float = 0
 
@@ -218,13 +233,14 @@ class _Walk:
         self._running, self._plan, self._began = running, made, began
         self._done: dict[str, StepDone] = {}
         self._held: dict[str, Held] = {}
+        self._policies: WaitingPolicies | None = None
         self._skipped: list[str] = []
 
     def take(self, number: int, step: Step) -> None:
         said = partial(Event, key=step.key, title=step.title, why=step.why, number=number, of=len(self._plan.steps))
-        if step.model in self._held:
+        if hindrance := self._hindrance(step):
             self._skipped.append(step.title)
-            self._running.on_event(said(kind="skipped", text=f"{step.model} did not pass its gate"))
+            self._running.on_event(said(kind="skipped", text=hindrance))
             return
         worked: list[bool] = []
 
@@ -240,9 +256,18 @@ class _Walk:
         self._running.on_event(said(kind=kind, seconds=done.seconds, outcome=done.outcome))
         if step.request == "CheckGate":
             self._hold(done)
+        elif step.request == "ShowPolicies":
+            self._await(done)
+
+    def _hindrance(self, step: Step) -> str:
+        if step.model in self._held:
+            return f"{step.model} did not pass its gate"
+        if step.under_policies and self._policies is not None:
+            return f"version {self._policies.version} of the policies waits for approval"
+        return ""
 
     def applied(self) -> Applied:
-        waiting = any(held.waiting for held in self._held.values())
+        waiting = self._policies is not None or any(held.waiting for held in self._held.values())
         refused = any(not held.waiting for held in self._held.values())
         return Applied(
             project=self._plan.project,
@@ -250,6 +275,7 @@ class _Walk:
             state="refused" if refused else "waiting" if waiting else "done",
             steps=tuple(self._done.values()),
             held=tuple(self._held.values()),
+            policies=self._policies,
             skipped=tuple(self._skipped),
         )
 
@@ -280,6 +306,17 @@ class _Walk:
                 waiting=result.measures_pass,
                 reasons=result.reasons,
                 approver=self._plan.approvers.get(result.model, ""),
+            )
+
+    def _await(self, done: StepDone) -> None:
+        found = msgspec.convert(done.outcome, PolicyVersion)
+        if found.state not in ("approved", "active"):
+            self._policies = WaitingPolicies(
+                version=found.version,
+                ref=found.ref,
+                proposed_by=found.proposed_by,
+                approvals=found.counted,
+                needed=found.needed,
             )
 
 

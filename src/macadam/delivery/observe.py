@@ -13,12 +13,15 @@ from typing import TypeVar
 
 import msgspec
 
+from macadam.access import state as access
+from macadam.access.policy_types import ListPolicies
 from macadam.access.types import ShowProject
 from macadam.app.platform import Platform
 from macadam.data import contracts, registry
 from macadam.data.types import ListContracts, ListSources, ListTables
-from macadam.delivery.plan import Actual, Desired, EndpointState, ModelState, SourceState
+from macadam.delivery import policy_files
 from macadam.delivery.project import FILE, Project, read
+from macadam.delivery.types import Actual, Desired, EndpointState, ModelState, SourceState
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.features import define, load
 from macadam.features.types import ListOnline, ListTrainingSets, ListViews
@@ -36,7 +39,11 @@ _LIMIT = 1000
 
 def observe(platform: Platform, directory: Path) -> tuple[Desired, Actual]:
     """Raises NotFound, InvalidInput, ContractInvalid, UserCodeFailed for what is wrong with the files."""
-    wanted = desired(read(directory))
+    project = read(directory)
+    with platform.ports.sql.read() as sql:
+        in_force = access.platform_text(sql)
+    policy_files.require_sound(project.name, project.policies, project.policy_tables, in_force)
+    wanted = desired(project)
     return wanted, actual(platform, wanted.project)
 
 
@@ -58,6 +65,7 @@ def desired(project: Project) -> Desired:
             source: {name: _file_digest(project.directory / name) for name in names}
             for source, names in project.files.items()
         },
+        policies=policy_files.reference(project.name, project.policies),
     )
 
 
@@ -83,7 +91,7 @@ def declarations(project: Project) -> frozenset[str]:
     """The files whose text is registered by itself: a change in them does not change what training does."""
     document = project.document
     named = {source.contract for source in document.sources.values()} | {m.gates for m in document.models.values()}
-    return frozenset({FILE, *named})
+    return frozenset({FILE, *named, *policy_files.TABLES})
 
 
 def code_digest(archive: bytes, left_out: Iterable[str]) -> str:
@@ -128,6 +136,7 @@ def actual(platform: Platform, project: Project) -> Actual:
         ),
         endpoints=_endpoints(platform, name),
         online=tuple(online),
+        policies=platform.call(ListPolicies(project=name)),
     )
 
 

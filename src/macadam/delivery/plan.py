@@ -7,131 +7,16 @@ Pure: compares a `Desired` with an `Actual` and touches nothing. Reading both is
 from collections.abc import Iterator
 from datetime import datetime
 
-import msgspec
-
 from macadam.data.types import Contract
-from macadam.delivery.project import FILE, ModelSection, Project
+from macadam.delivery import policy_steps
+from macadam.delivery.project import FILE, ModelSection
+from macadam.delivery.types import Actual, Desired, From, ModelState, Plan, Reference, StartOf, Step
 from macadam.errors import Conflict, SourceInvalid
-from macadam.features.types import Materialisation, TrainingSet
+from macadam.features.types import TrainingSet
 from macadam.journal.types import JournalPolicy
 from macadam.models import gates
 from macadam.models.gate_service import CHAMPION
-from macadam.models.types import Evaluation, ModelVersion, Run, Thresholds
-from macadam.values import digest_of
-
-
-class From(msgspec.Struct, frozen=True, kw_only=True, tag="from", tag_field="$"):
-    """A field of an earlier step's outcome, as text."""
-
-    step: str
-    field: str = "ref"
-
-
-class StartOf(msgspec.Struct, frozen=True, kw_only=True, tag="start", tag_field="$"):
-    """The instant at which the apply began: one value for all its attempts at a step."""
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation. key: unique in its plan; request: the type's name; model: whose gate decides if it is done."""
-
-    key: str
-    request: str
-    arguments: dict[str, object]
-    title: str
-    why: str
-    model: str = ""
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What apply would do, in order. desired: digest of all that the project's files ask for; approvers: by model, whom
-    to ask; left: what there is and the files no longer name, in sentences: apply removes nothing.
-    """
-
-    project: str
-    directory: str
-    desired: str
-    steps: tuple[Step, ...]
-    approvers: dict[str, str] = {}
-    left: tuple[str, ...] = ()
-
-    @property
-    def nothing_to_do(self) -> bool:
-        return not self.steps
-
-
-class Desired(msgspec.Struct, frozen=True, kw_only=True):
-    """What the files ask for. definitions, views: of features.py and their version, '' without one; tables: by service,
-    what it reads; code: digest of the code that trains; files: digest of each source file by source and name.
-    """
-
-    project: Project
-    contracts: dict[str, Contract]
-    definitions: dict[str, object]
-    views: str
-    tables: dict[str, tuple[str, ...]]
-    code: str
-    files: dict[str, dict[str, str]]
-
-    @property
-    def views_ref(self) -> str:
-        """The reference of the definitions, as the features room names them."""
-        return f"views:{self.project.name}@{self.views}"
-
-    @property
-    def digest(self) -> str:
-        """Over everything that decides what is done."""
-        p = self.project
-        parts = (p.document, p.contracts, p.gates, self.views, self.code, self.files)
-        return digest_of(msgspec.json.encode(parts, order="deterministic"))
-
-
-class SourceState(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered source. files: name → digest of what was ingested from it."""
-
-    directory: str
-    path: str
-    format: str
-    contract: str
-    table: str
-    files: dict[str, str]
-
-
-class ModelState(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is of a model, newest first. code: run reference → digest of the code that it ran."""
-
-    runs: tuple[Run, ...] = ()
-    code: dict[str, str] = {}
-    versions: tuple[ModelVersion, ...] = ()
-    thresholds: Thresholds | None = None
-    evaluations: tuple[Evaluation, ...] = ()
-    aliases: dict[str, int] = {}
-
-
-class EndpointState(msgspec.Struct, frozen=True, kw_only=True):
-    """What an endpoint serves. version: reference of the model version."""
-
-    version: str
-
-
-class Actual(msgspec.Struct, frozen=True, kw_only=True):
-    """What is registered. journal: what it asks of its journal; contracts: reference → digest; snapshots: table → reference
-    of the published snapshot; models: those that the files name; other_models: names of the others.
-    """
-
-    exists: bool = False
-    journal: JournalPolicy = JournalPolicy()
-    contracts: dict[str, str] = {}
-    sources: dict[str, SourceState] = {}
-    snapshots: dict[str, str] = {}
-    views: str = ""
-    training_sets: tuple[TrainingSet, ...] = ()
-    models: dict[str, ModelState] = {}
-    other_models: tuple[str, ...] = ()
-    endpoints: dict[str, EndpointState] = {}
-    online: tuple[Materialisation, ...] = ()
-
-
-Reference = str | From
+from macadam.models.types import Evaluation, ModelVersion, Run
 
 
 def compare(desired: Desired, actual: Actual) -> Plan:
@@ -139,13 +24,15 @@ def compare(desired: Desired, actual: Actual) -> Plan:
     steps: list[Step] = []
     _project(desired, actual, steps)
     _journal(desired, actual, steps)
+    policies = policy_steps.of(desired, actual)  # early: what comes after is decided by them, if they are approved
+    steps.extend(policies)
     changing = _data(desired, actual, steps)
     _views(desired, actual, steps)
     served: dict[str, Reference] = {}
     for name, section in desired.project.document.models.items():
         served[name] = _Model(desired, actual, name, section, changing, steps).plan()
     _online(desired, actual, changing, steps)  # before the endpoints, which would answer with features missing
-    _endpoints(desired, actual, served, steps)
+    _endpoints(desired, actual, served, steps, policies_to_come=bool(policies))
     return Plan(
         project=desired.project.name,
         directory=str(desired.project.directory),
@@ -166,6 +53,7 @@ def _left(desired: Desired, actual: Actual) -> Iterator[str]:
     for name, endpoint in sorted(actual.endpoints.items()):
         if name not in document.endpoints:
             yield f"Endpoint {name} is not in {FILE}: it goes on answering with {endpoint.version}."
+    yield from policy_steps.left(desired, actual)
 
 
 def _project(desired: Desired, actual: Actual, steps: list[Step]) -> None:
@@ -534,7 +422,9 @@ def rival(state: ModelState, number: int) -> str:
     return f"model:{state.thresholds.model}@{champion}"
 
 
-def _endpoints(desired: Desired, actual: Actual, served: dict[str, Reference], steps: list[Step]) -> None:
+def _endpoints(
+    desired: Desired, actual: Actual, served: dict[str, Reference], steps: list[Step], *, policies_to_come: bool
+) -> None:
     for name, asked in desired.project.document.endpoints.items():
         known, moved_here = (
             actual.endpoints.get(name),
@@ -558,6 +448,7 @@ def _endpoints(desired: Desired, actual: Actual, served: dict[str, Reference], s
                 title=f"Deploy the {asked.alias} of {asked.model} at endpoint {name}",
                 why=why,
                 model=asked.model if moved_here else "",
+                under_policies=policies_to_come and known is None,  # what answers already goes on; nothing new opens
             )
         )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from macadam.access.types import Owner, Risk
+from macadam.delivery import policy_files
 from macadam.errors import InvalidInput, NotFound
 from macadam.journal.types import Durability, OnFailure
 from macadam.lazy import lazy
@@ -136,7 +137,8 @@ _SECTIONS: dict[str, type[Section]] = {
 class Project(msgspec.Struct, frozen=True, kw_only=True):
     """A project's directory, read. contracts, gates: text by source and by model; files: names by source, in order.
 
-    Each is what `apply` hands over, so that what was planned is what is done.
+    Each is what `apply` hands over, so that what was planned is what is done. policies, policy_tables: text by file name,
+    of the policies and of the tables of who may what that they are held against.
     """
 
     directory: Path
@@ -144,6 +146,8 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     contracts: dict[str, str]
     gates: dict[str, str]
     files: dict[str, tuple[str, ...]]
+    policies: dict[str, str] = {}
+    policy_tables: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -170,6 +174,8 @@ def read(directory: Path) -> Project:
             for name, model in document.models.items()
         },
         files={name: _files(directory, source) for name, source in document.sources.items()},
+        policies=policy_files.policies(directory),
+        policy_tables=policy_files.tables(directory),
     )
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import msgspec
 
+from macadam.access.policy_types import ActivatePolicies, ProposePolicies, ShowPolicies
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
 from macadam.data.types import Ingest, RegisterContract, RegisterSource
 from macadam.delivery import observe
-from macadam.delivery.plan import From, StartOf, Step, find_evaluation, find_run, find_version
+from macadam.delivery.plan import find_evaluation, find_run, find_version
 from macadam.delivery.project import read
+from macadam.delivery.types import From, StartOf, Step
 from macadam.errors import UserCodeFailed
 from macadam.features.types import BuildTrainingSet, MaterialiseOnline, RegisterViews
 from macadam.journal.types import DeclareJournal
@@ -35,6 +37,9 @@ REQUESTS: dict[str, type[Request[Any]]] = {
     for kind in (
         CreateProject,
         DeclareJournal,
+        ProposePolicies,
+        ShowPolicies,
+        ActivatePolicies,
         RegisterContract,
         RegisterSource,
         Ingest,
@@ -60,7 +65,8 @@ def resolved(step: Step, outcomes: Mapping[str, Mapping[str, object]], began: da
             mark = argument.get("$")
             if mark == "from":
                 wanted = msgspec.convert(argument, From)
-                return str(outcomes[wanted.step][wanted.field])
+                found = outcomes[wanted.step][wanted.field]
+                return str(found) if wanted.text else found
             if mark == "start":
                 return instant(began)
             return {key: value(inner) for key, inner in argument.items()}

@@ -292,10 +292,14 @@ def _from_file(field: Field, text: str) -> str:
 
 
 def files_below(folder: Path) -> dict[str, str]:
-    """The text of each file, by its path from here. Hidden ones are left out. Raises InvalidInput."""
+    """The text of each file, by its path from here. Left out are hidden ones, and in the folder itself `test.yaml` and
+    its like: the table that policies are held against is none of them. Raises InvalidInput.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        below = path.relative_to(folder)
+        is_table = below.stem == "test" and below.suffix != ".cedar" and len(below.parts) == 1
+        if path.is_file() and not is_table and not any(part.startswith(".") for part in below.parts):
             try:
                 found[path.as_posix().removeprefix("./")] = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from macadam.delivery import flows, scaffold
-from macadam.delivery.flows import Applied, Event, StepDone
-from macadam.delivery.plan import Plan
+from macadam.delivery.flows import Applied, Event, StepDone, WaitingPolicies
+from macadam.delivery.types import Plan
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
 from macadam.operations import Progress
@@ -112,6 +112,8 @@ def _say_applied(applied: Applied, session: Session) -> None:
         return
     done: list[StepDone] = list(applied.steps)
     session.say(f"{applied.project}: {_steps(len(done))} in {applied.seconds:.1f} s.")
+    if applied.policies is not None:
+        _say_waiting(applied.policies, session)
     for held in applied.held:
         verb = "waits for approval" if held.waiting else "was refused by its gate"
         session.say(f"{held.model} version {held.version} {verb}:")
@@ -124,6 +126,14 @@ def _say_applied(applied: Applied, session: Session) -> None:
             )
     for title in applied.skipped:
         session.say(f"Not done: {title}.")
+
+
+def _say_waiting(policies: WaitingPolicies, session: Session) -> None:
+    number = policies.version
+    session.say(f"Version {number} of the policies waits for approval: {policies.approvals} of {policies.needed}.")
+    session.say(
+        f"Next: someone other than {policies.proposed_by} runs `macadam policy approve {number}`, then `macadam apply` again."
+    )
 
 
 INIT = Verb(configure=_configure_init, run=_init)

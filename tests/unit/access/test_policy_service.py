@@ -105,6 +105,8 @@ def test_an_approval_does_not_outlive_its_giver_s_role(project: Door, people: di
     project.call(ProposePolicies(project="flights", files=SHUT), people["dev"])
     project.call(ApprovePolicies(project="flights", version=1), people["ann"])
     project.call(RevokeRole(project="flights", principal="ann", role="approver"))
+    (shown,) = project.call(ListPolicies(project="flights"))
+    assert (shown.state, shown.counted, len(shown.approvals)) == ("proposed", 0, 1)
     with pytest.raises(NotAuthorised, match="0 of 1 approvals"):
         project.call(ActivatePolicies(project="flights", version=1), people["ops"])
 

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from macadam.data.types import Contract
-from macadam.delivery.plan import Actual, Desired, EndpointState, From, ModelState, SourceState, Step, compare
+from macadam.delivery.plan import compare
 from macadam.delivery.project import Project, parse
 from macadam.delivery.steps import REQUESTS, resolved
+from macadam.delivery.types import Actual, Desired, EndpointState, From, ModelState, SourceState, Step
 from macadam.errors import Conflict, SourceInvalid
 from macadam.features.types import Materialisation, TrainingSet
 from macadam.journal.types import JournalPolicy
