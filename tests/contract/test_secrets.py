@@ -84,3 +84,13 @@ def test_local_only_the_owner_can_read_and_no_draft_stays(secrets: Secrets, tmp_
     secrets.put("key", b"x")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert {p.name for p in tmp_path.iterdir()} <= {"key", ".sealed"}
+
+
+def test_local_removing_a_secret_removes_the_draft_that_a_kill_has_left(secrets: Secrets, tmp_path: Path) -> None:
+    secrets.put("a-key", b"\x00")
+    draft = tmp_path / ".a-key.0193e000-0000-7000-8000-000000000000.draft"
+    draft.write_bytes(b"\x00")
+    other = tmp_path / ".a-key-2.0193e000-0000-7000-8000-000000000000.draft"
+    other.write_bytes(b"\x00")
+    secrets.remove("a-key")
+    assert (draft.exists(), other.exists()) == (False, True)

@@ -41,6 +41,8 @@ class LocalSecrets:
 
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
+        for draft in self._directory.glob(f".{name}.*.draft"):  # a kill between placing it and taking the draft away
+            draft.unlink(missing_ok=True)
         self.settle()
 
     def names(self, prefix: str = "") -> list[str]:

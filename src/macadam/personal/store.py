@@ -106,9 +106,11 @@ def delete(ports: Ports, keys: Vault, subjects: frozenset[bytes]) -> None:
         name = name_of(keys.project, segment)
         frames = list(_stored(ports, keys.project, segment))
         kept = [frame for frame in frames if frame.subject not in subjects]
-        if kept and len(kept) < len(frames):
+        if len(kept) < len(frames):
+            # Also with nothing kept: what is under a name is durable, a removal alone is not. After a power cut the name
+            # may be there again, and then holds nothing.
             ports.objects.set_name(name, sidecar.build(kept))
-        elif not kept:
+        if not kept:
             ports.objects.remove_name(name)
     keys.forget_places(subjects)
 

@@ -255,3 +255,13 @@ def test_two_who_destroy_at_once_wait_for_each_other(keys: Vault) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(erase, people))
     assert (keys.count(), keys.under_way()) == (0, [])
+
+
+def test_a_wrapping_key_that_nothing_names_is_destroyed_with_the_others(keys: Vault, secrets: LocalSecrets) -> None:
+    keys.require(["ann"])
+    secrets.put(f"subject-keys.{PROJECT}.0123456789abcdef", bytes(32))
+    secrets.put("subject-keys.shop-2.0123456789abcdef", bytes(32))
+    keys.begin_wrapping_key()
+    keys.rewrap()
+    assert secrets.names("subject-keys.") == sorted([keys.wrapping_key(), "subject-keys.shop-2.0123456789abcdef"])
+    assert keys.require(["ann"])

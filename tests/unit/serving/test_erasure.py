@@ -235,6 +235,18 @@ def test_an_erasure_that_was_stopped_is_listed_as_under_way(
     assert platform.call(ListErasures(project=PROJECT)) == (done,)
 
 
+def test_an_object_that_a_power_cut_brings_back_holds_no_ciphertext(
+    platform: Platform, town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people.seal(platform)
+    needles = ciphertext(platform, [*town.ann, *town.bob])
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalObjects, "remove_name", lambda *_: None)
+        platform.call(ERASE)
+        platform.call(EraseSubject(project=PROJECT, subject=BOB))
+    assert files_with(town.home, *needles) == []
+
+
 # --- whose leave ends meanwhile
 
 
