@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import sqlalchemy as sa
+from unit.ledger.worlds import open_ports
 
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
@@ -24,10 +26,12 @@ from macadam.ledger import leaf as leaves
 from macadam.ledger import service as ledger
 from macadam.ledger.keyring import KeyRing
 from macadam.ledger.note import Checkpoint, Note, Signature, SignerKey, VerifierKey, sign
+from macadam.ledger.schema import keys as key_table
 from macadam.ledger.tree import leaf_hash
 from macadam.ledger.types import RetireKey, RotateKey, ShowCheckpoint, VerifyLedger
 from macadam.ports import Ports
 from macadam.settings import Settings
+from macadam.values import uuid7
 from macadam_verify import __main__ as verifier
 from macadam_verify import signed
 from macadam_witness.notes import WitnessKey
@@ -81,15 +85,20 @@ class World:
         connection.close()
 
     def made_whole(self) -> None:
-        """Numbers the leaves anew and builds tiles and a checkpoint over them, signed with the home's own key."""
+        """Numbers the leaves anew and builds tiles and checkpoints over them, signed with all the keys that the home ever had:
+        the newer one alone could not sign that it takes over.
+        """
         self.sql("UPDATE ledger_leaves SET idx = NULL", "DELETE FROM ledger_checkpoints")
         names = self.home / "objects" / "names" / "ledger"
         shutil.rmtree(names / "tile")
         (names / "checkpoint").unlink()
         (names / "key").unlink()
-        with self.open() as platform:
-            sequencer.integrate_all(platform.ports)
-            self.grow(platform, 9)  # so that it is no shorter than what was seen
+        (self.home / "keys" / "ledger-key").write_text(self.stolen.secret)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sequencer, "BATCH", 1)
+            with self.open() as platform:
+                sequencer.integrate_all(platform.ports)
+                self.grow(platform, 9)  # so that it is no shorter than what was seen
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,12 @@ def test_a_log_that_was_changed_and_signed_again_is_found_by_who_kept_a_checkpoi
     assert any("history was rewritten" in problem for problem in found), found
 
 
+def test_who_has_only_the_newer_key_cannot_make_the_log_whole_from_its_beginning(world: World) -> None:
+    world.sql("UPDATE ledger_leaves SET idx = NULL", "DELETE FROM ledger_checkpoints")
+    shutil.rmtree(world.home / "objects" / "names" / "ledger")
+    assert any("nothing vouches for those that did" in problem for problem in world.problems())
+
+
 def test_a_log_that_was_cut_short_is_found_by_who_kept_a_checkpoint(world: World) -> None:
     size = Checkpoint.parse(Note.parse(world.between).text).size
     names = world.home / "objects" / "names" / "ledger"
@@ -192,6 +207,64 @@ def test_another_ledger_in_the_place_of_this_one_is_found_by_who_kept_its_key(wo
     assert world.problems() == ()
     assert any("another ledger" in problem for problem in world.problems(key=world.pinned))
     assert any("not signed by any of the keys" in problem for problem in world.problems(world.last))
+
+
+def announce(world: World, victim: VerifierKey, own: SignerKey, *, first: VerifierKey) -> None:
+    """Begins the ledger of `world` anew, in one checkpoint: with a first key, and the other of the two announced; then the
+    victim's is retired. No checkpoint lies where the victim's would have to sign.
+    """
+    other = own.verifier if first == victim else victim
+    said = [("ledger.bootstrap", first), ("ledger.rotate_key", other), ("ledger.retire_key", victim)]
+    with world.open() as platform:
+        idle = platform.ports
+        with idle.sql.read() as sql:
+            (model,) = ledger.find(sql, kind="ledger.bootstrap")
+        queued = [
+            msgspec.structs.replace(
+                model.leaf, id=uuid7(), kind=kind, subject=f"ledger_key:{key.id.hex()}", body={"key": str(key)}
+            )
+            for kind, key in said
+        ]
+    names = world.home / "objects" / "names" / "ledger"
+    shutil.rmtree(names / "tile")
+    (names / "checkpoint").unlink()
+    world.sql("DELETE FROM ledger_uses", "DELETE FROM ledger_leaves", "DELETE FROM ledger_checkpoints",
+              "DELETE FROM ledger_keys")  # fmt: skip
+    secrets = world.home / "keys"
+    for path in secrets.glob("ledger-key*"):
+        path.unlink()
+    (secrets / "ledger-key").write_text(own.secret)
+
+    def write(sql: sa.Connection) -> None:
+        ledger.queue(sql, *queued)
+        for leaf, (_, key) in zip(queued[:2], said, strict=False):
+            row = {"id": key.id.hex(), "key": str(key), "announced": leaf.id, "retire_after": "", "retired": ""}
+            row["retired"] = queued[2].id if key == victim else ""
+            row["secret"] = "ledger-key" if key == own.verifier else "ledger-key.none"
+            sql.execute(sa.insert(key_table).values(row))
+
+    ports = open_ports(world.home)
+    ports.sql.write(write)
+    sequencer.integrate_all(ports)
+    (names / "key").write_text(f"{keys.ring_of(held(ports))}\n")
+
+
+def held(ports: Ports) -> list[keys.HeldKey]:
+    with ports.sql.read() as sql:
+        return keys.held(sql)
+
+
+@pytest.mark.parametrize("place", ["first", "later"])
+def test_another_ledger_that_announces_the_key_that_was_kept_is_found(world: World, place: str) -> None:
+    victim = VerifierKey.parse(world.pinned)
+    own = SignerKey(world.ring.origin, bytes(range(32)))
+    announce(world, victim, own, first=victim if place == "first" else own.verifier)
+    found = world.problems()
+    if place == "first":
+        assert any("nothing vouches for those that did" in problem for problem in found), found
+    else:
+        assert found == (), "the ledger is its maker's own, and whole"
+    assert any("it is another ledger" in problem for problem in world.problems(key=world.pinned))
 
 
 # --- keys

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from macadam.errors import IntegrityError, NotFound
 from macadam.ledger import keys, publishing, sequencer, verification, witnesses
-from macadam.ledger.keyring import FIRST, KeyRing
+from macadam.ledger.keyring import FIRST, KeyRing, LedgerKey
 from macadam.ledger.leaf import Leaf, decode, encode
 from macadam.ledger.note import SignerKey
 from macadam.ledger.schema import checkpoints, leaves, uses
@@ -206,18 +206,26 @@ def _prepare_verify(context: Context, request: VerifyLedger) -> Found:
             report=context.progress,
         )
         ring = verifier_keys(context.ports)
-        unfit += _foreign_keys(request.key, ring)
+        unfit += _foreign_keys(sql, request.key, ring)
         unfit += _plain_again(context.ports, sql)
         unfit += witnesses.breaches(sql, witnesses.configured(context.ports))
         cosigned, missing = witnesses.quorum_problems(context.ports, sql, ring, request.witnesses, request.witness_key)
     return msgspec.structs.replace(found, cosigned=cosigned, problems=(*unfit, *found.problems, *missing))
 
 
-def _foreign_keys(kept: str, ring: KeyRing) -> list[str]:
+def _foreign_keys(sql: sa.Connection, kept: str, ring: KeyRing) -> list[str]:
+    """A ledger may announce whatever key it likes: a key is its own if a checkpoint had to be signed with it."""
     if not kept:
         return []
-    strange = [key for key in KeyRing.parse(kept).verifiers if key not in ring.verifiers]
+    own = [key.verifier for key in ring.keys if _has_signed(sql, key)]
+    strange = [key for key in KeyRing.parse(kept).verifiers if key not in own]
     return [f"the key given, {key}, is not one of this ledger's: it is another ledger" for key in strange]
+
+
+def _has_signed(sql: sa.Connection, key: LedgerKey) -> bool:
+    until = MOST_LEAVES if key.until is None else key.until
+    query = sa.select(checkpoints.c.size).where(checkpoints.c.size >= key.since, checkpoints.c.size <= until).limit(1)
+    return sql.execute(query).first() is not None
 
 
 def _plain_again(ports: Ports, sql: sa.Connection) -> list[str]:

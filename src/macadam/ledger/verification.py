@@ -22,7 +22,7 @@ from macadam.ledger import keys
 from macadam.ledger.keyring import KeyHistory, KeyRing
 from macadam.ledger.leaf import Leaf, decode
 from macadam.ledger.named_objects import NamedObjects
-from macadam.ledger.note import Checkpoint, Note, open_checkpoint
+from macadam.ledger.note import Checkpoint, Note, VerifierKey, open_checkpoint
 from macadam.ledger.problems import Problems
 from macadam.ledger.publishing import CHECKPOINT_NAME
 from macadam.ledger.schema import checkpoints, leaves, uses
@@ -161,6 +161,7 @@ class _SignedCheckpoints:
         self._rows = _checkpoint_rows(sql)
         self._next = next(self._rows, None)
         self._previous = 0
+        self._trusted: set[VerifierKey] = set()
         self.count = 0
 
     def reached(self, frontier: Frontier) -> None:
@@ -192,11 +193,18 @@ class _SignedCheckpoints:
     def _signed_root(self, row: sa.Row[Any]) -> bytes | None:
         """The root that a row's note vouches for, None if it cannot be read."""
         previous, self._previous = self._previous, row.size
+        ring = self._ring()
         try:
-            signed = self._ring().open(row.note)
+            signed = ring.open(row.note)
         except (IntegrityError, InvalidInput) as error:
             self._problems.add(f"checkpoint {row.size}: {error.what}")
             return None
+        signers = {key.verifier for key in ring.keys if key.signs(signed.size)}
+        if not signers & (self._trusted or {ring.keys[0].verifier}):
+            self._problems.add(
+                f"checkpoint {row.size}: no key that signed before has signed it, so nothing vouches for those that did"
+            )
+        self._trusted = signers
         if signed.size != row.size:
             self._problems.add(f"checkpoint {row.size} holds the note of size {signed.size}: order was changed")
         if signed.extensions != (f"previous {previous}",):
