@@ -350,7 +350,7 @@ class JournalWriter:
                 self._failure = error
                 raise
         if not self._fsync_every:
-            self.sync()
+            self._sync(segment)  # the one that was written to, whichever is the present one by now
         return receipt
 
     @property

@@ -77,6 +77,30 @@ def test_an_answer_that_is_given_after_a_change_of_segments_counts_for_its_own(t
         assert read_answers(writer.path) == 0
 
 
+def test_a_record_is_durable_when_append_returns_even_if_segments_change_just_then(tmp_path: Path) -> None:
+    writer = start(tmp_path, fsync_every=0.0)
+    old, lock, here = writer._segment, writer._lock, threading.current_thread()
+
+    class Turning:
+        """A change of segments right behind the lock that the append lets go of."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if threading.current_thread() is here and writer._segment is old:
+                writer._segment = writer._begin()
+
+    writer._lock = Turning()  # type: ignore[assignment]
+    writer.append(b"{}")
+    assert writer._segment is not old
+    assert old.synced == old.size
+    old.finish()
+    writer._lock = lock
+    writer.close()
+
+
 def test_a_full_segment_is_followed_by_a_new_one(tmp_path: Path) -> None:
     with start(tmp_path, fsync_every=0.001, segment_bytes=500) as writer:
         for n in range(40):
