@@ -269,3 +269,34 @@ def test_a_checkpoint_must_carry_exactly_the_keys_in_force(platform: Platform) -
 def test_what_is_no_key_ring_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         KeyRing.parse(text)
+
+
+def test_of_two_that_settle_at_once_the_slower_one_does_not_put_an_older_list_back(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = signers(platform)
+    before = keys.held
+    stale: list[object] = []
+
+    def slow(sql: object) -> object:
+        """Looks before the key is retired, and goes on after that was published."""
+        if stale:
+            return before(sql)
+        stale.append(before(sql))
+        monkeypatch.setattr(keys, "held", before)
+        platform.call(RetireKey(key=old))
+        platform.call(ShowKeys())
+        monkeypatch.setattr(keys, "held", slow)
+        monkeypatch.setattr(keys, "_out_of_date", always)
+        return stale[0]
+
+    def always(ports: object, ring: object) -> bool:
+        monkeypatch.setattr(keys, "_out_of_date", really)
+        return True
+
+    really = keys._out_of_date
+    platform.call(RotateKey())
+    platform.call(ShowKeys())
+    monkeypatch.setattr(keys, "held", slow)
+    keys.settle(platform.ports)
+    assert keys.published(platform.ports).keys[0].until is not None
