@@ -220,6 +220,7 @@ class Batcher:
         """Like `_write`, with the keys of those whom the requests are about; without keys they are not answered."""
         try:
             with self._cloak_of(project).using(ids) as keys:
+                self._said.pop(project, None)
                 return self._write(project, asks, keys, moment)
         except MacadamError as error:
             self._say(project, error)

@@ -75,9 +75,12 @@ def _destroy(context: Context, request: EraseSubject) -> _Destroyed:
             if pending.subjects:
                 keys.begin_wrapping_key()
                 rewrapped = keys.rewrap()
+            done = _Destroyed(pending=pending, rewrapped=rewrapped, signer=ledger.signer(ports))
+            if done.found_nothing:
+                keys.finish(pending)  # a retry whose first call has just ended: nothing is under way
     finally:
         keys.close()
-    return _Destroyed(pending=pending, rewrapped=rewrapped, signer=ledger.signer(ports))
+    return done
 
 
 def _counted(ports: Ports, keys: Vault, pending: Pending, views: "_Views", subject: str) -> Pending:

@@ -31,6 +31,7 @@ from macadam.ledger.types import ShowCheckpoint, ShowLog
 from macadam.personal import certificate, sidecar, store
 from macadam.personal.types import EraseSubject, Erasure, ListErasures, ShowErasure
 from macadam.personal.vault import Vault
+from macadam.serving import erasure
 from macadam.serving.types import PersonalValues, ShowPrediction
 from macadam.settings import Settings
 from macadam.testing import local_token, open_platform, token_of
@@ -247,6 +248,19 @@ def test_an_object_that_a_power_cut_brings_back_holds_no_ciphertext(
     assert files_with(town.home, *needles) == []
 
 
+def test_a_call_that_finds_nothing_leaves_nothing_under_way_wherever_it_ends(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(erasure, "_find", stopped)
+        with pytest.raises(Killed):
+            platform.call(EraseSubject(project=PROJECT, subject="nobody"))
+    assert platform.call(ListErasures(project=PROJECT)) == ()
+
+
 # --- whose leave ends meanwhile
 
 
@@ -276,10 +290,10 @@ def test_who_loses_the_role_after_beginning_ends_the_erasure_with_its_certificat
     needles = [wrapped(platform), *ciphertext(platform, town.ann)]
     with monkeypatch.context() as patched:
         token, done = revoked_at(platform, patched, sidecar, "overwrite")
-        erasure = platform.call(ERASE, token=token)
+        made = platform.call(ERASE, token=token)
     assert done
-    assert (erasure.by, erasure.predictions) == ("principal:eve", 6)
-    assert erasure.certificate
+    assert (made.by, made.predictions) == ("principal:eve", 6)
+    assert made.certificate
     assert leaves_of(platform) == [("done", "principal:eve", True), ("done", "principal:eve", False)]
     is_complete(platform, town, needles)
 
