@@ -135,9 +135,10 @@ def rotate_token(tx: Transaction, request: RotateToken) -> IssuedToken:
         expires = tx.now + (expires - old.issued)
     new = add(tx.sql, old.principal, _reach_of(old), issued=tx.now, expires=expires, by=tx.actor.id)
     ends = min(tx.now + timedelta(seconds=request.grace), old.expires or expires)
-    changes: dict[str, object] = {"replaced_by": new.id, "expires": ends}
-    if not request.grace:
-        changes["revoked"] = tx.now
+    # Without grace it is revoked and keeps its expiry: the revocation list leaves out what has expired anyway, and
+    # gateways, and a database restored from before, know only the old expiry.
+    end: dict[str, object] = {"expires": ends} if request.grace else {"revoked": tx.now}
+    changes = {"replaced_by": new.id, **end}
     tx.sql.execute(sa.update(tokens).where(tokens.c.id == old.id).values(changes))
     uses = [old.principal, f"token:{old.id}"]
     tx.record(f"token:{new.id}", uses=uses, rotated=old.id, old_ends=ends, expires=expires, **facts_of(_reach_of(old)))

@@ -12,7 +12,7 @@ from unit.access.homes import Door, ports_of
 
 from macadam.access import revocation, revoking
 from macadam.access.revocation import Entry, RevocationList, Watch, open_list
-from macadam.access.types import IssueToken, RevokeToken, WhoAmI
+from macadam.access.types import IssueToken, RevokeToken, RotateToken, WhoAmI
 from macadam.errors import IntegrityError, InvalidInput, NotAuthenticated
 from macadam.ledger import note as notes
 from macadam.values import uuid7
@@ -101,6 +101,12 @@ def test_the_list_names_what_is_revoked_and_has_not_expired(door: Door) -> None:
     later = published(door)
     assert later.entries == ()
     assert later.number > listed.number
+
+
+def test_the_list_names_what_was_rotated_without_a_grace(door: Door) -> None:
+    leaked = door.call(IssueToken(principal="local", hours=2))
+    door.call(RotateToken(token_id=leaked.id, grace=0))
+    assert [e.token for e in published(door).entries] == [leaked.id]
 
 
 def test_a_token_revoked_without_sql_ends_there_too_with_a_leaf(door: Door) -> None:
