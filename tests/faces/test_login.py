@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -25,7 +26,9 @@ from macadam.access.types import (
 from macadam.app.platform import Platform
 from macadam.errors import Conflict, InvalidInput
 from macadam.ledger.types import ShowLog
+from macadam.lineage.types import StateAt
 from macadam.testing import Http, Reply, open_platform
+from macadam.values import utc_now
 
 PROVIDER = Path(__file__).parents[1] / "unit" / "access" / "oidc_provider.py"
 BASE = "http://127.0.0.1:8480"
@@ -257,6 +260,32 @@ def test_groups_give_and_take_roles_at_each_sign_in(http: Http, platform: Platfo
     platform.call(UnmapGroup(project="*", group="ops", role="operator"))
     assert {g.principal for g in platform.call(ListRoles(project="*"))} == {"principal:local"}
     assert roles() == set()
+
+
+def test_roles_from_groups_end_with_the_link_and_with_the_last_group_that_gave_them(
+    http: Http, platform: Platform, provider: str
+) -> None:
+    for group in ("first", "second"):
+        platform.call(MapGroup(project="*", group=group, role="operator"))
+        httpx.put(f"{provider}/users/sub-alice", json={"groups": [group]})
+        assert whole(http).status == 200
+
+    def holders() -> set[str]:
+        return {grant.principal for grant in platform.call(ListRoles(project="*"))}
+
+    platform.call(UnmapGroup(project="*", group="second", role="operator"))
+    assert holders() == {"principal:local"}
+    assert whole(http).status == 200
+    platform.call(MapGroup(project="*", group="second", role="viewer"))
+    assert whole(http).status == 200
+    assert holders() == {"principal:alice", "principal:local"}
+    platform.call(UnlinkIdentity(identity="sub-alice"))
+    assert holders() == {"principal:local"}
+    past = platform.call(StateAt(project="*", at=utc_now() + timedelta(seconds=1)))
+    assert {role.principal for role in past.roles} == {"principal:local"}
+    platform.call(LinkIdentity(principal="alice", identity="sub-alice"))  # as the other tests find it
+    for group, role in (("first", "operator"), ("second", "viewer")):
+        platform.call(UnmapGroup(project="*", group=group, role=role))
 
 
 def test_an_identity_is_linked_to_one_person_and_unlinking_ends_its_logins(http: Http, platform: Platform) -> None:

@@ -114,9 +114,18 @@ def _follow_groups(
         row = {"project": project, "principal": holder, "role": role, "granted": now, "granted_by": by}
         sql.execute(sa.insert(grants).values(row))
     for project, role in taken:
-        place = sa.and_(grants.c.project == project, grants.c.role == role, grants.c.principal == holder)
-        sql.execute(sa.delete(grants).where(place))
+        sql.execute(sa.delete(grants).where(_held(holder, project, role)))
+    for (project, role), group in wanted.items():
+        by = (_BY_GROUP + group)[:100]
+        old = held.get((project, role))
+        if old is not None and old.granted_by.startswith(_BY_GROUP) and old.granted_by != by:
+            # Under a group that gives it still, so that unmapping that one finds it.
+            sql.execute(sa.update(grants).where(_held(holder, project, role)).values(granted_by=by))
     return [f"{p}: {r}" for p, r in given], [f"{p}: {r}" for p, r in taken]
+
+
+def _held(holder: str, project: str, role: str) -> sa.ColumnElement[bool]:
+    return sa.and_(grants.c.project == project, grants.c.role == role, grants.c.principal == holder)
 
 
 def _record_refusal(sql: sa.Connection, identity: Verified, now: datetime) -> None:
@@ -193,13 +202,16 @@ def link_identity(tx: Transaction, request: LinkIdentity) -> Link:
 @operation(UnlinkIdentity, permission="principals:link", http="POST /api/v1/principals/unlink",
            cli="principals unlink", resource=PLATFORM)  # fmt: skip
 def unlink_identity(tx: Transaction, request: UnlinkIdentity) -> Link:
-    """Raises NotFound."""
+    """Roles that groups gave end with it: they are the provider's word. Raises NotFound."""
     issuer = _issuer(tx, request.issuer)
     known = _find(tx.sql, issuer, request.identity)
     if known is None:
         raise NotFound("That identity is linked to nobody.", next_step="List them: `macadam principals links`.")
     tx.sql.execute(sa.delete(links).where(links.c.id == known.id))
-    tx.record(known.principal, unlinked=known.id, issuer=issuer)
+    # No sign-in will take them back any more. Whoever is linked twice gets theirs again at the next one.
+    _, taken = _follow_groups(tx.sql, known.principal, (), tx.now)
+    access.touch(tx.sql)
+    tx.record(known.principal, unlinked=known.id, issuer=issuer, revoked=taken)
     return known
 
 

@@ -124,6 +124,11 @@ class Fold:
         for principal in _texts(leaf.body.get("losing")):
             self._roles.pop((str(leaf.body["in"]), principal, str(leaf.body["revoked"])), None)
 
+    def _unlink(self, _line: dict[str, Any], leaf: Leaf) -> None:
+        for said in _texts(leaf.body.get("revoked")):
+            project, role = _place(said)
+            self._roles.pop((project, leaf.subject, role), None)
+
     def _sign_in(self, line: dict[str, Any], leaf: Leaf) -> None:
         """A person's first sign-in makes them known; the provider's groups give and take roles."""
         self._principals.setdefault(leaf.actor, PastPrincipal(id=leaf.actor, kind="person", active=True, **line))
@@ -236,6 +241,7 @@ class Fold:
         "access.grant_role": _grant,
         "access.revoke_role": _revoke,
         "access.unmap_group": _unmap,
+        "access.unlink_identity": _unlink,
         "access.sign_in": _sign_in,
         "access.issue_token": _issue,
         "access.rotate_token": _issue,
