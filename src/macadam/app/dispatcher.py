@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from macadam.access import classification, workloads
 from macadam.access import service as access
-from macadam.access import workloads
 from macadam.access.rates import Limit
 from macadam.access.spiffe import Peer
 from macadam.app import idempotency
@@ -370,6 +370,7 @@ def _queue_leaf(sql: sa.Connection, call: Call, evidence: Evidence) -> str:
         body=evidence.body if call.declared == UNDECLARED else {**evidence.body, "declared": plain(call.declared)},
     )
     ledger.queue(sql, leaf)
+    classification.follow(sql, leaf)
     return leaf.id
 
 

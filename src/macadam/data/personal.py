@@ -4,6 +4,7 @@ ODCS leaves the words of `classification` open; those here are the ones in use. 
 `subject`: true at the column that names the person.
 """
 
+from macadam.access.classification import highest
 from macadam.data.types import TableContract
 
 PERSONAL = frozenset(
@@ -38,15 +39,8 @@ def subjects(table: TableContract) -> frozenset[str]:
     return frozenset(c.name.lower() for c in table.columns if c.subject)
 
 
-_LADDER = ("public", "internal", "confidential", "restricted")
-
-
 def classification(table: TableContract) -> str:
     """What policies are told of a table: 'personal' if any column is, else the strictest word of its columns, '' if
-    there is none. A word that is not on the ladder counts as 'restricted': nobody knows how little it protects.
+    there is none.
     """
-    if columns(table):
-        return "personal"
-    words = {c.classification.strip().lower() for c in table.columns if c.classification.strip()}
-    steps = [_LADDER.index(word) if word in _LADDER else len(_LADDER) - 1 for word in words]
-    return _LADDER[max(steps)] if steps else ""
+    return "personal" if columns(table) else highest(c.classification for c in table.columns)

@@ -6,6 +6,7 @@ evidence.
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from macadam import catalog
 from macadam.access import service as access
-from macadam.access.state import describe
+from macadam.access.classification import highest, reclassify
 from macadam.data import checks, contracts, files, personal, reading, registry
 from macadam.data import ingest as ingesting
 from macadam.data.ingest import Prepared
@@ -127,6 +128,7 @@ def register_contract(tx: Transaction, request: RegisterContract, checked: _Chec
     )
     registry.keep_contract(tx.sql, new)
     tx.record(checked.ref, digest=new.digest, text_object=new.text, status=new.status, tables=new.tables)
+    _classify(tx, new.project, lambda source: source.contract.partition("@")[0] == f"contract:{new.id}")
     return new
 
 
@@ -183,18 +185,34 @@ def register_source(tx: Transaction, request: RegisterSource) -> Source:
         by=tx.actor.id,
     )
     registry.keep_source(tx.sql, new)
-    _describe(tx, new, contract)
     facts = {"directory": new.directory, "path": new.path, "format": new.format, "table": new.table}
     tx.record(new.ref, uses=[contract.ref], **facts)
+    _classify(tx, new.project, lambda source: source.table == new.table)
     return new
 
 
-def _describe(tx: Transaction, source: Source, contract: ContractVersion) -> None:
-    """Tells the policies what kind of data the table holds, and its quarantine with it."""
-    text = tx.ports.objects.get(contract.text)
-    (table,) = (t for t in contracts.parse(text, origin=contract.ref).tables if t.name == source.schema)
-    for name in (source.table, registry.quarantine_of(source.table)):
-        describe(tx.sql, source.project, f"table:{name}", classification=personal.classification(table))
+def _classify(tx: Transaction, project: str, touched: Callable[[Source], bool]) -> None:
+    """Tells the policies what kind of data the tables of these sources hold, and their quarantines with them.
+
+    Of a table with several sources the strictest counts; of a source, the strictest of the contract's version that its
+    files are checked against and those registered since. So a stricter one is heard at once, a milder one only when the
+    source is registered with it.
+    """
+    sources = registry.sources(tx.sql, project)
+    found: dict[str, str] = {}
+    for table in {source.table for source in sources if touched(source)}:
+        said = highest(word for source in sources if source.table == table for word in _said(tx, source))
+        found |= {f"table:{name}": said for name in (table, registry.quarantine_of(table))}
+    if found:
+        reclassify(tx.sql, project, found)
+
+
+def _said(tx: Transaction, source: Source) -> Iterator[str]:
+    known = registry.contract(tx.sql, source.project, source.contract)
+    since = (c for c in registry.contracts(tx.sql, source.project) if c.id == known.id and c.at >= known.at)
+    for contract in since:
+        parsed = contracts.parse(tx.ports.objects.get(contract.text), origin=contract.ref)
+        yield from (personal.classification(table) for table in parsed.tables if table.name == source.schema)
 
 
 def _require_place(home: Path, location: str, request: RegisterSource) -> None:
