@@ -88,11 +88,7 @@ def _lifetime(limits: Access, kind: str, request: IssueToken) -> timedelta:
 
 def _check_reach(tx: Transaction, holder: str, reach: Reach, expires: datetime) -> None:
     """A token is no way to get more than one has: not by reach, not by time, not by taking another's name."""
-    if not tx.actor.token:
-        raise NotAuthorised(
-            f"{tx.actor.id} proved itself by a certificate, and so is known without a token.",
-            next_step="Use the certificate; an administrator can issue tokens.",
-        )
+    _require_token(tx)
     own = own_token(tx)
     _check_within(own, reach)
     if _manages_tokens(tx):
@@ -103,6 +99,15 @@ def _check_reach(tx: Transaction, holder: str, reach: Reach, expires: datetime) 
         raise NotAuthorised(
             f"A token that expires at {own.expires:%Y-%m-%d %H:%M} UTC cannot issue one that lasts longer.",
             next_step="Ask for less time, or ask an administrator for a new token.",
+        )
+
+
+def _require_token(tx: Transaction) -> None:
+    """A workload's certificate makes no tokens: they would outlive it, and reach where it is not known."""
+    if not tx.actor.token:
+        raise NotAuthorised(
+            f"{tx.actor.id} proved itself by a certificate, and so is known without a token.",
+            next_step="Use the certificate; an administrator can issue tokens.",
         )
 
 
@@ -127,6 +132,7 @@ def rotate_token(tx: Transaction, request: RotateToken) -> IssuedToken:
     The new one reaches as far as the old one. A service's lasts as long as the old one was issued for; a person's ends
     when the old one would have, unless an administrator rotates it: nobody stays signed in by rotating.
     """
+    _require_token(tx)
     old = _touchable(tx, request.token_id)
     holder = find_principal(tx.sql, old.principal)
     expires = _rotatable(old, tx.now)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from unit.access.homes import Door
 
 from macadam.access.authentication import PERSONAL, Reach, covers, within
+from macadam.access.spiffe import Peer, SpiffeId
 from macadam.access.types import (
     CreatePrincipal,
     CreateProject,
     DisablePrincipal,
+    EnrollWorkload,
     GrantRole,
     IssueToken,
     ListPrincipals,
@@ -25,6 +27,7 @@ from macadam.access.types import (
     WhoAmI,
 )
 from macadam.errors import Conflict, InvalidInput, NotAuthenticated, NotAuthorised, NotFound
+from macadam.operations import load, of_request
 
 PERMISSIONS = ("models:read", "models:promote", "predictions:create", "tokens:issue", "principals:self", "roles:grant")
 PROJECTS = ("flights", "trains", "", "*")
@@ -222,3 +225,15 @@ def test_of_racing_rotations_and_a_revocation_the_outcome_is_a_serial_one(door: 
     assert [leaf.kind for leaf in door.leaves()].count("access.rotate_token") == rotated
     with pytest.raises(NotAuthenticated):
         door.call(WhoAmI(), old.token)
+
+
+def test_a_workload_s_certificate_does_not_renew_the_token_that_it_joined_with(door: Door) -> None:
+    load("workloads")
+    door.call(CreateProject(project="flights"))
+    enrolled = door.call(EnrollWorkload(workload="gate", projects=("flights",)))
+    joining = next(t for t in door.call(ListTokens()) if t.principal == enrolled.principal)
+    peer = Peer(id=SpiffeId.parse(enrolled.spiffe_id), serial="1", expires=door.now + timedelta(hours=1))
+    rotate = RotateToken(token_id=joining.id)
+    with pytest.raises(NotAuthorised, match="proved itself by a certificate"):
+        door.dispatcher.run(of_request(RotateToken), msgspec.to_builtins(rotate), token=peer)
+    assert [t.id for t in door.call(ListTokens()) if t.principal == enrolled.principal] == [joining.id]
