@@ -10,6 +10,7 @@ from unit.serving import homes
 from unit.serving.test_features import PATH, PROJECT
 from unit.serving.test_gateway import ready
 
+from macadam.access import service as access
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
 from macadam.data.types import RegisterContract, RegisterSource, ShowContract
@@ -77,6 +78,11 @@ def test_a_classified_column_is_hidden_everywhere_and_a_person_erased_with_their
         name_the_person(platform, tmp_path / "drop")
         endpoint = platform.call(DEPLOY)
         assert endpoint.personal is not None
+        with platform.ports.sql.read() as sql:
+            told = access.snapshot(sql).projects[PROJECT].assets
+        for made in ("table:orders", "training_set:all", "model:late", "endpoint:late"):
+            assert told[made].classification == "personal", "policies can ask for it"
+        assert "table:items" not in told
         assert (endpoint.personal.subject, set(endpoint.personal.inputs)) == ("shop", {"shop", "price"})
         assert {"price", "last_note", "dish_late_mean_1d"} <= set(endpoint.personal.features)
         token = platform.ports.secrets.get("local-token").decode()
