@@ -25,6 +25,7 @@ from macadam.personal.vault import Vault
 from macadam.serving.batch import Ask, Batcher, Stages
 from macadam.serving.journals import working
 from macadam.serving.runtime import Serving
+from macadam.values import uuid7
 
 ROUNDS = 5
 RECORDS = 6_400
@@ -104,7 +105,7 @@ def _keys(home: Path, secrets: LocalSecrets) -> tuple[float, float, float]:
         with keys.using():
             keys.require(people[start : start + BATCH])
     made = time.perf_counter()
-    pending = keys.destroy(people[7])
+    pending = keys.destroy(people[7], uuid7())
     destroyed = time.perf_counter()
     keys.begin_wrapping_key()
     keys.rewrap()
