@@ -24,6 +24,8 @@ FOOTER_FLAG = 0x8000_0000
 MAX_PAYLOAD = 16 * 1024 * 1024
 """Bytes. A longer record is refused when written, so a greater length is damage when read."""
 OPEN, CLOSED, ANSWERS = ".open", ".closed", ".answers"
+DRAFT = ".new"
+"""Of a segment that is being begun."""
 NEWEST = "newest"
 """The file in a project's folder that names the segment begun last."""
 COUNTER = struct.Struct("<Q")

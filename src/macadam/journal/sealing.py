@@ -3,7 +3,9 @@
 Files and objects only; making them visible is the transaction in `service`.
 """
 
+import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import msgspec
 
 from macadam.errors import Busy, IntegrityError, InvalidInput, NotFound
 from macadam.journal import places, record
-from macadam.journal.layout import CLOSED, OPEN, VERIFY
+from macadam.journal.layout import ANSWERS, CLOSED, DRAFT, OPEN, VERIFY
 from macadam.journal.places import Place
 from macadam.journal.segment import Record, SealedSegment, is_written, recover, seal
 from macadam.lazy import lazy
@@ -27,6 +29,8 @@ else:
     pa = lazy("pyarrow")
 
 _log = logging.getLogger(__name__)
+_UNBEGUN_SECONDS = 60.0
+"""Until a draft is nobody's: beginning a segment takes milliseconds."""
 MOST_BYTES = 128 * 1024 * 1024
 """Of segments sealed at once: their rows are in memory until they are staged."""
 
@@ -74,7 +78,19 @@ def recover_dead(folder: Path) -> list[str]:
         else:
             torn = found.torn.length if found.torn else 0
             _log.warning("recovered the segment %s: %d records, %d torn bytes", path.stem, found.count, torn)
+    _forget_unbegun(folder)
     return damaged
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Removes what a kill left of a segment that never began: a draft without a name, and counters that belong to none."""
+    for path in [*folder.glob(f"*{DRAFT}"), *folder.glob(f"*{ANSWERS}")]:
+        # In this order: a segment that is being closed has one name or the other.
+        if path.with_suffix(OPEN).exists() or path.with_suffix(CLOSED).exists():
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _UNBEGUN_SECONDS:
+                path.unlink()
 
 
 def batch(paths: Sequence[Path]) -> list[Path]:

@@ -29,6 +29,7 @@ from macadam.journal.layout import (
     ANSWERS,
     CLOSED,
     COUNTER,
+    DRAFT,
     MAX_PAYLOAD,
     NEWEST,
     OPEN,
@@ -128,7 +129,7 @@ class _Segment:
 
     def _create(self, data: bytes) -> int:
         """Under another name first: an `.open` file has a whole header and a locked writer, always."""
-        draft = self.path.with_suffix(".new")
+        draft = self.path.with_suffix(DRAFT)
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +149,7 @@ class _Segment:
         self._remove()
 
     def _remove(self) -> None:
-        for suffix in (".new", OPEN, ANSWERS):
+        for suffix in (DRAFT, OPEN, ANSWERS):
             self.path.with_suffix(suffix).unlink(missing_ok=True)
 
     def append(self, payloads: Sequence[bytes], beside: bytes = b"") -> int:

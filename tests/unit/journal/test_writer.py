@@ -16,6 +16,7 @@ from macadam.errors import Busy, Conflict, IntegrityError, StorageFull, TooLarge
 from macadam.journal import layout
 from macadam.journal import writer as writer_module
 from macadam.journal.layout import MAX_PAYLOAD, NEWEST, SegmentHeader, read_answers
+from macadam.journal.sealing import recover_dead
 from macadam.journal.segment import SegmentReader, recover
 from macadam.journal.writer import JournalWriter
 
@@ -321,3 +322,17 @@ def test_a_killed_writer_loses_no_acknowledged_record(tmp_path: Path, after: flo
     assert [b'{"n":%d,' % n for n in range(len(kept))] == [payload[: payload.index(b",") + 1] for payload in kept]
     answers = sum(read_answers(path) for path in tmp_path.glob("*.closed"))
     assert len(seen) - 1 <= answers <= len(kept)
+
+
+def test_what_a_kill_leaves_of_a_segment_that_never_began_is_removed_after_a_minute(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, gateway="g", worker=0, project="p") as writer:
+        writer.append(b"{}").answered()
+        living = sorted(path.name for path in tmp_path.iterdir())
+        for name in ("dead.new", "dead.answers", "orphan.answers", "young.new"):
+            (tmp_path / name).write_bytes(bytes(8))
+        old = time.time() - 61
+        for path in tmp_path.iterdir():
+            if path.name != "young.new":
+                os.utime(path, (old, old))
+        assert recover_dead(tmp_path) == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*living, "young.new"])
