@@ -4,19 +4,23 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import sqlalchemy as sa
 from unit.models import worlds
 
 from macadam import catalog
 from macadam.access import state as access
 from macadam.access.types import CreateProject
+from macadam.adapters.local_objects import LocalObjects
 from macadam.app.platform import Platform
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
 from macadam.models.types import RegisterVersion, Train
+from macadam.serving import publishing, state
 from macadam.settings import Settings
 from macadam.values import instant, utc_now, uuid7
 
@@ -93,9 +97,25 @@ class Process:
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {token}"}, timeout=10)
 
 
+def let_publish(home: Path) -> None:
+    """On a busy machine a gateway could start before the last change is published; a home that nobody has open stays as it is."""
+    if not (home / "macadam.sqlite").exists():
+        return
+    engine = sa.create_engine(f"sqlite:///{home / 'macadam.sqlite'}")
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        with engine.connect() as sql:
+            wanted = publishing.generation(sql)
+        if state.published(LocalObjects(home / "objects")) == wanted:
+            break
+        time.sleep(0.01)
+    engine.dispose()
+
+
 @contextlib.contextmanager
 def gateway(home: Path, **environment: str) -> Iterator[Process]:
     """A gateway on a free port; asked to stop at the end."""
+    let_publish(home)
     command = [sys.executable, "-m", "macadam.serving.gateway", "--home", str(home), "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, env={**os.environ, **environment}
