@@ -9,6 +9,7 @@ from macadam.app.platform import Platform
 from macadam.errors import Conflict, InvalidInput, NotAuthenticated, NotAuthorised, NotFound, StorageFull, Unavailable
 from macadam.faces import problem
 from macadam.faces.client import Client
+from macadam.ledger.sequencer import integrate_all
 from macadam.ledger.types import ShowLog
 from macadam.testing import Http
 
@@ -19,6 +20,7 @@ def test_a_call_over_http_answers_what_the_same_call_answers_in_process(
     with http.client(admin) as client:
         made = client.call(CreateProject(project="typed", description="ä / ?"))
         assert client.call(ShowProject(project="typed")) == made == platform.call(ShowProject(project="typed"))
+        integrate_all(platform.ports)  # places in the tree are given beside the calls
         assert client.call(ShowLog(limit=3)) == platform.call(ShowLog(limit=3))
         assert isinstance(client.call(ListProjects()), tuple)
 

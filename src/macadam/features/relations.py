@@ -56,7 +56,8 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error):
+        spilled = isinstance(error, duckdb.IOException) and "duckdb_temp" in str(error)  # what did not fit in memory
+        if spilled or isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error):
             raise StorageFull(
                 f"{what} needs more memory than it may take, and the disk has no room to overflow to: {error}.",
                 next_step="Free space, or build a shorter time range.",
