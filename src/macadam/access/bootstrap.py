@@ -16,9 +16,9 @@ from macadam.access.policies.compiled import compiled
 from macadam.access.schema import grants, policy_activations, policy_sets, principals, state, tokens
 from macadam.errors import Conflict, NotFound
 from macadam.ledger import service as ledger
-from macadam.ledger.leaf import Leaf
+from macadam.ledger.leaf import without_call
 from macadam.ports import Ports, Secrets
-from macadam.values import digest_of, instant, utc_now, uuid7
+from macadam.values import utc_now, uuid7
 
 LOCAL = "principal:local"
 LOCAL_SECRET = "local-token"  # noqa: S105 - the name of a secret, not a secret
@@ -126,17 +126,15 @@ def _record(
     body: dict[str, object],
     project: str = "",
 ) -> None:
-    leaf = Leaf(
-        id=uuid7(),
-        at=instant(now),
-        kind="access.bootstrap",
-        outcome="done",
+    leaf = without_call(
+        "access.bootstrap",
+        at=now,
         actor=SYSTEM,
         project=project,
         subject=subject,
         uses=uses,
-        request=digest_of(b"{}"),
-        decision={"id": uuid7(), "effect": "allow", "policies": ["bootstrap"], "policy_set": policy_set},
+        rule="bootstrap",
+        policy_set=policy_set,
         body=body,
     )
     ledger.queue(sql, leaf)

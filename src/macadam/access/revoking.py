@@ -19,9 +19,9 @@ from macadam.access.schema import state, tokens
 from macadam.errors import Conflict, IntegrityError, InvalidInput, NotFound
 from macadam.ledger import note as notes
 from macadam.ledger import service as ledger
-from macadam.ledger.leaf import Leaf
+from macadam.ledger.leaf import Leaf, without_call
 from macadam.ports import Objects, Ports, Secrets
-from macadam.values import digest_of, instant, uuid7
+from macadam.values import instant
 
 _log = logging.getLogger(__name__)
 SECRET = "revocation-key"  # noqa: S105 - the name of a secret, not a secret
@@ -112,17 +112,14 @@ def _record(sql: sa.Connection, entries: Sequence[Entry], now: datetime) -> list
 
 def _leaf(sql: sa.Connection, entry: Entry, holder: str, now: datetime) -> Leaf:
     policy_set = sql.execute(sa.select(state.c.policy_set)).scalar_one()
-    return Leaf(
-        id=uuid7(),
-        at=instant(now),
-        kind="access.revoke_offline",
-        outcome="done",
+    return without_call(
+        "access.revoke_offline",
+        at=now,
         actor="system:revocations",
-        project="",
         subject=f"token:{entry.token}",
         uses=[holder],
-        request=digest_of(b"{}"),
-        decision={"id": uuid7(), "effect": "allow", "policies": ["break-glass"], "policy_set": policy_set},
+        rule="break-glass",
+        policy_set=policy_set,
         body={"revoked": "true", "since": instant(entry.at), "by": entry.by},
     )
 

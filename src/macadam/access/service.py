@@ -196,11 +196,7 @@ def disable_principal(tx: Transaction, request: DisablePrincipal) -> Principal:
     _keep_an_administrator(tx.sql, without=found.id)
     if found.disabled is None:
         tx.sql.execute(sa.update(principals).where(principals.c.id == found.id).values(disabled=tx.now))
-    live = sa.and_(tokens.c.principal == found.id, tokens.c.revoked.is_(None))
-    revoked = list(tx.sql.execute(sa.select(tokens.c.id).where(live)).scalars())
-    tx.sql.execute(sa.update(tokens).where(live).values(revoked=tx.now))
-    access.touch(tx.sql)
-    tx.record(found.id, disabled=True, revoked_tokens=revoked)
+    tx.record(found.id, disabled=True, revoked_tokens=end_tokens(tx.sql, found.id, tx.now))
     return find_principal(tx.sql, found.id)
 
 
@@ -241,17 +237,7 @@ def grant_role(tx: Transaction, request: GrantRole) -> Grant:
     holder = find_principal(tx.sql, request.principal)
     if holder.disabled is not None:
         raise Conflict(f"{holder.id} is disabled.", next_step="Create another principal and grant the role to it.")
-    known = _grant(tx.sql, request.project, holder.id, request.role)
-    if known is None:
-        known = Grant(
-            project=request.project,
-            principal=holder.id,
-            role=request.role,
-            granted=tx.now,
-            granted_by=tx.actor.id,
-        )
-        tx.sql.execute(sa.insert(grants).values(_columns(known)))
-        access.touch(tx.sql)
+    known = give_role(tx.sql, request.project, holder.id, request.role, at=tx.now, by=tx.actor.id)
     tx.record(holder.id, granted=request.role, **{"in": request.project})
     return known
 
@@ -269,7 +255,7 @@ def revoke_role(tx: Transaction, request: RevokeRole) -> Grant:
         )
     if (request.project, request.role) == ("*", "admin"):
         _keep_an_administrator(tx.sql, without=holder.id)
-    tx.sql.execute(sa.delete(grants).where(_is_grant(request.project, holder.id, request.role)))
+    tx.sql.execute(sa.delete(grants).where(is_grant(request.project, holder.id, request.role)))
     access.touch(tx.sql)
     tx.record(holder.id, revoked=request.role, **{"in": request.project})
     return known
@@ -282,12 +268,32 @@ def list_roles(tx: Transaction, request: ListRoles) -> tuple[Grant, ...]:
     return tuple(Grant(**row._asdict()) for row in tx.sql.execute(query))
 
 
-def _is_grant(place: str, principal: str, role: str) -> sa.ColumnElement[bool]:
+def give_role(sql: sa.Connection, place: str, principal: str, role: str, *, at: datetime, by: str) -> Grant:
+    """The grant that is there already, or a new one. Its leaf is the caller's."""
+    known = _grant(sql, place, principal, role)
+    if known is None:
+        known = Grant(project=place, principal=principal, role=role, granted=at, granted_by=by)
+        sql.execute(sa.insert(grants).values(_columns(known)))
+        access.touch(sql)
+    return known
+
+
+def end_tokens(sql: sa.Connection, holder: str, now: datetime) -> list[str]:
+    """Revokes all tokens of a principal that are not yet; returns their ids. The leaf is the caller's."""
+    live = sa.and_(tokens.c.principal == holder, tokens.c.revoked.is_(None))
+    ended = list(sql.execute(sa.select(tokens.c.id).where(live)).scalars())
+    sql.execute(sa.update(tokens).where(live).values(revoked=now))
+    access.touch(sql)
+    return ended
+
+
+def is_grant(place: str, principal: str, role: str) -> sa.ColumnElement[bool]:
+    """The condition for one row of grants."""
     return sa.and_(grants.c.project == place, grants.c.principal == principal, grants.c.role == role)
 
 
 def _grant(sql: sa.Connection, place: str, principal: str, role: str) -> Grant | None:
-    row = sql.execute(sa.select(grants).where(_is_grant(place, principal, role))).first()
+    row = sql.execute(sa.select(grants).where(is_grant(place, principal, role))).first()
     return None if row is None else Grant(**row._asdict())
 
 

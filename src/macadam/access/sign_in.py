@@ -17,7 +17,7 @@ from macadam.access.authentication import Reach
 from macadam.access.oidc import Verified
 from macadam.access.schema import grants, groups, links, principals
 from macadam.access.schema import state as access_state
-from macadam.access.service import PLATFORM, find_principal
+from macadam.access.service import PLATFORM, find_principal, give_role, is_grant
 from macadam.access.token_service import add
 from macadam.access.types import (
     GroupRole,
@@ -32,11 +32,11 @@ from macadam.access.types import (
 )
 from macadam.errors import Conflict, InvalidInput, NotAuthenticated, NotFound, SettingInvalid
 from macadam.ledger import service as ledger
-from macadam.ledger.leaf import Leaf
+from macadam.ledger.leaf import without_call
 from macadam.operations import Transaction, operation, plain
 from macadam.ports import Ports
 from macadam.settings import Oidc
-from macadam.values import digest_of, instant, uuid7
+from macadam.values import uuid7
 
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 Outcome = Literal["done", "denied"]
@@ -111,21 +111,16 @@ def _follow_groups(
     taken = sorted(place for place, row in held.items() if row.granted_by.startswith(_BY_GROUP) and place not in wanted)
     for project, role in given:
         by = (_BY_GROUP + wanted[project, role])[:100]
-        row = {"project": project, "principal": holder, "role": role, "granted": now, "granted_by": by}
-        sql.execute(sa.insert(grants).values(row))
+        give_role(sql, project, holder, role, at=now, by=by)
     for project, role in taken:
-        sql.execute(sa.delete(grants).where(_held(holder, project, role)))
+        sql.execute(sa.delete(grants).where(is_grant(project, holder, role)))
     for (project, role), group in wanted.items():
         by = (_BY_GROUP + group)[:100]
         old = held.get((project, role))
         if old is not None and old.granted_by.startswith(_BY_GROUP) and old.granted_by != by:
             # Under a group that gives it still, so that unmapping that one finds it.
-            sql.execute(sa.update(grants).where(_held(holder, project, role)).values(granted_by=by))
+            sql.execute(sa.update(grants).where(is_grant(project, holder, role)).values(granted_by=by))
     return [f"{p}: {r}" for p, r in given], [f"{p}: {r}" for p, r in taken]
-
-
-def _held(holder: str, project: str, role: str) -> sa.ColumnElement[bool]:
-    return sa.and_(grants.c.project == project, grants.c.role == role, grants.c.principal == holder)
 
 
 def _record_refusal(sql: sa.Connection, identity: Verified, now: datetime) -> None:
@@ -137,22 +132,15 @@ def _record_refusal(sql: sa.Connection, identity: Verified, now: datetime) -> No
 def _queue(
     sql: sa.Connection, now: datetime, *, actor: str, subject: str, outcome: Outcome, facts: dict[str, object]
 ) -> None:
-    leaf = Leaf(
-        id=uuid7(),
-        at=instant(now),
-        kind="access.sign_in",
+    leaf = without_call(
+        "access.sign_in",
+        at=now,
         outcome=outcome,
         actor=actor,
-        project="",
         subject=subject,
         uses=[actor] if outcome == "done" else [],
-        request=digest_of(b"{}"),
-        decision={
-            "id": uuid7(),
-            "effect": "allow" if outcome == "done" else "deny",
-            "policies": ["sign-in"],
-            "policy_set": sql.execute(sa.select(access_state.c.policy_set)).scalar_one(),
-        },
+        rule="sign-in",
+        policy_set=sql.execute(sa.select(access_state.c.policy_set)).scalar_one(),
         body={key: plain(value) for key, value in facts.items()},
     )
     ledger.queue(sql, leaf)

@@ -16,6 +16,14 @@ from macadam.errors import NotAuthenticated, SettingInvalid
 CERTIFICATES, KEY, AUTHORITIES = "svid.pem", "svid_key.pem", "svid_bundle.pem"
 
 
+def write_durably(path: Path, data: bytes) -> None:
+    """For its owner alone, and on the disk when this returns. Raises OSError."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Identity:
     """An own certificate and the authorities that are trusted, as files in a directory that somebody renews."""
 
@@ -30,11 +38,7 @@ class Identity:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         files = ((AUTHORITIES, authorities), (KEY, svid.key), (CERTIFICATES, svid.certificates))
         for name, data in files:
-            descriptor = os.open(self._draft(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_durably(self._draft(name), data)
         for name, _ in files:
             self._draft(name).replace(self.directory / name)
 

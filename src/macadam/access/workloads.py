@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from macadam.access import service as access
 from macadam.access import spiffe
 from macadam.access import state as access_state
-from macadam.access.authentication import token_digest
-from macadam.access.bootstrap import new_secret
-from macadam.access.schema import grants, principals, tokens, workloads
+from macadam.access.authentication import Reach
+from macadam.access.schema import principals, tokens, workloads
 from macadam.access.spiffe import Authority, Peer, SpiffeId
+from macadam.access.token_service import add
 from macadam.access.types import (
     Certified,
     CertifyWorkload,
@@ -30,7 +30,6 @@ from macadam.access.types import (
 from macadam.errors import Conflict, NotAuthenticated, NotAuthorised, NotFound
 from macadam.operations import Actor, Transaction, operation
 from macadam.ports import Ports
-from macadam.values import uuid7
 
 ROLE = "gateway"
 """The role under which a workload serves a project's endpoints."""
@@ -92,13 +91,9 @@ def trusted(ports: Ports, now: datetime) -> bytes:
 def authenticate(sql: sa.Connection, peer: Peer, now: datetime) -> Actor:
     """Who holds the certificate. Raises NotAuthenticated, in the same words for an unknown and a revoked workload."""
     row = sql.execute(sa.select(workloads).where(workloads.c.spiffe_id == str(peer.id))).first()
-    if row is None or row.revoked is not None or peer.expires <= now:
-        raise NotAuthenticated(
-            "The certificate is not valid: its workload is unknown or revoked, or it has expired.",
-            next_step="Enroll the workload (`macadam workloads enroll`).",
-        )
-    holder = access_state.engine(sql).snapshot.principals.get(row.principal)
-    if holder is None or not holder.active:
+    valid = row is not None and row.revoked is None and peer.expires > now
+    holder = access_state.engine(sql).snapshot.principals.get(row.principal) if row is not None and valid else None
+    if row is None or holder is None or not holder.active:
         raise NotAuthenticated(
             "The certificate is not valid: its workload is unknown or revoked, or it has expired.",
             next_step="Enroll the workload (`macadam workloads enroll`).",
@@ -128,9 +123,12 @@ def enroll_workload(tx: Transaction, request: EnrollWorkload) -> Enrolment:
         tx.sql.execute(sa.update(workloads).where(workloads.c.name == request.workload).values(**values))
     for project in request.projects:
         access.require_project(tx.sql, project)
-        _grant(tx, project, principal)
+        access.give_role(tx.sql, project, principal, ROLE, at=tx.now, by=tx.actor.id)
     expires = tx.now + timedelta(minutes=request.minutes)
-    token, join = ("", "") if request.spiffe_id else _joining_token(tx, principal, expires)
+    token = join = ""
+    if not request.spiffe_id:  # it can do one thing, once: ask for the first certificate
+        issued = add(tx.sql, principal, Reach(scopes=(CERTIFY,)), issued=tx.now, expires=expires, by=tx.actor.id)
+        token, join = issued.id, issued.token
     access_state.touch(tx.sql)
     tx.record(
         f"workload:{request.workload}",
@@ -174,21 +172,6 @@ def _make_service(tx: Transaction, principal: str) -> None:
         raise Conflict(f"{principal} is disabled.", next_step="Choose another name: identities are not reused.")
 
 
-def _grant(tx: Transaction, project: str, principal: str) -> None:
-    same = sa.and_(grants.c.project == project, grants.c.principal == principal, grants.c.role == ROLE)
-    if not tx.sql.execute(sa.select(grants.c.role).where(same)).first():
-        values = {"project": project, "principal": principal, "role": ROLE, "granted": tx.now}
-        tx.sql.execute(sa.insert(grants).values(**values, granted_by=tx.actor.id))
-
-
-def _joining_token(tx: Transaction, principal: str, expires: datetime) -> tuple[str, str]:
-    """Id and secret of a token that can do one thing, once: ask for the first certificate."""
-    token, secret = uuid7(), new_secret()
-    values = {"id": token, "digest": token_digest(secret), "principal": principal, "scopes": [CERTIFY]}
-    tx.sql.execute(sa.insert(tokens).values(**values, issued=tx.now, issued_by=tx.actor.id, expires=expires))
-    return token, secret
-
-
 @operation(CertifyWorkload, permission=CERTIFY, http="POST /api/v1/workloads/certify", cli="workloads certify",
            resource=_PLATFORM)  # fmt: skip
 def certify_workload(tx: Transaction, request: CertifyWorkload) -> Certified:
@@ -228,10 +211,7 @@ def revoke_workload(tx: Transaction, request: RevokeWorkload) -> Workload:
     ended: list[str] = []
     if row.revoked is None:
         tx.sql.execute(sa.update(workloads).where(workloads.c.name == row.name).values(revoked=tx.now))
-        unused = sa.and_(tokens.c.principal == row.principal, tokens.c.revoked.is_(None))
-        ended = list(tx.sql.execute(sa.select(tokens.c.id).where(unused)).scalars())
-        tx.sql.execute(sa.update(tokens).where(unused).values(revoked=tx.now))
-        access_state.touch(tx.sql)
+        ended = access.end_tokens(tx.sql, row.principal, tx.now)
     tx.record(f"workload:{row.name}", uses=[row.principal], spiffe_id=row.spiffe_id, revoked=True, revoked_tokens=ended)
     return _workload(tx.sql.execute(sa.select(workloads).where(workloads.c.name == row.name)).one())
 

@@ -1,4 +1,4 @@
-"""Who vouches for the ledger: its keys, which take over from one another, and its witnesses.
+"""Who vouches for the ledger: its keys, which take over from one another and may be encrypted at rest, and its witnesses.
 
 Rotating the key: a leaf announces the new one, both sign for a while, a leaf retires the old one.
 
@@ -18,7 +18,7 @@ from macadam.errors import Conflict, NotFound
 from macadam.ledger import keys, sequencer
 from macadam.ledger.keyring import ANNOUNCED, FIRST, RETIRED, reference
 from macadam.ledger.keys import HeldKey
-from macadam.ledger.leaf import Leaf
+from macadam.ledger.leaf import without_call
 from macadam.ledger.note import SignerKey
 from macadam.ledger.schema import checkpoints
 from macadam.ledger.schema import keys as key_table
@@ -39,7 +39,7 @@ from macadam.ledger.types import (
 from macadam.ledger.witnesses import configured
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
-from macadam.values import digest_of, instant, utc_now, uuid7
+from macadam.values import instant, utc_now
 
 ANNOUNCEMENT_FORMAT = "macadam-key/1"
 
@@ -51,17 +51,13 @@ def announce_first(ports: Ports, policy_set: Callable[[], str]) -> None:
             return
     first = keys.published(ports).keys[0].verifier
     at_rest = ports.secrets.encryption()
-    leaf = Leaf(
-        id=uuid7(),
-        at=instant(utc_now()),
-        kind=FIRST,
-        outcome="done",
+    leaf = without_call(
+        FIRST,
+        at=utc_now(),
         actor="system:bootstrap",
-        project="",
         subject=reference(first),
-        uses=[],
-        request=digest_of(b"{}"),
-        decision={"id": uuid7(), "effect": "allow", "policies": ["bootstrap"], "policy_set": policy_set()},
+        rule="bootstrap",
+        policy_set=policy_set(),
         body={"key": str(first), **({} if at_rest == "none" else {"state": at_rest})},
     )
     row = _row(first.id.hex(), str(first), keys.KEY_SECRET, leaf.id)

@@ -6,13 +6,14 @@ bytes. Fractions are written as text with `number`. Hashing and ordering leaves 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from macadam.errors import IntegrityError, InvalidInput
-from macadam.values import DIGEST_PATTERN, REF_PATTERN, parse_instant
+from macadam.values import DIGEST_PATTERN, REF_PATTERN, digest_of, instant, parse_instant, uuid7
 
 MAX_BYTES = 65_535
 """Longest leaf: an entry of a tiled log has a 16-bit length (https://c2sp.org/tlog-tiles)."""
@@ -81,6 +82,40 @@ class Leaf(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         known = _DIGEST.fullmatch(policy_set) or (policy_set == "" and decision["effect"] == "deny")
         _expect(known, "decision.policy_set", policy_set, "sha256:<hex>")
         _expect(_ID.fullmatch(str(decision["id"])), "decision.id", decision["id"], "a UUIDv7")
+
+
+def without_call(  # noqa: PLR0913 - what a leaf says, each by its name
+    kind: str,
+    *,
+    at: datetime,
+    actor: str,
+    subject: str,
+    rule: str,
+    policy_set: str,
+    body: dict[str, object],
+    uses: Sequence[str] = (),
+    project: str = "",
+    outcome: Literal["done", "denied"] = "done",
+) -> Leaf:
+    """A leaf about what no operation asked for, such as a home's first start. rule: what stands where policies' names do."""
+    return Leaf(
+        id=uuid7(),
+        at=instant(at),
+        kind=kind,
+        outcome=outcome,
+        actor=actor,
+        project=project,
+        subject=subject,
+        uses=list(uses),
+        request=digest_of(b"{}"),
+        decision={
+            "id": uuid7(),
+            "effect": "allow" if outcome == "done" else "deny",
+            "policies": [rule],
+            "policy_set": policy_set,
+        },
+        body=body,
+    )
 
 
 def _expect(holds: object, field: str, got: object, expected: str) -> None:

@@ -17,7 +17,6 @@ Why no leaf is left out, doubled or put in front of another, however many proces
 """
 
 import logging
-import threading
 from collections.abc import Callable
 
 import sqlalchemy as sa
@@ -28,6 +27,7 @@ from macadam.ledger.note import Checkpoint, sign_checkpoint
 from macadam.ledger.publishing import publish
 from macadam.ledger.schema import checkpoints, leaves
 from macadam.ledger.tree import TILE_HEIGHT, TILE_WIDTH, Frontier, Tile, grow_tiles
+from macadam.nudged import Nudged
 from macadam.ports import Ports
 from macadam.values import utc_now
 
@@ -51,31 +51,19 @@ class Sequencer:
         """then: called, and to return at once, whenever there may be a new checkpoint."""
         self._ports = ports
         self._then = then
-        self._wanted = threading.Event()
-        self._closing = False
-        self._thread: threading.Thread | None = None
-        self._start = threading.Lock()
+        self._thread = Nudged("ledger-sequencer", self._run)
         self.failure = ""
 
     def nudge(self) -> None:
         """Says that leaves may be queued. Returns at once; after `close` it does nothing."""
-        self._wanted.set()
-        if self._thread is None:
-            with self._start:
-                if self._thread is None and not self._closing:
-                    self._thread = threading.Thread(target=self._run, name="ledger-sequencer", daemon=True)
-                    self._thread.start()
+        self._thread.nudge()
 
     def close(self) -> None:
         """Integrates what is queued, then stops.
 
         Raises what `integrate` does, except Temporary errors: those leaves are integrated at the next start.
         """
-        with self._start:
-            self._closing = True
-        self._wanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.close()
         try:
             integrate_all(self._ports)
             self._then()
@@ -84,9 +72,9 @@ class Sequencer:
 
     def _run(self) -> None:
         pause = FIRST_RETRY
-        while not self._closing:
-            self._wanted.wait(pause if self.failure else None)
-            self._wanted.clear()
+        while not self._thread.closing.is_set():
+            self._thread.wanted.wait(pause if self.failure else None)
+            self._thread.wanted.clear()
             try:
                 integrate_all(self._ports)
             except Exception as error:  # noqa: BLE001 - a sequencer that dies leaves changes without a checkpoint

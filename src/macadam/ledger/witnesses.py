@@ -8,7 +8,6 @@ cosigns again. The other side is `macadam_witness`.
 import base64
 import http.client
 import logging
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from macadam.ledger.publishing import cosigned, publish
 from macadam.ledger.schema import checkpoints, cosignatures, witnesses
 from macadam.ledger.sequencer import read_tile
 from macadam.ledger.tree import TileHashes, consistency_proof
+from macadam.nudged import Nudged
 from macadam.ports import Ports
 from macadam.values import utc_now
 
@@ -324,36 +324,24 @@ class Submitter:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
-        self._wanted = threading.Event()
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._start = threading.Lock()
+        self._thread = Nudged("ledger-witnesses", self._run)
         self.alarm = ""
 
     def nudge(self) -> None:
         """Says that there may be a new checkpoint. Returns at once; does nothing where no witness is configured."""
-        if not self._ports.settings.ledger.witnesses:
-            return
-        self._wanted.set()
-        with self._start:
-            if self._thread is None and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._run, name="ledger-witnesses", daemon=True)
-                self._thread.start()
+        if self._ports.settings.ledger.witnesses:
+            self._thread.nudge()
 
     def close(self) -> None:
         """Submits what is there once more, each witness given its time, then stops."""
-        with self._start:
-            self._closing.set()
-        self._wanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.close()
 
     def _run(self) -> None:
         pause = 0.0
         while True:
-            asked = self._wanted.wait(pause or _RENEWAL)
-            self._wanted.clear()
-            last = self._closing.is_set()
+            asked = self._thread.wanted.wait(pause or _RENEWAL)
+            self._thread.wanted.clear()
+            last = self._thread.closing.is_set()
             try:
                 cosign(self._ports, anew=not asked and not pause)
                 pause = 0.0

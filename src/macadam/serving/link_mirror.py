@@ -17,7 +17,7 @@ import msgspec
 
 from macadam.access import revocation, spiffe
 from macadam.access.spiffe import SpiffeId, Svid
-from macadam.access.tls import Identity, joining_context, peer_of
+from macadam.access.tls import Identity, joining_context, peer_of, write_durably
 from macadam.access.types import Certified, DenialReport
 from macadam.errors import (
     Conflict,
@@ -30,7 +30,7 @@ from macadam.errors import (
     Temporary,
     Unavailable,
 )
-from macadam.journal.layout import ANSWERS, CLOSED, read_answers
+from macadam.journal.layout import ANSWERS, CLOSED, read_answers, sync_directory
 from macadam.ports import Objects
 from macadam.serving import denials, state
 from macadam.serving.link_service import Delivered, LinkedObject, LinkState, objects_of
@@ -175,10 +175,11 @@ def join(home: Path, url: str, invitation: Invitation) -> Joined:
 
 
 def remember(home: Path, joined: Joined) -> None:
-    """Last of all: a home that has this file has a certificate."""
+    """Last of all: a home that has this file has a certificate. Durable, since the joining token is spent by now."""
     draft = home / "link" / f".{JOINED}.draft"
-    draft.write_bytes(msgspec.json.encode(joined))
+    write_durably(draft, msgspec.json.encode(joined))
     draft.replace(home / "link" / JOINED)
+    sync_directory(home / "link")
 
 
 def joined_as(home: Path) -> Joined | None:

@@ -5,7 +5,6 @@ It is built under a lock that all processes of a home share, so an older state n
 
 import fcntl
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +18,7 @@ from macadam.errors import MacadamError
 from macadam.journal.schema import policies
 from macadam.journal.types import Durability, JournalPolicy, OnFailure
 from macadam.models import supply
+from macadam.nudged import Nudged
 from macadam.ports import Ports
 from macadam.serving import state
 from macadam.serving.schema import deployments, endpoints
@@ -105,37 +105,26 @@ class Publisher:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
-        self._wanted = threading.Event()
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._start = threading.Lock()
+        self._thread = Nudged("serving-state", self._run)
 
     def nudge(self) -> None:
         """Says that something may have changed. Returns at once."""
-        self._wanted.set()
-        if self._thread is None:
-            with self._start:
-                if self._thread is None and not self._closing.is_set():
-                    self._thread = threading.Thread(target=self._run, name="serving-state", daemon=True)
-                    self._thread.start()
+        self._thread.nudge()
 
     def close(self) -> None:
-        with self._start:
-            self._closing.set()
-        self._wanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread.close():
             self._publish()
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            self._wanted.wait()
-            if self._closing.wait(_DEBOUNCE):
+        wanted, closing = self._thread.wanted, self._thread.closing
+        while not closing.is_set():
+            wanted.wait()
+            if closing.wait(_DEBOUNCE):
                 return  # `close` publishes
-            self._wanted.clear()
+            wanted.clear()
             if not self._publish():
-                self._wanted.set()
-                self._closing.wait(_RETRY)
+                wanted.set()
+                closing.wait(_RETRY)
 
     def _publish(self) -> bool:
         """A state that cannot be published is said and tried again; the calls that led to it are done."""
