@@ -72,6 +72,18 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "predictions": (("macadam.serving.prediction_service",), "Answers given, feedback, proofs"),
     "erase": (("macadam.serving.erasure",), "People whose values are destroyed, with a certificate"),
+    "gpu": (("macadam.compute.telemetry.service",), "What GPUs and hosts do, for whom, and what of it can be believed"),
+    "cost": (
+        ("macadam.compute.billing.service", "macadam.compute.waterfall.service"),
+        "What compute costs, and where the money goes",
+    ),
+    "budgets": (("macadam.compute.billing.budget_service",), "What a project may spend: forecast, alerts, hard stops"),
+    "jobs": (("macadam.compute.jobs.service",), "Work on shared machines: submit, explain, logs, cancel"),
+    "quotas": (("macadam.compute.jobs.quota_service",), "Who may use how much, and who lends to whom"),
+    "advice": (("macadam.compute.advice.service",), "What would cost less, and what it saved once taken"),
+    "simulate": ((), "Studies on traces: packing, queues, spot"),
+    "rightsize": ((), "The cheapest machines that keep a promise"),
+    "decide": ((), "Train, fine-tune, prompt or buy: where it breaks even"),
     "inspection": (("macadam.governance.service",), "The 42 points"),
 }
 

@@ -1,0 +1,1 @@
+"""Bills and prices: import, list, and what is charged to whom."""

@@ -1,0 +1,1 @@
+"""Jobs as operations: submit, list, explain, logs, cancel."""

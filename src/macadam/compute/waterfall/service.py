@@ -1,0 +1,1 @@
+"""Where the money went: the waterfall and the reports over it."""
