@@ -3,7 +3,7 @@
 Collectors make it, the series store keeps it, the waterfall and the advice read it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from macadam.lazy import lazy
 
@@ -27,23 +27,22 @@ def usage_schema() -> "pa.Schema":
     - suspect: '' or the reason for which a trust check does not believe the row: nothing is charged on it
     """
     number = pa.float64()
-    return pa.schema(
-        [
-            pa.field("device", pa.string()),
-            pa.field("node", pa.string()),
-            pa.field("model", pa.string()),
-            pa.field("start", pa.timestamp("us", tz="UTC")),
-            pa.field("seconds", number),
-            pa.field("project", pa.string()),
-            pa.field("owner", pa.string()),
-            pa.field("share", number),
-            pa.field("gpu_active", number),
-            pa.field("sm_active", number),
-            pa.field("tensor_active", number),
-            pa.field("dram_active", number),
-            pa.field("host_cpu", number),
-            pa.field("memory_bytes", pa.int64()),
-            pa.field("energy_joules", number),
-            pa.field("suspect", pa.string()),
-        ]
-    )
+    fields: list[pa.Field[Any]] = [
+        pa.field("device", pa.string()),
+        pa.field("node", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("start", pa.timestamp("us", tz="UTC")),
+        pa.field("seconds", number),
+        pa.field("project", pa.string()),
+        pa.field("owner", pa.string()),
+        pa.field("share", number),
+        pa.field("gpu_active", number),
+        pa.field("sm_active", number),
+        pa.field("tensor_active", number),
+        pa.field("dram_active", number),
+        pa.field("host_cpu", number),
+        pa.field("memory_bytes", pa.int64()),
+        pa.field("energy_joules", number),
+        pa.field("suspect", pa.string()),
+    ]
+    return pa.schema(fields)
