@@ -9,8 +9,9 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -192,6 +193,152 @@ class Runner(Protocol):
         ...
 
 
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU, or one MIG slice. id: as in telemetry, 'gpu:<uuid>' or 'gpu:<uuid>/mig:<id>'; index: among its node's, as CUDA
+    counts them. model: the catalogue's name, '' if unknown. memory: bytes, 0 if unknown. virtual: declared and not there, for
+    machines without any and for tests.
+    """
+
+    id: str
+    index: int
+    model: str = ""
+    memory: int = 0
+    virtual: bool = False
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine that attempts may be put on. cpus: thousandths of a core; memory, disk: bytes.
+
+    leaving: when it goes away (a spot interruption, maintenance), None if nobody said so. zone: for spot policies.
+    """
+
+    name: str
+    cpus: int
+    memory: int
+    disk: int = 0
+    devices: tuple[Device, ...] = ()
+    zone: str = ""
+    leaving: datetime | None = None
+
+
+class Allotment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one member of an attempt gets on one node. gpus: device's id → thousandths of it (1000: the whole GPU).
+
+    cpus: thousandths of a core; memory: bytes, a hard limit; disk: bytes.
+    """
+
+    node: str
+    gpus: dict[str, int] = {}
+    cpus: int = 1000
+    memory: int = 0
+    disk: int = 0
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at a job: all that an executor needs to carry it out once.
+
+    id: unique for all time, '<job>.<number>'. allotments: one for each member of the gang, which start together or not at
+    all; each member runs `command` with MACADAM_RANK and MACADAM_WORLD. image: of a container, '' for `requirements` on the
+    platform's own Python. bundle: digest of a tar file with the working files, '' for none. checkpoint: whether the job has
+    a directory (MACADAM_CHECKPOINT) that outlives this attempt and is the next one's. signal: what asks it to save and
+    end; grace: seconds until it is ended. time_limit: seconds, 0 = none.
+    """
+
+    id: str
+    job: str
+    project: str
+    command: tuple[str, ...]
+    allotments: tuple[Allotment, ...]
+    environment: dict[str, str] = {}
+    requirements: str = ""
+    image: str = ""
+    bundle: str = ""
+    checkpoint: bool = False
+    signal: int = 15
+    grace: float = 30
+    time_limit: float = 0
+    priority: int = 0
+    group: str = ""
+
+
+AttemptState = Literal["unknown", "starting", "running", "ended"]
+
+
+class Sighting(msgspec.Struct, frozen=True, kw_only=True):
+    """What an executor sees of an attempt.
+
+    state: 'unknown' if it was never started here. Of one that ended: exit_code (128 + N for signal N); why: '' if it ended by
+    itself, else 'time limit', 'memory', 'stopped' (asked by `stop`), 'lost' (its supervisor or node died: how it ended cannot
+    be known), 'refused' (it can never start, `message` says why). seconds, cpu_seconds: of all its processes. peak_bytes:
+    resident. started, ended: UTC.
+    """
+
+    attempt: str
+    state: AttemptState
+    exit_code: int = 0
+    why: Literal["", "time limit", "memory", "stopped", "lost", "refused"] = ""
+    message: str = ""
+    started: datetime | None = None
+    ended: datetime | None = None
+    seconds: float = 0
+    cpu_seconds: float = 0
+    peak_bytes: int = 0
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a log. next: where to go on; ended: nothing will follow; cut: bytes that were dropped as the log was full."""
+
+    text: str
+    next: int
+    ended: bool
+    cut: int = 0
+
+
+class Executor(Protocol):
+    """Carries attempts out on machines. What was committed in SQL is asked of it again and again until it is seen done.
+
+    So each verb may be repeated, by another process too, after a kill at any instant: what runs outlives whoever started it.
+    """
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The machines that there are now, and which of them are going away. Raises Unavailable."""
+        ...
+
+    def start(self, attempt: Attempt) -> None:
+        """Starts it, unless it was started or stopped before: one id runs at most once, whoever asks how often.
+
+        Returns before it has ended. What cannot ever start ends as 'refused'. Raises Unavailable, StorageFull: try again.
+        """
+        ...
+
+    def look(self, attempts: Sequence[str]) -> dict[str, Sighting]:
+        """How each of them is, by id. Raises Unavailable."""
+        ...
+
+    def stop(self, attempt: str, *, grace: float) -> None:
+        """Sends its signal now, and ends all its processes after `grace` seconds. Returns at once.
+
+        One that was not started yet never will be: it is then seen as ended, 'stopped'. Raises Unavailable.
+        """
+        ...
+
+    def log(self, attempt: str, *, offset: int = 0, limit: int = 65536, rank: int = 0) -> LogPage:
+        """At most `limit` bytes of what a member wrote to stdout and stderr, from `offset`. Raises NotFound, Unavailable."""
+        ...
+
+    def forget(self, attempt: str) -> None:
+        """Removes what is kept of an attempt that has ended, its log too. Its id must not be started again."""
+        ...
+
+    def remove_checkpoint(self, job: str) -> None:
+        """Removes a job's checkpoint directory; one that is not there is no error."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything; attempts go on. Closing twice does nothing."""
+        ...
+
+
 class Secrets(Protocol):
     """Private keys and credentials, never in SQL, logs or leaves."""
 
@@ -255,6 +402,7 @@ _ADAPTERS = {
     "iceberg": "macadam.adapters.iceberg:IcebergTables",
     "lmdb": "macadam.adapters.lmdb:LmdbStore",
     "subprocess": "macadam.adapters.subprocess_runner:SubprocessRunner",
+    "local": "macadam.adapters.local_executor:LocalExecutor",
     "local_secrets": "macadam.adapters.local_secrets:LocalSecrets",
     "sealed_secrets": "macadam.adapters.sealed_secrets:SealedSecrets",
     "passphrase_kms": "macadam.adapters.passphrase_kms:PassphraseKms",
