@@ -1,9 +1,13 @@
-"""What was seen of devices, in the shape that everything above reads: one row per device, interval and owner.
+"""What was seen of devices, in the shapes that the room and everything above it speak in.
 
-Collectors make it, the series store keeps it, the waterfall and the advice read it.
+Collectors make samples: one reading of one device at one instant. Folding them by owner and interval makes usage, which
+the series store keeps and the waterfall and the advice read.
 """
 
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from macadam.lazy import lazy
 
@@ -11,6 +15,151 @@ if TYPE_CHECKING:
     import pyarrow as pa
 else:
     pa = lazy("pyarrow")
+
+Text = Annotated[str, msgspec.Meta(max_length=253)]
+"""A label's value: Kubernetes names have at most 253 characters."""
+
+GPU = "gpu:"
+HOST = "host:"
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """That processes of an owner were on the device. memory: bytes that they had, None if nobody said."""
+
+    project: Text
+    owner: Text
+    memory: int | None = None
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A process on a device. memory: bytes, None where the driver does not say (as under some containers)."""
+
+    pid: int
+    memory: int | None = None
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One reading of one device. None means that it was not measured, never zero.
+
+    - device: 'gpu:<uuid>', 'gpu:<uuid>/mig:<id>', 'host:<name>'; node: the machine; product: what the driver calls it
+    - at: the instant that the source gives, UTC; received: when it was read live, None for history that is imported
+    - source: 'nvml', 'dcgm', 'prometheus' or 'host'
+    - part: tells several rows of one device and instant apart: 'namespace/pod/container', or a host's owner
+    - gpu_active: part of the last sample period in which any kernel ran; gr_active: the same as DCGM's profiling
+      (GR_ENGINE_ACTIVE) has it; sm_active, sm_occupancy, tensor_active, dram_active: ratios 0 to 1
+    - memory_used, memory_total: bytes; power, power_limit: W; energy: mJ since the driver was loaded
+    - sm_clock, memory_clock: MHz; throttle: NVML's bits of clocks-event reasons; temperature: °C; xid: the last error
+    - host_cpu: cores in use
+    - pod, namespace, container: None if the source names no pods at all, '' if it does and none was here
+    - claims: whose processes were there; None if processes were not looked at
+    - error: why the device could not be read, such as 'gpu is lost'
+    """
+
+    device: Text
+    at: datetime
+    received: datetime | None = None
+    node: Text = ""
+    product: Text = ""
+    source: Text = "nvml"
+    part: Annotated[str, msgspec.Meta(max_length=800)] = ""
+    gpu_active: float | None = None
+    gr_active: float | None = None
+    sm_active: float | None = None
+    sm_occupancy: float | None = None
+    tensor_active: float | None = None
+    dram_active: float | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    energy: int | None = None
+    sm_clock: float | None = None
+    memory_clock: float | None = None
+    throttle: int | None = None
+    temperature: float | None = None
+    xid: int | None = None
+    host_cpu: float | None = None
+    pod: Text | None = None
+    namespace: Text | None = None
+    container: Text | None = None
+    claims: tuple[Claim, ...] | None = None
+    processes: tuple[Process, ...] | None = None
+    error: Text = ""
+
+
+class Pod(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose a Kubernetes pod is: filled from its labels by whoever watches the cluster. owner: 'job:…', 'endpoint:…'."""
+
+    namespace: str
+    name: str
+    project: str
+    owner: str
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """That a device, or part of it, was assigned to an owner. end: excluded, None while it lasts. share: 0 to 1."""
+
+    device: str
+    project: str
+    owner: str
+    start: datetime
+    end: datetime | None = None
+    share: float = 1.0
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trust check says about one device. count: of samples; first, last: their instants, UTC; evidence: one of
+    them in words; threshold: what was compared with; suspect: whether its rows are not to be charged on.
+    """
+
+    check: str
+    device: str
+    node: str
+    count: int
+    first: datetime
+    last: datetime
+    evidence: str
+    threshold: str
+    suspect: bool
+
+
+def sample_schema() -> "pa.Schema":
+    """Samples as a table: the fields of `Sample`, in its order. Ratios and gauges as 32 bits: no sensor has more."""
+    text, ratio, whole = pa.string(), pa.float32(), pa.int64()
+    instant = pa.timestamp("us", tz="UTC")
+    claim = pa.struct({"project": text, "owner": text, "memory": whole})
+    process = pa.struct({"pid": whole, "memory": whole})
+    kinds: dict[str, Any] = {
+        "device": text,
+        "at": instant,
+        "received": instant,
+        "node": text,
+        "product": text,
+        "source": text,
+        "part": text,
+        **dict.fromkeys(RATIOS, ratio),
+        "memory_used": whole,
+        "memory_total": whole,
+        "power": ratio,
+        "power_limit": ratio,
+        "energy": whole,
+        "sm_clock": ratio,
+        "memory_clock": ratio,
+        "throttle": whole,
+        "temperature": ratio,
+        "xid": whole,
+        "host_cpu": ratio,
+        "pod": text,
+        "namespace": text,
+        "container": text,
+        "claims": pa.list_(claim),
+        "processes": pa.list_(process),
+        "error": text,
+    }
+    return pa.schema([pa.field(name, kinds[name]) for name in Sample.__struct_fields__])
+
+
+RATIOS = ("gpu_active", "gr_active", "sm_active", "sm_occupancy", "tensor_active", "dram_active")
 
 
 def usage_schema() -> "pa.Schema":
@@ -24,7 +173,8 @@ def usage_schema() -> "pa.Schema":
     - gpu_active: part of the time in which any kernel ran (what is called utilisation); sm_active, tensor_active,
       dram_active: mean ratios 0 to 1; host_cpu: cores in use
     - memory_bytes: the most seen; energy_joules: spent in the interval
-    - suspect: '' or the reason for which a trust check does not believe the row: nothing is charged on it
+    - suspect: '' or the reason for which a trust check does not believe the row: nothing is charged on it. Where only a
+      part of the interval is suspect, it is a row of its own, with its own seconds
     """
     number = pa.float64()
     fields: list[pa.Field[Any]] = [
@@ -46,3 +196,21 @@ def usage_schema() -> "pa.Schema":
         pa.field("suspect", pa.string()),
     ]
     return pa.schema(fields)
+
+
+def to_table(samples: "list[Sample] | tuple[Sample, ...]") -> "pa.Table":
+    """Samples as a table of `sample_schema`."""
+    schema = sample_schema()
+    columns = {
+        name: [getattr(sample, name) for sample in samples]
+        for name in Sample.__struct_fields__
+        if name not in ("claims", "processes")
+    }
+    for name in ("claims", "processes"):
+        columns[name] = [msgspec.to_builtins(getattr(sample, name)) for sample in samples]
+    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def from_table(table: "pa.Table") -> list[Sample]:
+    """The inverse of `to_table`; NaN stays NaN."""
+    return [msgspec.convert(row, Sample) for row in table.to_pylist()]
