@@ -1,0 +1,162 @@
+"""Decides on which nodes and devices work goes: (cluster, demand, policy) → placement, or why nothing fits.
+
+Pure: nothing is booked, no clock, randomness from the policy's seed. Three callers share it: the live queue, the replay of a tenant's
+own history, and the simulator. Who asks often keeps a Placer, which gives the same answers and computes again only the scores of nodes
+that changed. Order and quota are decided elsewhere.
+"""
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
+
+from macadam.compute.scheduling import scoring
+from macadam.compute.scheduling.cluster import Cluster, Demand, Part, Placement, Refusal
+from macadam.compute.scheduling.fragmentation import Typical
+from macadam.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Flags: TypeAlias = npt.NDArray[np.bool_]
+else:
+    np = lazy("numpy")
+
+Name = Literal["random", "best-fit", "packing", "dot-product", "least-capable", "gradient"]
+_KEPT = 2048  # demands whose scores a Placer remembers; each is two small arrays
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose among the nodes where something fits.
+
+    - random: any of them
+    - best-fit: the least CPU and GPU left over (each as part of the largest node's)
+    - packing: fill shared devices first, then used nodes, then empty ones
+    - dot-product: the smallest product of what is free and what is asked (Tetris, SIGCOMM 2014, as used by FGD's authors)
+    - gradient: the least growth of fragmentation (FGD, USENIX ATC 2023) for `typical` work
+    - least-capable: the GPU model with the least `capability` that will do, then gradient (without typical work: best-fit)
+
+    seed: for random. typical: what usually arrives, see fragmentation.typical. capability: model → speed relative to others, such
+    as FLOP/s; models that are not named count as most capable and are kept for last.
+    """
+
+    name: Name = "gradient"
+    seed: int = 0
+    typical: tuple[Typical, ...] = ()
+    capability: dict[str, float] = {}
+
+
+def place(cluster: Cluster, demand: Demand, policy: Policy) -> Placement | Refusal:
+    """Where the work goes, all members at once, or why it cannot go anywhere now."""
+    return Placer(cluster, policy).place(demand)
+
+
+class Placer:
+    """Answers as `place` does, for one cluster and policy, and remembers scores between questions."""
+
+    def __init__(self, cluster: Cluster, policy: Policy) -> None:
+        self.cluster, self.policy = cluster, policy
+        self._rule = scoring.rule(cluster, policy.name, policy.typical, policy.capability)
+        self._known: dict[Demand, scoring.Scores] = {}
+        self._bare: Placer | None = None
+
+    def place(self, demand: Demand) -> Placement | Refusal:
+        """See the function of this name."""
+        parts = self._find(demand)
+        return Placement(parts=parts) if parts else self._refuse(demand)
+
+    def _find(self, demand: Demand) -> tuple[Part, ...]:
+        if demand.members == 1:
+            part = self._one(demand, None)
+            return (part,) if part else ()
+        return self._gang(demand)
+
+    def _one(self, demand: Demand, allowed: "Flags | None") -> Part | None:
+        scores = self._scores(demand)
+        cost = scores.cost if allowed is None else np.where(allowed, scores.cost, np.inf)
+        node = self._draw(cost) if self.policy.name == "random" else int(cost.argmin())
+        if node < 0 or cost[node] == np.inf:
+            return None
+        devices, start = scoring.devices(self.cluster, demand, node, int(scores.device[node]))
+        return Part(node=self.cluster.nodes[node].name, devices=devices, start=start)
+
+    def _draw(self, cost: "npt.NDArray[np.float64]") -> int:
+        fits = np.flatnonzero(cost < np.inf)
+        if not len(fits):
+            return -1
+        # The version makes each draw another one; the same state and seed draw the same node.
+        return int(fits[np.random.default_rng([self.policy.seed, self.cluster.version]).integers(len(fits))])
+
+    def _scores(self, demand: Demand) -> scoring.Scores:
+        alone = demand
+        if demand.members > 1 or demand.near:
+            alone = msgspec.structs.replace(demand, members=1, near="", required=False)
+        kept = self._known.get(alone)
+        if kept is None:
+            if len(self._known) >= _KEPT:
+                self._known.pop(next(iter(self._known)))
+            kept = self._known[alone] = scoring.Scores(self.cluster)
+        kept.refresh(self.cluster, self._rule, alone)
+        return kept
+
+    # --- gangs
+
+    def _gang(self, demand: Demand) -> tuple[Part, ...]:
+        """Members one after the other on a copy, each where it scores best, inside the smallest neighbourhood that has room."""
+        for allowed in self._neighbourhoods(demand):
+            parts = self._together(demand, allowed)
+            if parts:
+                return parts
+        return () if demand.near and demand.required else self._together(demand, None)
+
+    def _neighbourhoods(self, demand: Demand) -> "list[Flags]":
+        """Sets of nodes that might hold the whole gang, the tightest first: single nodes, and racks unless one node is a must."""
+        room = scoring.room(self.cluster, demand)
+        total = np.maximum(self.cluster.gpu, 0).sum(axis=1)
+        found: list[tuple[int, int, Flags]] = []
+        if demand.near:
+            whole = np.flatnonzero(room >= demand.members)
+            found.extend((0, int(total[node]), np.arange(len(room)) == node) for node in whole)
+        if demand.near == "rack" or (demand.near == "node" and not demand.required):
+            racks = np.array([node.rack for node in self.cluster.nodes])
+            for rack in sorted({node.rack for node in self.cluster.nodes} - {""}):
+                inside = racks == rack
+                if int(room[inside].sum()) >= demand.members:
+                    found.append((1, int(total[inside].sum()), inside))
+        return [allowed for _, _, allowed in sorted(found, key=lambda item: item[:2])]
+
+    def _together(self, demand: Demand, allowed: "Flags | None") -> tuple[Part, ...]:
+        scratch = Placer(self.cluster.copy(), self.policy)
+        alone = msgspec.structs.replace(demand, members=1, near="", required=False)
+        scratch._known[alone] = self._scores(alone).copy()
+        parts: list[Part] = []
+        for _ in range(demand.members):
+            part = scratch._one(alone, allowed)
+            if part is None:
+                return ()
+            scratch.cluster.take(alone, Placement(parts=(part,)))
+            parts.append(part)
+        return tuple(parts)
+
+    # --- refusals
+
+    def _refuse(self, demand: Demand) -> Refusal:
+        lacking = scoring.lacking(self.cluster, demand)
+        ever = bool(self._empty()._find(demand))  # noqa: SLF001 - its own class
+        room = int(scoring.room(self.cluster, demand).sum())
+        if demand.members > 1 and room:
+            lacking["near" if room >= demand.members else "members"] = demand.members
+        what = ", ".join(f"{count} lack {name}" for name, count in lacking.items() if name in scoring.RESOURCES)
+        reason = f"No node has what is asked for: of {len(self.cluster.nodes)}, {what}."
+        if room:
+            reason = f"There is room for {room} of {demand.members} members" + (
+                f", but not in one {demand.near}." if room >= demand.members else "."
+            )
+        if not ever:
+            reason += " It would not fit on these nodes if nothing else ran."
+        return Refusal(reason=reason, lacking=lacking, ever=ever)
+
+    def _empty(self) -> "Placer":
+        if self._bare is None:
+            self._bare = Placer(self.cluster.empty(), self.policy)
+        return self._bare
