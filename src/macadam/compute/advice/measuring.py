@@ -1,0 +1,96 @@
+"""What taken advice saved: the price of the same work, on the days before and since.
+
+Work is what the devices could have done in the time for which their multiprocessors were active: active time × the peak of
+the model. So stopping what idles, sharing, a smaller GPU and a lower price all show as what they are, and doing less does not
+pass for saving. The price is a ratio of sums over days, its interval the jackknife's (Quenouille 1956; Efron, Stein 1981).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from macadam.compute.advice.held import Held, by_day
+from macadam.compute.advice.saving import MONTH, quantile
+from macadam.compute.advice.types import Measured
+from macadam.compute.catalogue.gpus import gpus
+from macadam.values import Money
+
+ENOUGH = 3
+"""Whole days on either side; with fewer a jackknife says nothing."""
+_PETA_HOURS = 1e3 * 1e15  # 1,000 petaFLOP-hours in FLOP/s × hours
+
+
+def measure(
+    before: Sequence[Held],
+    days_before: range,
+    since: Sequence[Held],
+    days_since: range,
+    rates: Mapping[str, Money],
+) -> Measured:
+    """before, since: of the same owners' project and devices of all models that they used; rates: of an hour, by device."""
+    counted = (len(days_before), len(days_since))
+    if min(counted) < ENOUGH:
+        return Measured(verdict="too early", days=counted)
+    currencies = {rates[one.device].currency for one in (*before, *since) if one.device in rates}
+    unpriced = any(one.device not in rates for one in (*before, *since))
+    old, new = _daily(before, days_before, rates), _daily(since, days_since, rates)
+    if unpriced or len(currencies) != 1 or not sum(old[1]) or not sum(new[1]):
+        return Measured(verdict="nothing shown", days=counted)
+    return _compared(old, new, counted, currencies.pop())
+
+
+def _daily(held: Sequence[Held], over: range, rates: Mapping[str, Money]) -> tuple[list[float], list[float]]:
+    """Millionths of money, and work, by day."""
+    money, work = [0.0] * len(over), [0.0] * len(over)
+    for one in held:
+        rate = rates[one.device].micros if one.device in rates else 0
+        money = [total + rate * hours for total, hours in zip(money, by_day(one.when, over), strict=True)]
+        done = by_day(one.work, over)
+        work = [total + _worth(one.model) * hours for total, hours in zip(work, done, strict=True)]
+    return money, work
+
+
+def _worth(model: str) -> float:
+    """Work of an active hour, in 1,000 petaFLOP-hours; an hour is a thousandth where the GPU is unknown."""
+    if model not in gpus():
+        return 1e-3
+    peak = gpus()[model].peak
+    return max(peak.get("fp16", 0.0), peak.get("fp32", 0.0)) / _PETA_HOURS
+
+
+Daily = tuple[Sequence[float], Sequence[float]]
+
+
+def _compared(old: Daily, new: Daily, counted: tuple[int, int], currency: str) -> Measured:
+    was, spread_was = ratio(*old)
+    now, spread_now = ratio(*new)
+    work = MONTH * sum(new[1]) / len(new[1])
+    less = was - now
+    reach = quantile(min(counted) - 1) * math.hypot(spread_was, spread_now)
+    if less - reach > 0:
+        verdict = "saved"
+    else:
+        verdict = "cost more" if less + reach < 0 else "nothing shown"
+    return Measured(
+        verdict=verdict,  # type: ignore[arg-type] # one of the three above
+        days=counted,
+        before=was / 1e6,
+        after=now / 1e6,
+        saving=Money(micros=round(less * work), currency=currency),
+        low=Money(micros=round((less - reach) * work), currency=currency),
+        high=Money(micros=round((less + reach) * work), currency=currency),
+    )
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float]:
+    """Sum over sum, and its standard error by leaving out one day at a time. Infinite where one day holds all the work."""
+    total_over, total_under = math.fsum(over), math.fsum(under)
+    value = total_over / total_under
+    count = len(over)
+    left = [
+        (total_over - a) / (total_under - b) if total_under - b > 0 else math.inf
+        for a, b in zip(over, under, strict=True)
+    ]
+    if math.inf in left:
+        return value, math.inf
+    middle = math.fsum(left) / count
+    return value, math.sqrt((count - 1) / count * math.fsum((one - middle) ** 2 for one in left))
