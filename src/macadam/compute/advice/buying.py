@@ -5,6 +5,7 @@ in at least that part of the hours that the committed price is of the price on d
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+
 from macadam.compute.advice.held import Held, by_day
 from macadam.compute.advice.saving import MONTH, of_money
 from macadam.compute.advice.types import Proposal
@@ -62,7 +63,7 @@ def committed_saving(demand: Sequence[float], number: int, rate: Money, offer: P
     return [sum(hourly[at : at + 24]) for at in range(0, len(hourly), 24)]
 
 
-def _commit(  # noqa: PLR0913 - one proposal's facts
+def _commit(
     model: str,
     mine: Sequence[Held],
     number: int,

@@ -24,10 +24,10 @@ IDLE = 0.05
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """One owner on one device. Ratios are 0 to 1, None if they were not measured; p95: over rows, by time covered.
 
-    hours: seconds covered × share, in hours. when: the hours since 1970 in which it was held, each with the hours held in
+    hours: seconds covered times share, in hours. when: the hours since 1970 in which it was held, each with the hours held in
     it. idle: likewise, of intervals in which the device was idle. stretches: hours of each unbroken time of idling, in
     order; last_idle: whether the last of them lasts to the end. work: the mean of sm_active (or of gpu_active, where
-    that alone is measured) × hours. believed: part of the hours on which no trust check cast doubt.
+    that alone is measured) times hours. believed: part of the hours on which no trust check cast doubt.
     """
 
     project: str

@@ -1,22 +1,22 @@
 """What taken advice saved: the price of the same work, on the days before and since.
 
-Work is what the devices could have done in the time for which their multiprocessors were active: active time × the peak of
+Work is what the devices could have done in the time for which their multiprocessors were active: active time times the peak of
 the model. So stopping what idles, sharing, a smaller GPU and a lower price all show as what they are, and doing less does not
 pass for saving. The price is a ratio of sums over days, its interval the jackknife's (Quenouille 1956; Efron, Stein 1981).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from macadam.compute.advice.held import Held, by_day
 from macadam.compute.advice.saving import MONTH, quantile
-from macadam.compute.advice.types import Measured
+from macadam.compute.advice.types import Measured, Verdict
 from macadam.compute.catalogue.gpus import gpus
 from macadam.values import Money
 
 ENOUGH = 3
 """Whole days on either side; with fewer a jackknife says nothing."""
-_PETA_HOURS = 1e3 * 1e15  # 1,000 petaFLOP-hours in FLOP/s × hours
+_PETA_HOURS = 1e3 * 1e15  # 1,000 petaFLOP-hours in FLOP/s * hours
 
 
 def measure(
@@ -32,29 +32,32 @@ def measure(
         return Measured(verdict="too early", days=counted)
     currencies = {rates[one.device].currency for one in (*before, *since) if one.device in rates}
     unpriced = any(one.device not in rates for one in (*before, *since))
-    old, new = _daily(before, days_before, rates), _daily(since, days_since, rates)
+    worth = _worth({one.model for one in (*before, *since)})
+    old, new = _daily(before, days_before, rates, worth), _daily(since, days_since, rates, worth)
     if unpriced or len(currencies) != 1 or not sum(old[1]) or not sum(new[1]):
         return Measured(verdict="nothing shown", days=counted)
     return _compared(old, new, counted, currencies.pop())
 
 
-def _daily(held: Sequence[Held], over: range, rates: Mapping[str, Money]) -> tuple[list[float], list[float]]:
+def _daily(
+    held: Sequence[Held], over: range, rates: Mapping[str, Money], worth: Mapping[str, float]
+) -> tuple[list[float], list[float]]:
     """Millionths of money, and work, by day."""
     money, work = [0.0] * len(over), [0.0] * len(over)
     for one in held:
         rate = rates[one.device].micros if one.device in rates else 0
         money = [total + rate * hours for total, hours in zip(money, by_day(one.when, over), strict=True)]
         done = by_day(one.work, over)
-        work = [total + _worth(one.model) * hours for total, hours in zip(work, done, strict=True)]
+        work = [total + worth[one.model] * hours for total, hours in zip(work, done, strict=True)]
     return money, work
 
 
-def _worth(model: str) -> float:
-    """Work of an active hour, in 1,000 petaFLOP-hours; an hour is a thousandth where the GPU is unknown."""
-    if model not in gpus():
-        return 1e-3
-    peak = gpus()[model].peak
-    return max(peak.get("fp16", 0.0), peak.get("fp32", 0.0)) / _PETA_HOURS
+def _worth(models: Collection[str]) -> dict[str, float]:
+    """Work of an active hour by model: 1,000 petaFLOP-hours, or thousands of hours if one of them is unknown."""
+    if not set(models) <= set(gpus()):
+        return dict.fromkeys(models, 1e-3)
+    peaks = {model: gpus()[model].peak for model in models}
+    return {model: max(peak.get("fp16", 0.0), peak.get("fp32", 0.0)) / _PETA_HOURS for model, peak in peaks.items()}
 
 
 Daily = tuple[Sequence[float], Sequence[float]]
@@ -66,12 +69,10 @@ def _compared(old: Daily, new: Daily, counted: tuple[int, int], currency: str) -
     work = MONTH * sum(new[1]) / len(new[1])
     less = was - now
     reach = quantile(min(counted) - 1) * math.hypot(spread_was, spread_now)
-    if less - reach > 0:
-        verdict = "saved"
-    else:
-        verdict = "cost more" if less + reach < 0 else "nothing shown"
+    if not math.isfinite(reach):
+        return Measured(verdict="nothing shown", days=counted, before=was / 1e6, after=now / 1e6)
     return Measured(
-        verdict=verdict,  # type: ignore[arg-type] # one of the three above
+        verdict=_verdict(less, reach),
         days=counted,
         before=was / 1e6,
         after=now / 1e6,
@@ -79,6 +80,12 @@ def _compared(old: Daily, new: Daily, counted: tuple[int, int], currency: str) -
         low=Money(micros=round((less - reach) * work), currency=currency),
         high=Money(micros=round((less + reach) * work), currency=currency),
     )
+
+
+def _verdict(less: float, reach: float) -> Verdict:
+    if less - reach > 0:
+        return "saved"
+    return "cost more" if less + reach < 0 else "nothing shown"
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float]:
