@@ -60,7 +60,7 @@ class SubprocessRunner:
 
     def run(self, job: Job, *, on_line: Callable[[str], None] | None = None) -> JobResult:
         log = _Log(on_line, self._closed)
-        python = self._python(job.requirements, on_line)
+        python = self.python(job.requirements, on_line)
         command = (str(python), *job.command[1:]) if job.command[0] in {"python", "python3"} else job.command
         variables = _variables()
         variables["PATH"] = f"{python.parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
@@ -70,7 +70,7 @@ class SubprocessRunner:
     def close(self) -> None:
         self._closed.set()
 
-    def _python(self, requirements: str, on_line: Callable[[str], None] | None) -> Path:
+    def python(self, requirements: str, on_line: Callable[[str], None] | None = None) -> Path:
         """The interpreter of the environment with these requirements, made if it is not there yet."""
         if not requirements.strip():
             return Path(sys.executable)

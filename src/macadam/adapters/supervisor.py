@@ -26,6 +26,7 @@ from pathlib import Path
 LOCK, WORK, BEGUN, STOP, OUTCOME = "lock", "work.json", "begun.json", "stop", "outcome.json"
 SEGMENT = 1 << 20  # bytes of one file of a log; the first and the newest are kept
 _TICK = 0.1  # s between two looks at limits and wishes: how late a stop or a memory limit is noticed
+_LOCK_SECONDS = 1.0
 _SAMPLE = 0.5  # s between two sums of resident memory: reading /proc costs more than the tick
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _MOST_FILES, _NICE = 100_000, 5
@@ -34,11 +35,7 @@ _MOST_FILES, _NICE = 100_000, 5
 def main(directory: Path) -> None:
     """Carries the attempt out, unless somebody does or did."""
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    if (directory / OUTCOME).exists():
+    if not _lock(lock) or (directory / OUTCOME).exists():
         return
     if (directory / BEGUN).exists():  # by a supervisor that died: whoever looks cleans up and says so
         return
@@ -49,6 +46,20 @@ def main(directory: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who wants it ended writes `stop`; SIGKILL is seen as 'lost'
     work = json.loads((directory / WORK).read_bytes())
     Supervision(directory, work).run()
+
+
+def _lock(lock: int) -> bool:
+    """Tried for a while: whoever looks whether somebody holds it holds it for a moment."""
+    limit = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 class Member:
@@ -69,7 +80,7 @@ class Supervision:
         self._why, self._message, self._code = "", "", 0
         self._cpu, self._peak = 0.0, 0
         self._kill_at = float("inf")
-        self._started = self._sampled = 0.0
+        self._started = self._sampled = self._asked = 0.0
         self._wake, wake = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(wake, False)
@@ -109,20 +120,33 @@ class Supervision:
     def _make_environment(self) -> bool:
         """The interpreter of the requirements; what it prints last is the interpreter's path."""
         log = Log(self._directory / "log" / "0", self._work["log_bytes"])
-        done = subprocess.run(  # noqa: S603 - the platform's own command
-            self._work["prepare"], capture_output=True, check=False, env=self._work["members"][0]["environment"]
-        )
-        log.write(done.stderr)
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()[-500:]
-            self._why, self._message, self._code = "refused", f"its environment could not be made: {said}", 126
+        variables = self._work["members"][0]["environment"]
+        with subprocess.Popen(  # noqa: S603 - the platform's own command
+            self._work["prepare"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
+        ) as making:
+            said, complaints = self._wait_for(making)
+        log.write(complaints)
+        if self._wish() is not None:
+            return True  # `_begin` sees it too
+        if making.returncode:
+            why = complaints.decode(errors="replace").strip()[-500:]
+            self._why, self._message, self._code = "refused", f"its environment could not be made: {why}", 126
             return False
-        python = done.stdout.decode().strip().splitlines()[-1]
+        python = said.decode().strip().splitlines()[-1]
         for member in self._work["members"]:
             if member["command"][0] in ("python", "python3"):
                 member["command"][0] = python
             member["environment"]["PATH"] = f"{Path(python).parent}{os.pathsep}{member['environment']['PATH']}"
         return True
+
+    def _wait_for(self, making: "subprocess.Popen[bytes]") -> tuple[bytes, bytes]:
+        """What it says to stdout and stderr; ended early if the attempt is to stop."""
+        while True:
+            try:
+                return making.communicate(timeout=_TICK)
+            except subprocess.TimeoutExpired:
+                if self._wish() is not None:
+                    making.kill()
 
     def _start(self, rank: int, member: dict) -> Member:  # type: ignore[type-arg] # JSON
         """Forks a member that waits at its gate. One thread, so forking is safe."""
@@ -182,12 +206,13 @@ class Supervision:
         if now >= self._kill_at:
             self._kill(signal.SIGKILL)
             return
-        if self._kill_at == float("inf"):
-            limit = self._work["time_limit"]
-            if limit and now - self._started > limit:
-                self._ask("time limit", f"it ran longer than its limit of {limit:g} s", self._work["grace"])
-            elif (wish := self._wish()) is not None:
+        limit, wish = self._work["time_limit"], self._wish()
+        if not self._asked and limit and now - self._started > limit:
+            self._ask("time limit", f"it ran longer than its limit of {limit:g} s", self._work["grace"])
+        elif wish is not None:
+            if not self._asked:
                 self._ask("stopped", "", wish)
+            self._kill_at = min(self._kill_at, self._asked + wish)  # it may have become shorter
         if now - self._sampled >= _SAMPLE:
             self._sampled = now
             self._look_at_memory()
@@ -211,7 +236,8 @@ class Supervision:
 
     def _ask(self, why: str, message: str, grace: float) -> None:
         self._why, self._message = why, message
-        self._kill_at = time.monotonic() + grace
+        self._asked = time.monotonic()
+        self._kill_at = self._asked + grace
         self._kill(self._work["signal"])
 
     def _kill(self, number: int) -> None:
@@ -228,17 +254,15 @@ class Supervision:
         for member in self._members:
             if member.gate >= 0:
                 os.close(member.gate)  # it waits there still: end of file tells it to go
-        while True:
-            self._reap()
-            for member in self._members:
-                member.log.pump(member.output)
-            left = descendants(os.getpid())
-            if not left:
-                return
+        while left := descendants(os.getpid()):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.005)
+            for member in self._members:
+                member.log.pump(member.output)
+            self._reap()
+            time.sleep(0.002)
+        self._reap()
 
     def _write_outcome(self, began: float) -> None:
         facts = {
