@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
+_NOTHING = 1e-9  # a divisor that makes any free CPU or memory enough
 COVERED = 0.95  # the part of the arrivals that typical work stands for, as in the authors' experiments
 
 
@@ -66,6 +67,7 @@ class Measure:
         self._share: Ints = np.array([demand.gpu_milli if demand.gpus else WHOLE + 1 for demand in demands])
         shares, self._which = np.unique(self._share, return_inverse=True)
         self._shares: Ints = shares
+        self._per_gpu = [_per_gpu(work, model) for model in cluster.models]
         allowed = [[not demand.models or model in demand.models for demand in demands] for model in cluster.models]
         self._allowed = np.array(allowed, dtype=bool)
 
@@ -79,3 +81,26 @@ class Measure:
         fits &= (count >= self._gpus) & (self._gpus > 0)
         total: Floats = free.sum(axis=1) - np.where(fits, usable, 0) @ self._weight
         return total
+
+    def stranded(self, cpu: "Ints", memory: "Ints", gpu: "Ints", model: "Ints") -> "Floats":
+        """Free GPU that free CPU or memory could not feed, in thousandths, if typical work went on arriving: shape (s,).
+
+        F_n(M) asks whether one more task fits and sees a lack of CPU only when it has come. This sees it from the first task: the
+        node is filled with a fluid of typical work, which needs so much CPU and memory for each GPU. So work that needs much CPU
+        for its GPU, or none, goes where CPU would be left over.
+        """
+        free = np.maximum(gpu, 0).sum(axis=1)
+        need = np.array(self._per_gpu)[model]
+        fed = np.minimum(cpu / need[:, 0], memory / need[:, 1]) * WHOLE
+        return np.asarray(np.maximum(0.0, free - fed))
+
+
+def _per_gpu(work: Sequence[Typical], model: str) -> tuple[float, float]:
+    """CPU and memory for each whole GPU of the typical work that may run on a model; next to nothing if there is none."""
+    mine = [one for one in work if one.demand.gpus and (not one.demand.models or model in one.demand.models)]
+    gpus = sum(one.weight * one.demand.gpus * one.demand.gpu_milli for one in mine) / WHOLE
+    if not gpus:
+        return _NOTHING, _NOTHING
+    cpu = sum(one.weight * one.demand.cpu_milli for one in mine)
+    memory = sum(one.weight * one.demand.memory_mib for one in mine)
+    return max(cpu / gpus, _NOTHING), max(memory / gpus, _NOTHING)

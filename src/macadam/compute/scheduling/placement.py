@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-Name = Literal["random", "best-fit", "packing", "dot-product", "least-capable", "gradient"]
+Name = Literal["random", "best-fit", "packing", "dot-product", "gradient", "balanced", "least-capable"]
 _KEPT = 2048  # demands whose scores a Placer remembers; each is two small arrays
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose among the nodes where something fits.
 
-    - random: any of them
+    - random: any of them, and any device with room
     - best-fit: the least CPU and GPU left over (each as part of the largest node's)
-    - packing: fill shared devices first, then used nodes, then empty ones
+    - packing: GPUs in use first, then idle GPUs of nodes in use, then idle nodes
     - dot-product: the smallest product of what is free and what is asked (Tetris, SIGCOMM 2014, as used by FGD's authors)
     - gradient: the least growth of fragmentation (FGD, USENIX ATC 2023) for `typical` work
-    - least-capable: the GPU model with the least `capability` that will do, then gradient (without typical work: best-fit)
+    - balanced: the same, with the GPUs that CPU and memory would strand if typical work went on arriving
+    - least-capable: the GPU model with the least `capability` that will do, so that scarce ones stay free for those who need them;
+      within a model as balanced
 
+    The last three score by best fit where no typical work is known. Equal scores go to the first node.
     seed: for random. typical: what usually arrives, see fragmentation.typical. capability: model → speed relative to others, such
     as FLOP/s; models that are not named count as most capable and are kept for last.
     """
 
-    name: Name = "gradient"
+    name: Name = "balanced"
     seed: int = 0
     typical: tuple[Typical, ...] = ()
     capability: dict[str, float] = {}
@@ -74,18 +77,19 @@ class Placer:
     def _one(self, demand: Demand, allowed: "Flags | None") -> Part | None:
         scores = self._scores(demand)
         cost = scores.cost if allowed is None else np.where(allowed, scores.cost, np.inf)
-        node = self._draw(cost) if self.policy.name == "random" else int(cost.argmin())
-        if node < 0 or cost[node] == np.inf:
+        node, device = int(cost.argmin()), -1
+        if cost[node] == np.inf:
             return None
-        devices, start = scoring.devices(self.cluster, demand, node, int(scores.device[node]))
+        if self.policy.name == "random":
+            # The version makes each draw another one; the same state and seed draw the same node.
+            draw = np.random.default_rng([self.policy.seed, self.cluster.version])
+            node = int(draw.choice(np.flatnonzero(cost < np.inf)))
+            if demand.shared:
+                device = int(draw.choice(np.flatnonzero(self.cluster.gpu[node] >= demand.gpu_milli)))
+        devices, start = scoring.devices(
+            self.cluster, demand, node, device if device >= 0 else int(scores.device[node])
+        )
         return Part(node=self.cluster.nodes[node].name, devices=devices, start=start)
-
-    def _draw(self, cost: "npt.NDArray[np.float64]") -> int:
-        fits = np.flatnonzero(cost < np.inf)
-        if not len(fits):
-            return -1
-        # The version makes each draw another one; the same state and seed draw the same node.
-        return int(fits[np.random.default_rng([self.policy.seed, self.cluster.version]).integers(len(fits))])
 
     def _scores(self, demand: Demand) -> scoring.Scores:
         alone = demand

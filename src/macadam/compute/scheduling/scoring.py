@@ -22,6 +22,9 @@ else:
     np = lazy("numpy")
 
 RESOURCES = ("model", "cpu", "memory", "gpu")
+_IDLE_GPU, _IDLE_NODE = 100, 200  # steps of packing: any gap that is wider than the parts added to it
+_SCORES = 100  # the span of scores in Kubernetes, framework.MaxNodeScore
+_TIE = 0.005  # GPUs: far less than any share that work asks for, so that it only decides between equals
 # (cluster, demand, rows where it fits) → (cost of each row, the device of each row for a share of one; ignored otherwise)
 Rule: TypeAlias = "Callable[[Cluster, Demand, Ints], tuple[Floats, Ints]]"
 
@@ -49,7 +52,7 @@ class Scores:
         rows = np.arange(len(cluster.nodes)) if changed is None else changed
         self.cost[rows], self.device[rows] = np.inf, -1
         rows = rows[fits(cluster, demand, rows)]
-        if len(rows):
+        if len(rows) > 0:
             chosen = slices(cluster, demand, rows) if demand.slice else rule(cluster, demand, rows)
             self.cost[rows], self.device[rows] = chosen
         self._version = cluster.version
@@ -151,11 +154,11 @@ def _slot_table(model: str, name: str) -> "Floats":
 
 
 def rule(cluster: Cluster, name: str, typical: Sequence[Typical], capability: Mapping[str, float]) -> "Rule":
-    """The scoring of a policy."""
-    if name in ("gradient", "least-capable") and typical:
-        base = _gradient(Measure(cluster, typical))
+    """The scoring of a policy. Those that need typical work and have none score by best fit."""
+    if name in ("gradient", "balanced", "least-capable") and typical:
+        base = _gradient(Measure(cluster, typical), rounded=name == "gradient")
     else:
-        base = {"random": _any, "packing": _packing, "dot-product": _dot_product}.get(name, _best_fit)
+        base = {"random": _any, "packing": _packing(cluster), "dot-product": _dot_product}.get(name, _best_fit)
     return _least_capable(cluster, base, capability) if name == "least-capable" else base
 
 
@@ -181,40 +184,65 @@ def _dot_product(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Float
     return gpu + cpu, _tightest(cluster, demand, rows)
 
 
-def _packing(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
-    """Used devices first, the fullest; then free devices of used nodes; then empty nodes. From FGD's artifact, 'GpuPacking'."""
-    gpu, device = cluster.gpu[rows], _tightest(cluster, demand, rows)
-    whole, count = (gpu == WHOLE).sum(axis=1), (gpu >= 0).sum(axis=1)
-    room = gpu[np.arange(len(rows)), device]
-    taken = np.full(len(rows), demand.gpus)
-    cost = np.where(whole == count, 200.0 + count, 100.0 + taken)
-    if demand.shared:
-        cost = np.where(room < WHOLE, room / WHOLE, cost)
-    return cost, device
+def _packing(cluster: Cluster) -> "Rule":
+    """GPUs in use first, the fullest; then idle GPUs of nodes in use; then idle nodes, those with few GPUs first.
 
+    From: FGD, section 6.1, 'GPU packing'. Work without a GPU goes to the first node that has room, as in the authors' simulator.
+    """
+    bare = cluster.empty()
 
-def _gradient(measure: Measure) -> "Rule":
     def score(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
-        before = measure.of(cluster.cpu[rows], cluster.memory[rows], cluster.gpu[rows], cluster.model[rows])
-        if not demand.shared:
-            after = measure.of(
-                cluster.cpu[rows] - demand.cpu_milli,
-                cluster.memory[rows] - demand.memory_mib,
-                _without(cluster.gpu[rows], demand.gpus),
-                cluster.model[rows],
-            )
-            return after - before, np.full(len(rows), -1)
-        which, device = np.nonzero(cluster.gpu[rows] >= demand.gpu_milli)
+        gpu, device = cluster.gpu[rows], _tightest(cluster, demand, rows)
+        if not demand.gpus:
+            return np.zeros(len(rows)), device
+        idle = (cluster.cpu[rows] == bare.cpu[rows]) & (cluster.memory[rows] == bare.memory[rows])
+        idle &= (gpu == bare.gpu[rows]).all(axis=1)
+        cost = np.where(idle, _IDLE_NODE + (gpu >= 0).sum(axis=1), _IDLE_GPU)
+        if demand.shared:
+            room = gpu[np.arange(len(rows)), device] / WHOLE
+            cost = np.where(room < 1, room, cost)
+        return cost, device
+
+    return score
+
+
+def _gradient(measure: Measure, *, rounded: bool) -> "Rule":
+    """How much fragmentation grows; per device for a share.
+
+    rounded: as FGD's authors do, whose scheduler scores nodes with whole numbers from 0 to 100 and takes the first of the best. That
+    gathers work: unrounded, their trace ends with a third more GPUs unallocated. Else: with what CPU and memory strand
+    (see Measure.stranded), and nearly equal nodes by what is left on them.
+    """
+
+    def amount(cluster: Cluster, cpu: "Ints", memory: "Ints", gpu: "Ints", rows: "Ints") -> "Floats":
+        found = measure.of(cpu, memory, gpu, cluster.model[rows])
+        return found if rounded else found + measure.stranded(cpu, memory, gpu, cluster.model[rows])
+
+    def cost(cluster: Cluster, grown: "Floats", cpu: "Ints", gpu: "Ints") -> "Floats":
+        if rounded:
+            return -np.floor(_SCORES / (1 + np.exp(grown / WHOLE)))
+        left = np.maximum(gpu, 0).sum(axis=1) / _largest_gpu(cluster) + cpu / _largest_cpu(cluster)
+        return np.asarray(grown / WHOLE + _TIE * left)
+
+    def score(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
+        before = amount(cluster, cluster.cpu[rows], cluster.memory[rows], cluster.gpu[rows], rows)
+        which, device = np.arange(len(rows)), np.full(len(rows), -1)
+        if demand.shared:
+            which, device = np.nonzero(cluster.gpu[rows] >= demand.gpu_milli)
         at = rows[which]
+        cpu, memory = cluster.cpu[at] - demand.cpu_milli, cluster.memory[at] - demand.memory_mib
         gpu = cluster.gpu[at]
-        gpu[np.arange(len(at)), device] -= demand.gpu_milli
-        after = measure.of(
-            cluster.cpu[at] - demand.cpu_milli, cluster.memory[at] - demand.memory_mib, gpu, cluster.model[at]
-        )
-        grown = np.full(cluster.gpu[rows].shape, np.inf)
-        grown[which, device] = after - before[which]
-        best = grown.argmin(axis=1)
-        return grown[np.arange(len(rows)), best], best
+        if demand.shared:
+            gpu[np.arange(len(at)), device] -= demand.gpu_milli
+        else:
+            gpu = _without(gpu, demand.gpus)
+        found = cost(cluster, amount(cluster, cpu, memory, gpu, at) - before[which], cpu, gpu)
+        if not demand.shared:
+            return found, device
+        each = np.full(cluster.gpu[rows].shape, np.inf)
+        each[which, device] = found
+        best = each.argmin(axis=1)
+        return each[np.arange(len(rows)), best], best
 
     return score
 
