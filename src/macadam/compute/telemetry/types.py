@@ -127,8 +127,8 @@ def sample_schema() -> "pa.Schema":
     """Samples as a table: the fields of `Sample`, in its order. Ratios and gauges as 32 bits: no sensor has more."""
     text, ratio, whole = pa.string(), pa.float32(), pa.int64()
     instant = pa.timestamp("us", tz="UTC")
-    claim = pa.struct({"project": text, "owner": text, "memory": whole})
-    process = pa.struct({"pid": whole, "memory": whole})
+    claim = pa.struct([pa.field("project", text), pa.field("owner", text), pa.field("memory", whole)])
+    process = pa.struct([pa.field("pid", whole), pa.field("memory", whole)])
     kinds: dict[str, Any] = {
         "device": text,
         "at": instant,
