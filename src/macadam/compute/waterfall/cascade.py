@@ -176,7 +176,7 @@ def _who(bill: Bill, seen: Seen, pieces: Pieces, charge: "Ints") -> "tuple[dict[
     told = _looked_up(projects.codes(seen.projects), _looked_up(seen.project, pieces.row))
     met = pieces.interval >= 0
     model = _looked_up(models.codes(seen.models), _looked_up(seen.model, pieces.interval))
-    reason = np.where(pieces.row >= 0, _looked_up(seen.reason, pieces.row), _looked_up(seen.doubted, pieces.interval))
+    reason = _looked_up(seen.reason, pieces.row)
     codes = {
         "currency": currencies.codes(one.effective.currency for one in bill.charges)[charge],
         "day": bill.slices.day[pieces.slice],

@@ -209,8 +209,7 @@ def _owned(seen: Seen, meets: _Meets) -> "Pieces":
 
 def _free(seen: Seen, meets: _Meets) -> "Pieces":
     weight = meets.ms * seen.free[meets.interval]
-    kind = np.where(seen.doubted[meets.interval] > 0, DOUBTED, FREE)
-    return _unpriced(meets.slice, kind, np.full(len(weight), -1), meets.interval, weight)
+    return _unpriced(meets.slice, np.full(len(weight), FREE), np.full(len(weight), -1), meets.interval, weight)
 
 
 def _dark(bill: Bill, targets: "list[Ints]", capacity: "Ints", meets: _Meets) -> "Pieces":

@@ -31,6 +31,8 @@ LONGEST = 366 * 86_400
 """Seconds of one row: longer ones are mistakes of unit."""
 _SLACK = 1e-3  # how far above 1 a ratio may be measured and still be believed, as 1
 _MS = 1000
+_STEPS = (3_600_000, 60_000)
+"""Milliseconds between the starts of rows, as the series store keeps them: hours, else minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,6 @@ class Seen:
     begin: "Ints"
     end: "Ints"
     free: "Ints"
-    doubted: "Ints"  # code of the reason for which an interval is not believed, 0 if it is
     first: "Ints"
     share: "Ints"
     project: "Ints"
@@ -84,48 +85,45 @@ def read(usage: "pa.Table", *, now: datetime | None = None) -> Seen:
 
     Raises InvalidInput if columns are missing or have other types.
     """
-    table = _columns(usage)
     flags = _Flags()
-    table, begin, length = _timed(table, flags, now)
+    table, begin, length = _timed(_columns(usage), flags, now)
     devices, device = _parents(table)
-    names = {name: _codes(table.column(name)) for name in ("node", "model", "project", "owner", "suspect", "device")}
+    named = np.array(devices, dtype=object)
+    texts = {name: _codes(table.column(name)) for name in ("node", "model", "project", "owner", "suspect", "device")}
     ratios = {name: _floats(table.column(name)) for name in ("share", "gpu_active", "sm_active", "tensor_active")}
-    reasons, reason = _judge(names["suspect"], ratios, np.array(devices, dtype=object)[device], flags)
-    shares = np.where(np.isnan(ratios["share"]), 1.0, ratios["share"]).clip(0, 1)
-    order = np.lexsort(
-        (length, shares, -reason, names["owner"][1], names["project"][1], names["device"][1], begin, device)
-    )
-    kept = order[_first_deliveries(order, device, begin, names, flags, devices)]
-    device, begin, length = device[kept], begin[kept], length[kept]
-    owner, owners = names["owner"][1][kept], names["owner"][0]
-    wanted = (shares[kept] * WHOLE).round().astype(np.int64) * _owned(owner, owners)
+    reasons, reason = _judge(texts["suspect"], ratios, named[device], flags)
+    share = np.where(np.isnan(ratios["share"]), 1.0, ratios["share"])
+    order = np.lexsort((length, share, *_identity(device, begin, texts)))
+    kept = order[_first_deliveries(order, _identity(device, begin, texts), flags, named[device])]
+    device, begin, length, reason = device[kept], begin[kept], length[kept], reason[kept]
+    code = {name: codes[kept] for name, (_, codes) in texts.items()}
     first = np.flatnonzero(np.r_[True, (np.diff(device) != 0) | (np.diff(begin) != 0)]) if len(kept) else _none()
-    span = np.maximum.reduceat(length, first) if len(first) else _none()
     sizes = np.diff(np.r_[first, len(kept)])
-    wanted = wanted * length // np.repeat(span, sizes).clip(min=1)
-    share, over = _fitted(wanted, reason[kept] > 0, first, sizes)
-    flags.add("owners had more than the whole of a device", over, np.array(devices, dtype=object)[device[first]])
-    starts, ends = _disjoint(device[first], begin[first], begin[first] + span, devices, flags)
-    free = WHOLE - (np.add.reduceat(share, first) if len(first) else _none())
+    part = _part(share[kept], code["device"], texts["device"][0], first, sizes)
+    span = _spans(begin, length, part, first)
+    claims = ~_unowned(code["owner"]) | (reason > 0)
+    wanted = (part * length * WHOLE / np.repeat(span, sizes).clip(min=1) * claims).round().astype(np.int64)
+    fitted, over = _fitted(wanted, reason > 0, first, sizes)
+    flags.add("owners had more than the whole of a device", over, named[device[first]])
+    starts, ends = _disjoint(device[first], begin[first], begin[first] + span, named, flags)
     return Seen(
         devices=devices,
-        nodes=names["node"][0],
-        models=names["model"][0],
-        projects=names["project"][0],
-        owners=owners,
+        nodes=texts["node"][0],
+        models=texts["model"][0],
+        projects=texts["project"][0],
+        owners=texts["owner"][0],
         reasons=reasons,
         device=device[first],
-        node=names["node"][1][kept][first],
-        model=names["model"][1][kept][first],
+        node=code["node"][first],
+        model=code["model"][first],
         begin=starts,
         end=ends,
-        free=free,
-        doubted=np.maximum.reduceat(reason[kept], first) if len(first) else _none(),
+        free=WHOLE - (np.add.reduceat(fitted, first) if len(first) else _none()),
         first=np.r_[first, len(kept)].astype(np.int64),
-        share=share,
-        project=names["project"][1][kept],
-        owner=owner,
-        reason=reason[kept],
+        share=fitted,
+        project=code["project"],
+        owner=code["owner"],
+        reason=reason,
         gpu=ratios["gpu_active"][kept],
         sm=ratios["sm_active"][kept],
         tensor=ratios["tensor_active"][kept],
@@ -210,32 +208,54 @@ def _judge(
             flags.add(f"usage whose {name} is not between 0 and 1", bad, named)
             reasons.append(f"{name} is not between 0 and 1")
             reason[bad & (reason == 0)] = len(reasons) - 1
+        values[bad] = 1.0  # of a share: all that it can have been, so that none of it is given to others as free
         np.clip(values, 0, 1, out=values)
     return reasons, reason
 
 
-def _first_deliveries(
-    order: "Ints",
-    device: "Ints",
-    begin: "Ints",
-    names: "dict[str, tuple[list[str], Ints]]",
-    flags: _Flags,
-    devices: list[str],
-) -> "Bools":
-    """The first row of each device, time and owner. A row that is not believed comes before one that is."""
+def _identity(device: "Ints", begin: "Ints", texts: "dict[str, tuple[list[str], Ints]]") -> "tuple[Ints, ...]":
+    """What makes a row another one, the last first, as sorting wants it. Doubted time is a row beside what is believed."""
+    return (*(texts[name][1] for name in ("suspect", "owner", "project", "device")), begin, device)
+
+
+def _first_deliveries(order: "Ints", identity: "tuple[Ints, ...]", flags: _Flags, named: "npt.NDArray[Any]") -> "Bools":
     if not len(order):
         return np.zeros(0, dtype=np.bool_)
     same = np.ones(len(order) - 1, dtype=np.bool_)
-    for codes in (device, begin, names["device"][1], names["project"][1], names["owner"][1]):
+    for codes in identity:
         same &= np.diff(codes[order]) == 0
     again: Bools = np.r_[False, same]
-    flags.add("usage delivered more than once", again, np.array(devices, dtype=object)[device[order]])
+    flags.add("usage delivered more than once", again, named[order])
     return ~again
 
 
-def _owned(owner: "Ints", owners: list[str]) -> "Ints":
-    """1 for rows that somebody had. Nobody's rows say that a device was seen; what is free of it follows."""
-    return (np.array([name != "" for name in owners], dtype=np.int64))[owner] if len(owner) else owner
+def _unowned(owner: "Ints") -> "Bools":
+    """Nobody's rows say that a device was seen; what is free of it follows. The empty name is the first."""
+    nobody: Bools = owner == 0
+    return nobody
+
+
+def _part(share: "Floats", device: "Ints", names: list[str], first: "Ints", sizes: "Ints") -> "Floats":
+    """Of the whole GPU: a slice counts as an equal part of the slices that were seen, for its row does not say its size."""
+    sliced = np.array(["/mig:" in name for name in names], dtype=np.bool_)[device] if len(device) else share > 2  # noqa: PLR2004
+    if not sliced.any():
+        return share.clip(0, 1)
+    new = np.r_[True, np.diff(device) != 0]
+    new[first] = True
+    slices = np.repeat(np.add.reduceat((new & sliced).astype(np.int64), first), sizes)
+    return share.clip(0, 1) / np.where(sliced, slices.clip(min=1), 1)
+
+
+def _spans(begin: "Ints", length: "Ints", part: "Floats", first: "Ints") -> "Ints":
+    """How long each interval lasts. Owners may have had a device one after another, or together: at least as long as
+    the longest row, and as long as all of them one after another if the step of the table leaves room for it.
+    """
+    if not len(first):
+        return _none()
+    longest: Ints = np.maximum.reduceat(length, first)
+    together = np.ceil(np.add.reduceat(part * length, first) - 1e-6).astype(np.int64)
+    step = next((step for step in _STEPS if not (begin % step).any()), 0)
+    return np.maximum(longest, np.minimum(together, step))
 
 
 def _fitted(wanted: "Ints", doubted: "Bools", first: "Ints", sizes: "Ints") -> "tuple[Ints, Bools]":
@@ -252,14 +272,12 @@ def _fitted(wanted: "Ints", doubted: "Bools", first: "Ints", sizes: "Ints") -> "
     return sure + unsure, over
 
 
-def _disjoint(device: "Ints", begin: "Ints", end: "Ints", devices: list[str], flags: _Flags) -> "tuple[Ints, Ints]":
-    """Where rows of one device overlap in time, the later one counts from the end of the earlier one on."""
+def _disjoint(
+    device: "Ints", begin: "Ints", end: "Ints", named: "npt.NDArray[Any]", flags: _Flags
+) -> "tuple[Ints, Ints]":
+    """Where rows of one device overlap in time, the earlier one ends where the later one begins."""
     if not len(device):
         return begin, end
-    base = int(begin.min())
-    offset = device * (int(end.max()) - base + 1)
-    until = np.maximum.accumulate(offset + end - base)
-    before = np.r_[0, until[:-1]] - offset + base
-    starts = np.maximum(begin, before)
-    flags.add("usage that overlaps in time", starts > begin, np.array(devices, dtype=object)[device])
-    return starts, np.maximum(end, before)
+    after = np.r_[np.where(np.diff(device) == 0, begin[1:], end[:-1]), end[-1]]
+    flags.add("usage that overlaps in time", after < end, named[device])
+    return begin, np.minimum(end, after)

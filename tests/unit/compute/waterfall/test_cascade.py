@@ -1,6 +1,5 @@
 """Where the money went: every millionth of every bill is in one step, whoever it is summed by, whatever telemetry says."""
 
-import math
 from datetime import timedelta
 from typing import get_args
 
@@ -204,16 +203,28 @@ def test_charges_of_days_are_cut_at_midnight_and_meet_each_days_usage():
     }
 
 
-def test_slices_of_a_gpu_and_fractional_owners_pay_their_part():
-    usage = [
-        row(device="gpu:0/mig:1", owner="run:a", share=1 / 7),
-        row(device="gpu:0/mig:2", owner="run:b", share=2 / 7),
-    ]
-    paid = by_key([charge(7_000_000)], *usage, by="run")
-    assert paid == {"": 4_000_001, "run:a": 1_000_000, "run:b": 1_999_999} or math.isclose(
-        paid["run:b"], 2e6, rel_tol=1e-5
-    )
-    assert sum(paid.values()) == 7_000_000
+def test_fractional_owners_pay_their_part():
+    usage = [row(owner="run:a", share=0.25), row(owner="run:b", share=0.5)]
+    assert by_key([charge(8)], *usage, by="run") == {"": 2, "run:a": 2, "run:b": 4}
+
+
+def test_the_slices_of_a_gpu_share_it_equally_and_one_that_nobody_has_is_unallocated():
+    usage = [row(device=f"gpu:0/mig:{n}", owner="run:a" if n < 3 else "") for n in range(7)]
+    assert by_key([charge(7_000_000)], *usage, by="run") == pytest.approx({"": 4_000_000, "run:a": 3_000_000}, rel=1e-5)
+    assert flags([charge(1)], *usage) == set()
+
+
+def test_owners_who_had_a_device_one_after_another_within_an_hour_pay_for_their_time():
+    usage = [row(owner="run:a", seconds=900), row(owner="run:b", seconds=1800), row(owner="", seconds=900)]
+    assert by_key([charge(8)], *usage, by="run") == {"": 2, "run:a": 2, "run:b": 4}
+    assert flags([charge(8)], *usage) == set()
+
+
+def test_the_doubted_part_of_an_hour_is_a_row_of_its_own_and_the_rest_is_charged():
+    usage = [row(seconds=2700), row(seconds=900, suspect="stuck")]
+    assert steps([charge(8)], *usage) == {"effective": 6, "not_believed": 2}
+    nobodys = [row(seconds=2700), row(owner="", seconds=900, suspect="stuck")]
+    assert steps([charge(8)], *nobodys) == {"effective": 6, "not_believed": 2}
 
 
 # --- what effective means
@@ -256,7 +267,7 @@ def test_two_owners_who_each_claim_the_whole_get_half_each_and_it_is_flagged():
 
 def test_rows_that_overlap_in_time_are_charged_once():
     usage = [row(seconds=3600), row(start=0.5, seconds=1800, owner="run:b")]
-    assert by_key([charge(10)], *usage, by="run") == {"run:a": 10}
+    assert by_key([charge(10)], *usage, by="run") == {"run:a": 5, "run:b": 5}
     assert "usage that overlaps in time" in flags([charge(10)], *usage)
 
 
