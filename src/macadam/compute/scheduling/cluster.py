@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from macadam.compute.scheduling import mig
+from macadam.compute.scheduling.types import WHOLE
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
 
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-WHOLE = 1000
 _REMEMBERED = 8  # changes for each node: whoever asks for older ones looks at every node, which costs no more
 _CORRECT = "Correct the description of the nodes or of the work."
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """A machine as it is when nothing runs on it. gpus: how many devices; model: their catalogue name, '' if unknown or none.
 
     rack: nodes with the same text are near each other, '' = unknown. partitioned: its GPUs are split into MIG slices and take
@@ -43,7 +43,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if min(self.cpu_milli, self.memory_mib, self.gpus) < 0:
-            raise InvalidInput(f"Node {self.name!r} has less than nothing of a resource.", next_step=_CORRECT)
+            raise InvalidInput(f"Machine {self.name!r} has less than nothing of a resource.", next_step=_CORRECT)
         if self.partitioned:
             mig.profiles(self.model)
 
@@ -53,7 +53,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
     gpus: devices; gpu_milli: how much of each of them, less than 1000 only for one device. slice: a MIG profile such as
     '3g.40gb', instead of gpus. models: catalogue names that are acceptable, empty = any. members: how many of these have to run
-    at once (a gang); all are placed or none. near: where the members should be together; required: should is must.
+    at once (a gang); all are placed or none. near: where the members should be together; required: should is must. apart: each
+    member on a node of its own.
     Raises InvalidInput for what cannot be meant.
     """
 
@@ -66,6 +67,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     members: int = 1
     near: Literal["", "node", "rack"] = ""
     required: bool = False
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if min(self.cpu_milli, self.memory_mib, self.gpus) < 0 or self.members < 1:
@@ -75,8 +77,17 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.gpus} GPUs with {self.gpu_milli} thousandths of each cannot be given.",
                 next_step="Ask for a share of 1 to 1000 of one GPU, or for whole GPUs.",
             )
+        if self.apart and self.near == "node":
+            raise InvalidInput("Members cannot be on one node and each on its own.", next_step=_CORRECT)
         if self.slice and self.gpus:
             raise InvalidInput("A MIG slice is asked for instead of GPUs, not with them.", next_step=_CORRECT)
+
+    @property
+    def alone(self) -> "Demand":
+        """One member of it."""
+        if self.members == 1 and not self.near and not self.apart:
+            return self
+        return msgspec.structs.replace(self, members=1, near="", required=False, apart=False)
 
     @property
     def shared(self) -> bool:
@@ -97,7 +108,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     start: int = -1
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """One part for each member, in order."""
 
     parts: tuple[Part, ...]
@@ -121,7 +132,7 @@ class Cluster:
     changes, so that scores can be kept and only what moved is computed again. Not for several threads at once.
     """
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Machine]) -> None:
         """Raises InvalidInput if two nodes have one name."""
         self.nodes = tuple(nodes)
         self.index = {node.name: i for i, node in enumerate(self.nodes)}
@@ -147,6 +158,10 @@ class Cluster:
             return None
         return np.unique(np.array(self._changed[len(self._changed) - count :], dtype=np.int64))
 
+    def free_milli(self) -> int:
+        """Thousandths of whole GPUs that nobody has, wherever they are."""
+        return int(np.maximum(self.gpu, 0).sum())
+
     def copy(self) -> "Cluster":
         """The same state, to try things on."""
         twin = Cluster.__new__(Cluster)
@@ -160,15 +175,15 @@ class Cluster:
         """The same nodes with nothing on them."""
         return Cluster(self.nodes)
 
-    def take(self, demand: Demand, placement: Placement) -> None:
+    def take(self, demand: Demand, placement: Assignment) -> None:
         """Books what was placed. Raises InvalidInput, and changes nothing, if it does not fit there."""
         self._apply(demand, placement, 1)
 
-    def give_back(self, demand: Demand, placement: Placement) -> None:
+    def give_back(self, demand: Demand, placement: Assignment) -> None:
         """Frees what was booked. Raises InvalidInput, and changes nothing, if more would be free than there is."""
         self._apply(demand, placement, -1)
 
-    def _apply(self, demand: Demand, placement: Placement, sign: int) -> None:
+    def _apply(self, demand: Demand, placement: Assignment, sign: int) -> None:
         if len(placement.parts) != demand.members:
             raise InvalidInput(
                 f"{len(placement.parts)} parts were given for {demand.members} members.", next_step=_CORRECT

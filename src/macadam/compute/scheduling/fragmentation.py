@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from macadam.compute.scheduling.cluster import WHOLE, Cluster, Demand
+from macadam.compute.scheduling.cluster import Cluster, Demand
+from macadam.compute.scheduling.types import WHOLE
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def typical(seen: Iterable[Demand], *, covered: float = COVERED) -> tuple[Typica
     counts: Counter[Demand] = Counter()
     for demand in seen:
         if not demand.slice:
-            counts[msgspec.structs.replace(demand, members=1, near="", required=False)] += demand.members
+            counts[demand.alone] += demand.members
     wanted, total = covered * counts.total(), 0
     chosen: list[tuple[Demand, int]] = []
     for demand, count in sorted(counts.items(), key=lambda item: (-item[1], msgspec.structs.astuple(item[0]))):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import msgspec
 
 from macadam.compute.scheduling import scoring
-from macadam.compute.scheduling.cluster import Cluster, Demand, Part, Placement, Refusal
+from macadam.compute.scheduling.cluster import Assignment, Cluster, Demand, Part, Refusal
 from macadam.compute.scheduling.fragmentation import Typical
+from macadam.compute.scheduling.types import WHOLE
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     capability: dict[str, float] = {}
 
 
-def place(cluster: Cluster, demand: Demand, policy: Policy) -> Placement | Refusal:
+def place(cluster: Cluster, demand: Demand, policy: Policy) -> Assignment | Refusal:
     """Where the work goes, all members at once, or why it cannot go anywhere now."""
     return Placer(cluster, policy).place(demand)
 
@@ -63,10 +64,15 @@ class Placer:
         self._known: dict[Demand, scoring.Scores] = {}
         self._bare: Placer | None = None
 
-    def place(self, demand: Demand) -> Placement | Refusal:
+    def place(self, demand: Demand) -> Assignment | Refusal:
         """See the function of this name."""
         parts = self._find(demand)
-        return Placement(parts=parts) if parts else self._refuse(demand)
+        return Assignment(parts=parts) if parts else self._refuse(demand)
+
+    def largest(self, demand: Demand) -> int:
+        """How many members the roomiest node could hold, whatever the demand's own count of members."""
+        many = msgspec.structs.replace(demand, members=max(1, self.cluster.gpu.shape[1] * WHOLE))
+        return int(scoring.room(self.cluster, many).max(initial=0))
 
     def _find(self, demand: Demand) -> tuple[Part, ...]:
         if demand.members == 1:
@@ -77,9 +83,9 @@ class Placer:
     def _one(self, demand: Demand, allowed: "Flags | None") -> Part | None:
         scores = self._scores(demand)
         cost = scores.cost if allowed is None else np.where(allowed, scores.cost, np.inf)
-        node, device = int(cost.argmin()), -1
-        if cost[node] == np.inf:
+        if cost.min(initial=np.inf) == np.inf:
             return None
+        node, device = int(cost.argmin()), -1
         if self.policy.name == "random":
             # The version makes each draw another one; the same state and seed draw the same node.
             draw = np.random.default_rng([self.policy.seed, self.cluster.version])
@@ -92,9 +98,7 @@ class Placer:
         return Part(node=self.cluster.nodes[node].name, devices=devices, start=start)
 
     def _scores(self, demand: Demand) -> scoring.Scores:
-        alone = demand
-        if demand.members > 1 or demand.near:
-            alone = msgspec.structs.replace(demand, members=1, near="", required=False)
+        alone = demand.alone
         kept = self._known.get(alone)
         if kept is None:
             if len(self._known) >= _KEPT:
@@ -118,7 +122,7 @@ class Placer:
         room = scoring.room(self.cluster, demand)
         total = np.maximum(self.cluster.gpu, 0).sum(axis=1)
         found: list[tuple[int, int, Flags]] = []
-        if demand.near:
+        if demand.near and not demand.apart:
             whole = np.flatnonzero(room >= demand.members)
             found.extend((0, int(total[node]), np.arange(len(room)) == node) for node in whole)
         if demand.near == "rack" or (demand.near == "node" and not demand.required):
@@ -131,15 +135,18 @@ class Placer:
 
     def _together(self, demand: Demand, allowed: "Flags | None") -> tuple[Part, ...]:
         scratch = Placer(self.cluster.copy(), self.policy)
-        alone = msgspec.structs.replace(demand, members=1, near="", required=False)
+        alone = demand.alone
         scratch._known[alone] = self._scores(alone).copy()
         parts: list[Part] = []
+        free = np.ones(len(self.cluster.nodes), dtype=bool) if allowed is None else allowed.copy()
         for _ in range(demand.members):
-            part = scratch._one(alone, allowed)
+            part = scratch._one(alone, free)
             if part is None:
                 return ()
-            scratch.cluster.take(alone, Placement(parts=(part,)))
+            scratch.cluster.take(alone, Assignment(parts=(part,)))
             parts.append(part)
+            if demand.apart:
+                free[self.cluster.index[part.node]] = False
         return tuple(parts)
 
     # --- refusals

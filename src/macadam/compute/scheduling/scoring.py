@@ -4,11 +4,13 @@ Vectorised over nodes. `placement` chooses by these and keeps them between quest
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from macadam.compute.scheduling import mig
-from macadam.compute.scheduling.cluster import WHOLE, Cluster, Demand
+from macadam.compute.scheduling.cluster import Cluster, Demand
 from macadam.compute.scheduling.fragmentation import Measure, Typical
+from macadam.compute.scheduling.types import WHOLE
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def lacking(cluster: Cluster, demand: Demand) -> dict[str, int]:
 def room(cluster: Cluster, demand: Demand) -> "Ints":
     """How many members each node could hold at most, shape (n,)."""
     rows = np.arange(len(cluster.nodes))
-    count = np.full(len(rows), demand.members, dtype=np.int64)
+    count = np.full(len(rows), 1 if demand.apart else demand.members, dtype=np.int64)
     for free, asked in ((cluster.cpu, demand.cpu_milli), (cluster.memory, demand.memory_mib)):
         if asked:
             count = np.minimum(count, free // asked)
@@ -143,6 +145,7 @@ def _slot_costs(cluster: Cluster, demand: Demand, rows: "Ints") -> "Floats":
     return costs
 
 
+@cache
 def _slot_table(model: str, name: str) -> "Floats":
     """The cost of the best place for a slice, by the bit mask of the slots in use."""
     known = mig.profiles(model)
