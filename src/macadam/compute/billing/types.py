@@ -1,15 +1,23 @@
-"""What a bill says, in one shape: charges, whatever file or catalogue they came from."""
+"""What a bill says, in one shape: charges, whatever file or catalogue they came from; and what is asked about them."""
 
-from datetime import datetime
-from typing import Literal
+from datetime import date, datetime
+from typing import Annotated, Literal
 
 import msgspec
 
-from macadam.values import Money
+from macadam.compute.billing.focus import Version
+from macadam.compute.catalogue.prices import Kind, Offer, Price
+from macadam.errors import InvalidInput
+from macadam.operations import Request
+from macadam.values import Money, Name
 
 Category = Literal["usage", "purchase", "tax", "credit", "adjustment"]
 Pricing = Literal["standard", "spot", "committed", "other", ""]
 Commitment = Literal["used", "unused", ""]
+Copies = Literal["refuse", "keep", "drop"]
+CurrencyText = Annotated[str, msgspec.Meta(pattern=r"^([A-Z]{3})?\Z", description="ISO 4217")]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\Z")]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,3 +52,294 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     unit: str = ""
     project: str = ""
     tags: dict[str, str] = {}
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of what is answered about bills."""
+
+
+class Problem(Value, frozen=True, kw_only=True):
+    """Why a row is refused. line: of the file, from 1 (of Parquet: the row). got: what stands there, shortened."""
+
+    file: str
+    line: int
+    column: str
+    got: str
+    expected: str
+
+
+class Note(Value, frozen=True, kw_only=True):
+    """What is odd but makes no number wrong. rows: how many; 0 if it is of the file."""
+
+    what: str
+    rows: int = 0
+
+
+class Total(Value, frozen=True, kw_only=True):
+    """Exact decimal sums, as text, in the bill's currency."""
+
+    charges: int
+    billed: str
+    effective: str
+
+
+class Bill(Value, frozen=True, kw_only=True):
+    """The charges of one issuer to one account in one billing period and currency. billed, effective: exact sums, decimal
+    text; billed_micros and effective_micros: the same, rounded half to even. unused: of the effective cost, what was
+    paid in advance and not used. replaced_by: the delivery that says this bill anew, '' if it is current.
+    """
+
+    id: str
+    delivery: str
+    issuer: str
+    account: str
+    period_start: datetime
+    period_end: datetime
+    currency: str
+    charges: int
+    billed: str
+    effective: str
+    billed_micros: int
+    effective_micros: int
+    unused: str
+    by_category: dict[str, Total]
+    at: datetime
+    replaced_by: str = ""
+
+
+class Delivery(Value, frozen=True, kw_only=True):
+    """What one import took. missing: columns that the version asks for and the files lack; unknown: further columns, kept
+    with the charges; originals: the files' digests by name. repeated: it had been taken before, and nothing changed.
+    """
+
+    id: str
+    version: Version
+    files: str
+    content: str
+    originals: dict[str, str]
+    rows: int
+    dropped: int
+    bills: tuple[Bill, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[Note, ...]
+    at: datetime
+    by: str
+    replaced: tuple[str, ...] = ()
+    repeated: bool = False
+
+
+class CheckReport(Value, frozen=True, kw_only=True):
+    """What importing would say. problems: the first ones, with their lines; refused: how many there are."""
+
+    version: Version
+    rows: int
+    refused: int
+    problems: tuple[Problem, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+
+class BillPage(Value, frozen=True, kw_only=True):
+    """A bill and whose it is. by_project: effective cost in micros, '' for what is nobody's."""
+
+    bill: Bill
+    by_project: dict[str, int]
+    mapping: int
+
+
+class ChargePage(Value, frozen=True, kw_only=True):
+    """charges: the first of `count`. effective: of all of them, by currency in micros."""
+
+    count: int
+    effective: dict[str, int]
+    billed: dict[str, int]
+    charges: tuple[Charge, ...]
+
+
+# --- mapping
+
+
+class Rule(Value, frozen=True, kw_only=True):
+    """Charges whose sub-account and resource match these patterns (`*` for any text) and that carry these tags are the
+    project's. A pattern or tag that is not given is no condition, but one must be.
+    """
+
+    project: Name
+    sub_account: str = "*"
+    resource: str = "*"
+    tags: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.sub_account == self.resource == "*" and not self.tags:
+            raise InvalidInput(
+                f"A rule gives everything to {self.project}.", next_step="Name a sub_account, a resource or tags in it."
+            )
+
+
+class Mapping(Value, frozen=True, kw_only=True):
+    """Whose charges are. The first rule that matches counts; else the first of `tag_keys` that a charge carries, if its
+    value is a project's name; else the charge is nobody's. version: 0 if none was ever set.
+    """
+
+    version: int
+    rules: tuple[Rule, ...] = ()
+    tag_keys: tuple[str, ...] = ("project",)
+    at: datetime | None = None
+    by: str = ""
+
+
+# --- requests
+
+
+class ImportBill(Request[Delivery], frozen=True, kw_only=True):
+    """Import a bill in FOCUS format: all of it, or nothing if a row is refused.
+
+    path: a CSV (also gzipped) or Parquet file, or a folder whose files are one delivery, where the control plane runs
+    version: of FOCUS; empty: by the columns that are there
+    currency: of files without BillingCurrency, such as excerpts
+    lenient: take files that lack columns, and note what FOCUS forbids but makes no sum wrong
+    copies: what to do with rows that are the same in every column
+    split: make one bill for each currency where an account was billed in several
+    """
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    version: Literal["", "1.0", "1.1", "1.2", "1.3"] = ""
+    currency: CurrencyText = ""
+    lenient: bool = False
+    copies: Copies = "refuse"
+    split: bool = False
+
+
+class CheckBill(Request[CheckReport], frozen=True, kw_only=True):
+    """Say what importing a bill would refuse and note, without taking it.
+
+    path, version, currency, lenient, copies, split: as of `cost import`
+    """
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    version: Literal["", "1.0", "1.1", "1.2", "1.3"] = ""
+    currency: CurrencyText = ""
+    lenient: bool = False
+    copies: Copies = "refuse"
+    split: bool = False
+
+
+class ListBills(Request[tuple[Bill, ...]], frozen=True, kw_only=True):
+    """List bills, newest period first.
+
+    all: also those that a later delivery replaced
+    """
+
+    all: bool = False
+    limit: Limit = 100
+
+
+class ShowBill(Request[BillPage], frozen=True, kw_only=True):
+    """Show a bill, and what of it is charged to whom."""
+
+    bill: Id
+
+
+class ListCharges(Request[ChargePage], frozen=True, kw_only=True):
+    """List what current bills charge to a project, dearest first.
+
+    start, end: of the charges, UTC; end excluded
+    """
+
+    project: Name
+    start: datetime | None = None
+    end: datetime | None = None
+    limit: Limit = 100
+
+
+class ListUnattributed(Request[ChargePage], frozen=True, kw_only=True):
+    """List what current bills charge to nobody, dearest first.
+
+    start, end: of the charges, UTC; end excluded
+    """
+
+    start: datetime | None = None
+    end: datetime | None = None
+    limit: Limit = 100
+
+
+class MapCharges(Request[Mapping], frozen=True, kw_only=True):
+    """Set whose charges are, by tags, accounts and resources, for all bills that are current.
+
+    rules: in order; the first that matches counts
+    tag_keys: tags whose value is a project's name, in order
+    """
+
+    rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=2000)] = ()
+    tag_keys: Annotated[tuple[str, ...], msgspec.Meta(max_length=20)] = ("project",)
+
+
+class ShowMapping(Request[Mapping], frozen=True, kw_only=True):
+    """Show the rules by which charges become projects'."""
+
+
+# --- prices
+
+
+class ListPrices(Request[tuple[Offer, ...]], frozen=True, kw_only=True):
+    """List what a GPU costs by the hour, cheapest first, with sources and their age.
+
+    gpu: any name of it; empty: all
+    provider, region, kind: empty: all
+    at: the newest prices of this day or before; empty: today
+    """
+
+    gpu: str = ""
+    provider: str = ""
+    region: str = ""
+    kind: Literal["", Kind] = ""
+    at: date | None = None
+    limit: Limit = 100
+
+
+class PriceList(Value, frozen=True, kw_only=True):
+    """A list of prices that was imported. version: from 1."""
+
+    version: int
+    digest: str
+    prices: int
+    at: datetime
+    repeated: bool = False
+
+
+class ImportPrices(Request[PriceList], frozen=True, kw_only=True):
+    """Add prices of your own; where they speak of an offer that is known, the one with the later date counts.
+
+    prices: each with provider, region, instance, gpu, gpus, kind, per_gpu_hour, dated and source
+    """
+
+    prices: Annotated[tuple[Price, ...], msgspec.Meta(min_length=1, max_length=20_000)]
+
+
+class ExchangeRate(Value, frozen=True, kw_only=True):
+    """One of `base` was worth `rate` of `quote` on the day."""
+
+    base: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
+    quote: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
+    day: date
+    rate: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,12})?\Z")]
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+
+
+class ImportRates(Request[tuple[ExchangeRate, ...]], frozen=True, kw_only=True):
+    """Add dated exchange rates, with which budgets that ask for it count other currencies.
+
+    rates: each with base, quote, day, rate and source
+    """
+
+    rates: Annotated[tuple[ExchangeRate, ...], msgspec.Meta(min_length=1, max_length=20_000)]
+
+
+class ListRates(Request[tuple[ExchangeRate, ...]], frozen=True, kw_only=True):
+    """List imported exchange rates, newest first."""
+
+    base: CurrencyText = ""
+    quote: CurrencyText = ""
+    limit: Limit = 100
