@@ -60,6 +60,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
     "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
     "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),
     "models verify": ("macadam.faces.model_verbs:VERIFY", "Check a model in a folder against its signature, offline"),
+    "simulate packing": (
+        "macadam.faces.study_verbs:PACKING",
+        "Measure on a cluster's nodes and pods how many GPUs each way of placing leaves unallocated",
+    ),
 }
 _INTERRUPTED = 130  # what shells expect after SIGINT
 _BROKEN_PIPE = 141  # and after SIGPIPE
