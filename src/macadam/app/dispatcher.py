@@ -26,6 +26,7 @@ from macadam.access import service as access
 from macadam.access.rates import Limit
 from macadam.access.spiffe import Peer
 from macadam.app import idempotency
+from macadam.compute.waterfall.metering import Meter as WorkMeter
 from macadam.errors import Conflict, InvalidInput, MacadamError, NotAuthenticated, NotAuthorised
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
@@ -78,8 +79,16 @@ def no_progress(_what: str, _done: int, _total: int) -> None:
 class Dispatcher:
     """clock: gives the instant of each call, UTC."""
 
-    def __init__(self, ports: Ports, *, clock: Callable[[], datetime], sequence: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        clock: Callable[[], datetime],
+        sequence: Callable[[], None],
+        work: WorkMeter | None = None,
+    ) -> None:
         self._ports = ports
+        self._work = work or WorkMeter()
         self._clock = clock
         self._sequence = sequence
         self._private_key = b""
@@ -104,12 +113,14 @@ class Dispatcher:
         """
         call = self.admit(operation, arguments, token, declared)  # 1, 2
         request = _validated(operation, arguments, lax=lax)  # 3
+        resource = _filled(operation.resource, arguments)
         try:
-            still_allowed = partial(self._still_allowed, call, _filled(operation.resource, arguments), token)
-            return self._carry_out(call, request, idempotency_key, progress, still_allowed)  # 4, 5, 6
+            still_allowed = partial(self._still_allowed, call, resource, token)
+            with self._work.measuring(_cut(call.project), operation.name, _cut(resource), call.now):
+                return self._carry_out(call, request, idempotency_key, progress, still_allowed)  # 4, 5, 6
         except (NotAuthorised, NotAuthenticated) as refused:
             # A gate, or an asset that the request only implies: state is as before, and the refusal is evidence.
-            self._record_denial(_refused(call, refused), _filled(operation.resource, arguments), refused.details)
+            self._record_denial(_refused(call, refused), resource, refused.details)
             raise
 
     def _carry_out(

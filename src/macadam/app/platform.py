@@ -1,5 +1,6 @@
 """Platform: everything wired together over one home, and the typed way to call it in process."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from macadam.access import revoking
 from macadam.access import service as access
 from macadam.app import belonging
 from macadam.app.dispatcher import Dispatcher, no_progress
-from macadam.errors import NotFound, SettingInvalid
+from macadam.compute.waterfall import metering
+from macadam.errors import MacadamError, NotFound, SettingInvalid
 from macadam.ledger import service as ledger
 from macadam.ledger.key_service import announce_first
 from macadam.ledger.witnesses import Submitter
@@ -26,6 +28,7 @@ from macadam.serving.publishing import Publisher
 from macadam.settings import Settings
 from macadam.values import utc_now
 
+_log = logging.getLogger(__name__)
 R = TypeVar("R")
 LOCAL_TOKEN = "local-token"  # noqa: S105 - the name of a secret, not a secret
 
@@ -51,8 +54,9 @@ class Platform:
         self._submitter = Submitter(self.ports)
         self._sequencer = ledger.Sequencer(self.ports, then=self._submitter.nudge)
         self._publisher = Publisher(self.ports)
+        self._work = metering.Meter()
         self.committed()  # what a killed process had committed and not followed up
-        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self.committed)
+        self.dispatcher = Dispatcher(self.ports, clock=clock, sequence=self.committed, work=self._work)
         self._token = token or os.environ.get("MACADAM_TOKEN", "") or self._local_token()
         self._declared = declared
         self._closing = threading.Lock()
@@ -121,6 +125,7 @@ class Platform:
         Closing twice does nothing. Raises what the sequencer's close does.
         """
         if self._closing.acquire(blocking=False):
+            self._keep_work(least=metering.LEAST)
             with ExitStack() as last_first:
                 last_first.callback(self.ports.sql.close)
                 last_first.callback(self.ports.online.close)
@@ -141,6 +146,19 @@ class Platform:
         """After each change: leaves get their checkpoint, gateways their state."""
         self._sequencer.nudge()
         self._publisher.nudge()
+        if self._work.due():
+            self._keep_work()
+
+    def _keep_work(self, *, least: float = 0.0) -> None:
+        """Adds what operations took to SQL. A figure that cannot be kept must not make a change that is durable fail."""
+        measured = self._work.drain(least=least)
+        if not measured:
+            return
+        try:
+            self.ports.sql.write(lambda sql: metering.keep(sql, measured))
+        except MacadamError as error:
+            self._work.put_back(measured)
+            _log.warning("what operations took was not kept: %s", error)
 
     def _local_token(self) -> str:
         try:
