@@ -392,6 +392,7 @@ class Ports:
     tables: Tables
     online: OnlineStore
     runner: Runner
+    executor: Executor
     secrets: Secrets
 
 

@@ -269,6 +269,48 @@ class Prices(Section):
     cpu_hour_micros: int = setting(
         48_000, env="MACADAM_PRICE_CPU_HOUR", unit="µ$ per core-hour", why="typical on-demand price of a vCPU, 2026"
     )
+    gpu_hour_micros: int = setting(
+        0, env="MACADAM_PRICE_GPU_HOUR", unit="µ$ per GPU-hour", why="0: not known, and then no price is made up"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs(Section):
+    """The queue of jobs, and the machines that it puts them on."""
+
+    executor: str = setting(
+        "local", env="MACADAM_EXECUTOR", unit="adapter", why="processes on this machine need nothing installed"
+    )
+    gpus: str = setting(
+        "",
+        env="MACADAM_GPUS",
+        unit="N[xMODEL]",
+        why="empty: those that NVML finds here; a number declares virtual ones, for tests and studies",
+    )
+    every: float = setting(
+        0.5, env="MACADAM_JOBS_EVERY", unit="s", why="how late the end of a job is seen; a look costs a few milliseconds"
+    )
+    restart_delay: float = setting(
+        1.0, env="MACADAM_JOBS_RESTART_DELAY", unit="s", why="before the first restart, doubled for each one, at most 300 s"
+    )
+    keep: float = setting(
+        7.0, env="MACADAM_JOBS_KEEP", unit="days", why="logs and checkpoints of a job that ended: a week to look at them"
+    )
+    order: str = setting(
+        "gittins", env="MACADAM_JOBS_ORDER", unit="fifo … gittins", why="short jobs wait least, whatever is known of them"
+    )
+    preempt: str = setting(
+        "order", env="MACADAM_JOBS_PREEMPT", unit="never | lower-priority | order", why="only what says it may be is stopped"
+    )
+    reclaim: str = setting(
+        "any", env="MACADAM_JOBS_RECLAIM", unit="never | lower-priority | any", why="what was lent comes back when it is needed"
+    )
+    patience: float = setting(
+        7.0, env="MACADAM_JOBS_PATIENCE", unit="days", why="whoever has waited so long goes first: no job waits for ever"
+    )
+    quantum: float = setting(
+        60.0, env="MACADAM_JOBS_QUANTUM", unit="s", why="a started job is left alone so long: stopping it costs about 30 s"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +328,7 @@ class Settings:
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     link: Link = dataclasses.field(default_factory=Link)
     prices: Prices = dataclasses.field(default_factory=Prices)
+    jobs: Jobs = dataclasses.field(default_factory=Jobs)
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, *, home: Path | None = None) -> "Settings":
@@ -307,4 +350,5 @@ class Settings:
             ledger=Ledger.read(env),
             link=Link.read(env),
             prices=Prices.read(env),
+            jobs=Jobs.read(env),
         )

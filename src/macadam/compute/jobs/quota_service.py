@@ -1,1 +1,119 @@
-"""Quotas and cohorts as operations: who may use how much, and who lends to whom."""
+"""Quotas and cohorts as operations: who may use how much, and who lends to whom.
+
+Setting one is the platform administrator's: what a project gets is taken from others.
+"""
+
+from decimal import Decimal
+
+from macadam.compute.jobs import registry, spending
+from macadam.compute.jobs.types import (
+    Cohort,
+    ListCohorts,
+    ListQuotas,
+    Quota,
+    QuotaState,
+    RemoveQuota,
+    SetQuota,
+    ShowQuota,
+)
+from macadam.errors import InvalidInput
+from macadam.operations import Transaction, operation
+from macadam.values import Money
+
+_PRICED_IN = "USD"  # what the settings' prices are in
+_QUOTA = "/api/v1/projects/{project}/quota"
+_PLATFORM = "platform:quotas"
+
+
+@operation(SetQuota, permission="quotas:set", http=f"POST {_QUOTA}", cli="quotas set", resource=_PLATFORM)
+def set_quota(tx: Transaction, request: SetQuota) -> Quota:
+    """Raises InvalidInput for another currency than prices are in: amounts could not be compared."""
+    if request.money and request.currency != _PRICED_IN:
+        raise InvalidInput(
+            f"Work is priced in {_PRICED_IN}, so a quota in {request.currency} could not be held.",
+            next_step=f"Give the amount in {_PRICED_IN}.",
+        )
+    money = Money(micros=int(Decimal(request.money) * 1_000_000), currency=request.currency) if request.money else None
+    quota = Quota(
+        project=request.project,
+        gpus=request.gpus,
+        cohort=request.cohort,
+        borrow=request.borrow,
+        lend=request.lend,
+        gpu_hours=request.gpu_hours,
+        money=money,
+        window=request.window,
+        weight=request.weight,
+        at=tx.now,
+        by=tx.actor.id,
+    )
+    registry.set_quota(tx.sql, quota)
+    tx.record(
+        f"quota:{quota.project}",
+        gpus=quota.gpus,
+        cohort=quota.cohort,
+        borrow=quota.borrow,
+        lend=quota.lend,
+        gpu_hours=quota.gpu_hours,
+        money_micros=money.micros if money else None,
+        window=quota.window,
+        weight=quota.weight,
+    )
+    return quota
+
+
+@operation(RemoveQuota, permission="quotas:set", http=f"POST {_QUOTA}/remove", cli="quotas remove", resource=_PLATFORM)
+def remove_quota(tx: Transaction, request: RemoveQuota) -> Quota:
+    """Raises NotFound."""
+    quota = registry.find_quota(tx.sql, request.project)
+    registry.remove_quota(tx.sql, quota.project)
+    tx.record(f"quota:{quota.project}", removed=1)
+    return quota
+
+
+@operation(ShowQuota, permission="jobs:read", http=f"GET {_QUOTA}", cli="quotas show")
+def show_quota(tx: Transaction, request: ShowQuota) -> QuotaState:
+    """Raises NotFound."""
+    return _state(tx, registry.find_quota(tx.sql, request.project))
+
+
+@operation(ListQuotas, permission="quotas:read", http="GET /api/v1/quotas", cli="quotas list", resource=_PLATFORM)
+def list_quotas(tx: Transaction, _request: ListQuotas) -> tuple[QuotaState, ...]:
+    return tuple(_state(tx, quota) for quota in registry.all_quotas(tx.sql))
+
+
+@operation(ListCohorts, permission="quotas:read", http="GET /api/v1/cohorts", cli="quotas cohorts", resource=_PLATFORM)
+def list_cohorts(tx: Transaction, _request: ListCohorts) -> tuple[Cohort, ...]:
+    quotas = registry.all_quotas(tx.sql)
+    using = {row.project: 0 for row in registry.open_attempts(tx.sql)}
+    for row in registry.open_attempts(tx.sql):
+        using[row.project] += row.milli
+    machines = sum(len(node.devices) for node in registry.known_machines(tx.sql))
+    return tuple(
+        Cohort(
+            cohort=name,
+            projects=tuple(one.project for one in quotas if one.cohort == name),
+            gpus=sum(one.gpus for one in quotas if one.cohort == name),
+            using=sum(using.get(one.project, 0) for one in quotas if one.cohort == name),
+            machines=machines,
+        )
+        for name in sorted({one.cohort for one in quotas})
+    )
+
+
+def _state(tx: Transaction, quota: Quota) -> QuotaState:
+    rows = [row for row in registry.open_attempts(tx.sql) if row.project == quota.project]
+    since = spending.window_start(quota.window, tx.now)
+    spent = spending.spent(tx.sql, quota.project, since)
+    held = sum(row.milli * (tx.now - max(row.started, since)).total_seconds() / 1000 for row in rows)
+    counts = registry.counts(tx.sql)
+    return QuotaState(
+        quota=quota,
+        using=sum(row.milli for row in rows),
+        borrowed=sum(row.borrowed for row in rows),
+        gpu_hours=(spent.gpu_seconds + held) / 3600,
+        spent=Money(micros=spent.micros),
+        since=since,
+        running=len(rows),
+        waiting=counts.get((quota.project, "waiting"), 0),
+    )

@@ -19,7 +19,7 @@ jobs = sa.Table(
 )
 
 # One row for each time that a job runs. open: it holds its GPUs. kept: its log and files are still there. milli: thousandths
-# of GPUs. micros: what it cost, of `currency`, once it has ended.
+# of GPUs. gpu_ms: milliseconds of whole GPUs that it held, once it has ended; micros: what it cost, of `currency`, once it has ended.
 attempts = sa.Table(
     "compute_attempts",
     metadata,
@@ -31,12 +31,13 @@ attempts = sa.Table(
     sa.Column("milli", WHOLE, nullable=False),
     sa.Column("started", Instant, nullable=False),
     sa.Column("ended", Instant),
+    sa.Column("gpu_ms", WHOLE, nullable=False),
     sa.Column("micros", WHOLE, nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("document", Json, nullable=False),
     sa.Index("ix_compute_attempts_open", "open"),
     sa.Index("ix_compute_attempts_job", "job"),
-    sa.Index("ix_compute_attempts_ended", "ended"),
+    sa.Index("ix_compute_attempts_project", "project", "ended"),
     sa.Index("ix_compute_attempts_kept", "kept", "ended"),
 )
 

@@ -59,8 +59,8 @@ class Resources(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What each attempt gets, whole or not at all.
 
     gpus: whole ones in all; milli: a part of one GPU, in thousandths, instead of whole ones. models: the catalogue's names that
-    will do, none = any. nodes: over how many machines the GPUs are spread evenly, each with a process of its own; 0 = one
-    process wherever they fit. cpus: cores in all, 0.05 or more; memory, disk: bytes in all (disk: 0 = no limit).
+    will do, none = any. nodes: over how many machines the GPUs are spread evenly; 0 = as they fit. There is one process on
+    each machine. cpus: cores in all, 0.05 or more; memory, disk: bytes in all (disk: 0 = no limit).
     """
 
     gpus: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
@@ -124,6 +124,7 @@ class Job(Value, frozen=True, kw_only=True):
     """One job. attempt: the number of the newest one, 0 = none yet. restarts: attempts that died and were tried again;
     preemptions: attempts that were stopped for somebody else. attained: seconds that attempts have run in all. spent: what
     they have cost so far, by allotment. ending: how the last attempt ended; message: more about it. ready: not started before.
+    wish: why it is asked to stop; grace: seconds, if its canceller gave others than its own.
     """
 
     ref: str
@@ -145,6 +146,7 @@ class Job(Value, frozen=True, kw_only=True):
     ending: Ending | None = None
     message: str = ""
     wish: Wish = ""
+    grace: float = -1
 
     def __post_init__(self) -> None:
         if (self.state in ENDED) != (self.ended is not None):
@@ -169,7 +171,7 @@ class Place(Value, frozen=True, kw_only=True):
 
 class AttemptRow(Value, frozen=True, kw_only=True):
     """One attempt. started: when its GPUs became its own; began: when its first process was seen; ended: when they were
-    free again. seconds and below: as the executor measured. cost: GPUs and cores held × time × price, None if no price is known.
+    free again. seconds and below: as the executor measured. cost: of the GPUs and cores that it held, None if no price is known.
     """
 
     id: str
@@ -193,6 +195,11 @@ class AttemptRow(Value, frozen=True, kw_only=True):
     @property
     def milli(self) -> int:
         return sum(place.milli for place in self.places)
+
+    @property
+    def gpu_ms(self) -> int:
+        """Milliseconds of whole GPUs that it held; 0 while it holds them."""
+        return round(self.milli * (self.ended - self.started).total_seconds()) if self.ended else 0
 
 
 class JobPage(Value, frozen=True, kw_only=True):

@@ -29,13 +29,14 @@ def upgrade() -> None:
         sa.Column("milli", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("started", sa.String(27), nullable=False),
         sa.Column("ended", sa.String(27)),
+        sa.Column("gpu_ms", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("micros", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("currency", sa.String(3), nullable=False),
         sa.Column("document", sa.Text, nullable=False),
     )
     op.create_index("ix_compute_attempts_open", "compute_attempts", ["open"])
     op.create_index("ix_compute_attempts_job", "compute_attempts", ["job"])
-    op.create_index("ix_compute_attempts_ended", "compute_attempts", ["ended"])
+    op.create_index("ix_compute_attempts_project", "compute_attempts", ["project", "ended"])
     op.create_index("ix_compute_attempts_kept", "compute_attempts", ["kept", "ended"])
     op.create_table(
         "compute_quotas",

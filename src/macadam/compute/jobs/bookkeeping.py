@@ -1,0 +1,192 @@
+"""What the queue writes: starts, stops and ends of attempts, each with its leaf in the same transaction.
+
+The leaves alone tell who held how many GPUs when, in the order of commit: a start is committed before anything runs, an
+end after nothing does any more. Budgets are reserved and settled here too.
+"""
+
+from datetime import datetime
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.access.schema import state as access_state
+from macadam.compute.billing import budgets
+from macadam.compute.jobs import registry, settling
+from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.types import ACTIVE, AttemptRow, Job, Place, Wish
+from macadam.ledger import service as ledger
+from macadam.ledger.leaf import without_call
+from macadam.operations import plain
+from macadam.ports import Node, Sighting
+from macadam.values import Money
+
+ACTOR = "system:jobs"
+HORIZON = 300.0
+"""s; work without a time limit holds so much of its project's budget ahead, and is stopped when no more is to be had."""
+START, STOP, END, SEEN = "jobs.start", "jobs.stop", "jobs.end", "jobs.machines"
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """One transaction's pen. rate: what hours cost. restart_delay: seconds before the first restart."""
+
+    sql: sa.Connection
+    now: datetime
+    rate: Rate
+    restart_delay: float
+
+    # --- starting
+
+    def start(self, job: Job, places: tuple[Place, ...], borrowed: int = 0) -> str:
+        """Gives a waiting job these places. Returns '' or why its project's budget refuses."""
+        number = job.attempt + 1
+        row = AttemptRow(
+            id=f"{job.id}.{number}",
+            job=job.id,
+            project=job.project,
+            number=number,
+            places=places,
+            started=self.now,
+            borrowed=borrowed,
+        )
+        refusal = self.hold(job, row)
+        if refusal:
+            return refusal
+        registry.keep_attempt(self.sql, row)
+        registry.save_job(
+            self.sql, msgspec.structs.replace(job, state="starting", attempt=number, ready=None, wish="", message="")
+        )
+        self._say(
+            START,
+            row,
+            milli=row.milli,
+            borrowed=borrowed,
+            nodes=[place.node for place in places],
+            devices=[f"{device}={milli}" for place in places for device, milli in place.devices.items()],
+            cpu_milli=sum(place.cpus for place in places),
+            memory=sum(place.memory for place in places),
+        )
+        return ""
+
+    def hold(self, job: Job, row: AttemptRow) -> str:
+        """Reserves what the attempt may cost, or what it costs until a while from now. '' or why the budget refuses."""
+        elapsed = (self.now - row.started).total_seconds()
+        ahead = max(job.spec.time_limit, elapsed) if job.spec.time_limit else elapsed + HORIZON
+        estimate = self.rate.of_places(row.places, ahead)
+        if estimate is None:
+            return ""  # without a price no sum can be compared with a budget
+        verdict = budgets.reserve(self.sql, row.project, _key(row), estimate, self.now)
+        return "" if verdict.allowed else verdict.reason
+
+    # --- while it runs
+
+    def began(self, job: Job, row: AttemptRow, seen: Sighting) -> None:
+        """Its processes were seen. No leaf: what it holds it has held since its start."""
+        registry.save_attempt(self.sql, msgspec.structs.replace(row, began=seen.started or self.now))
+        if job.state == "starting":
+            registry.save_job(self.sql, msgspec.structs.replace(job, state="running"))
+
+    def stop(self, job: Job, row: AttemptRow, wish: Wish, *, words: str, by: str = "") -> None:
+        """Writes down that an attempt is to stop; nothing changes for one that was asked to before, but for a cancellation."""
+        if row.ended is not None or (row.wish and wish != "cancel") or row.wish == wish:
+            return
+        registry.save_attempt(self.sql, msgspec.structs.replace(row, wish=wish))
+        registry.save_job(self.sql, msgspec.structs.replace(job, state="stopping", wish=wish, message=words))
+        self._say(STOP, row, wish=wish, by=by or None, words=words)
+
+    def end(self, job: Job, row: AttemptRow, seen: Sighting) -> Job:
+        """Closes an attempt whose processes are all gone: its GPUs are free from this commit on."""
+        verdict = settling.judge(job, row, seen)
+        ended = max(self.now, row.started)
+        held = (ended - row.started).total_seconds()
+        cost = self.rate.of_places(row.places, held)
+        closed = msgspec.structs.replace(
+            row,
+            ended=ended,
+            ending=verdict.ending,
+            exit_code=seen.exit_code,
+            message=verdict.message,
+            seconds=seen.seconds,
+            cpu_seconds=seen.cpu_seconds,
+            peak_bytes=seen.peak_bytes,
+            cost=cost,
+        )
+        registry.save_attempt(self.sql, closed)
+        if cost is not None:
+            budgets.settle(self.sql, _key(row), cost, ended)
+        after = self._after(job, closed, verdict)
+        registry.save_job(self.sql, after)
+        self._say(
+            END,
+            closed,
+            milli=row.milli,
+            ending=verdict.ending,
+            exit_code=seen.exit_code,
+            state=after.state,
+            gpu_ms=closed.gpu_ms,
+            cpu_ms=round(seen.cpu_seconds * 1000),
+            peak_bytes=seen.peak_bytes,
+            cost_micros=cost.micros if cost else None,
+            message=verdict.message or None,
+        )
+        return after
+
+    def _after(self, job: Job, row: AttemptRow, verdict: settling.Verdict) -> Job:
+        restarts = job.restarts + verdict.restart
+        spent = job.spent.micros + (row.cost.micros if row.cost else 0)
+        return msgspec.structs.replace(
+            job,
+            state=verdict.state,
+            wish="",
+            restarts=restarts,
+            preemptions=job.preemptions + (verdict.ending == "preempted"),
+            attained=job.attained + row.seconds,
+            spent=Money(micros=spent, currency=job.spent.currency),
+            ready=settling.ready_after(restarts - 1, self.restart_delay, self.now) if verdict.restart else None,
+            ended=None if verdict.state == "waiting" else row.ended,
+            exit_code=None if verdict.state == "waiting" else row.exit_code,
+            ending=verdict.ending,
+            message=verdict.message,
+        )
+
+    # --- machines
+
+    def see(self, nodes: tuple[Node, ...]) -> None:
+        """Which machines and GPUs there are now, where that has changed."""
+        registry.set_machines(self.sql, nodes, self.now)
+        known = {
+            node.name: {
+                "gpus": len(node.devices),
+                "virtual": sum(device.virtual for device in node.devices),
+                "cpu_milli": node.cpus,
+                "memory": node.memory,
+                "leaving": node.leaving,
+            }
+            for node in nodes
+        }
+        self._queue(SEEN, "platform:machines", "", {"machines": known})
+
+    def _say(self, kind: str, row: AttemptRow, **body: object) -> None:
+        self._queue(kind, f"job:{row.job}", row.project, {"attempt": row.number, **body})
+
+    def _queue(self, kind: str, subject: str, project: str, body: dict[str, object]) -> None:
+        facts = {key: plain(value) for key, value in body.items() if value is not None}
+        leaf = without_call(
+            kind,
+            at=self.now,
+            actor=ACTOR,
+            subject=subject,
+            project=project,
+            rule="queue",
+            policy_set=self.sql.execute(sa.select(access_state.c.policy_set)).scalar_one(),
+            body=facts,
+        )
+        ledger.queue(self.sql, leaf)
+
+
+def is_active(job: Job, row: AttemptRow) -> bool:
+    """Whether this attempt is the one that the job is at."""
+    return job.state in ACTIVE and job.attempt == row.number
+
+
+def _key(row: AttemptRow) -> str:
+    return f"job:{row.id}"

@@ -1,0 +1,47 @@
+"""Which job held which device when, and what jobs used: the seam to telemetry's attribution and to bills."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from macadam.compute.jobs import registry
+from macadam.compute.jobs.types import WHOLE, Holding, Usage
+from macadam.values import Money
+
+
+def holdings(sql: sa.Connection, start: datetime, end: datetime) -> tuple[Holding, ...]:
+    """Every holding that overlaps the interval (UTC, end excluded), whole and not cut to it, in order of its start."""
+    return tuple(
+        Holding(
+            device=device,
+            node=place.node,
+            project=row.project,
+            job=f"job:{row.job}",
+            attempt=row.id,
+            start=row.started,
+            end=row.ended,
+            share=milli / WHOLE,
+        )
+        for row in registry.between(sql, start, end)
+        for place in row.places
+        for device, milli in place.devices.items()
+    )
+
+
+def used(sql: sa.Connection, start: datetime, end: datetime, project: str = "") -> tuple[Usage, ...]:
+    """By job: GPU-seconds held within the interval, and what was measured of attempts that ended in it. '' = all projects."""
+    found: dict[str, Usage] = {}
+    for row in registry.between(sql, start, end, project):
+        held = (min(row.ended or end, end) - max(row.started, start)).total_seconds()
+        ended_here = row.ended is not None and start <= row.ended < end
+        before = found.get(row.job)
+        costs = [cost for cost in (before.cost if before else None, row.cost if ended_here else None) if cost]
+        found[row.job] = Usage(
+            project=row.project,
+            job=f"job:{row.job}",
+            gpu_seconds=(before.gpu_seconds if before else 0) + held * row.milli / WHOLE,
+            cpu_seconds=(before.cpu_seconds if before else 0) + (row.cpu_seconds if ended_here else 0),
+            peak_bytes=max(before.peak_bytes if before else 0, row.peak_bytes if ended_here else 0),
+            cost=Money(micros=sum(cost.micros for cost in costs)) if costs else None,
+        )
+    return tuple(found.values())

@@ -1,0 +1,432 @@
+"""The live queue: look, settle, decide, commit, act; again and again, in one process at a time.
+
+Everything stands in SQL before it is done, and everything that is done may be done again, so that a kill at any instant
+costs nothing but time: the next turn, of whichever process, reads what was meant and sees what became of it.
+
+1. look: what the executor sees of every open attempt, and which machines there are
+2. settle: one transaction closes attempts that have ended; their GPUs are free from its commit on
+3. decide: the pure `scheduling.decide` on a snapshot
+4. commit: one transaction starts and stops, if what was decided on still stands
+5. act: the executor is asked to start and to stop, until it is seen that it did
+"""
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.compute.billing import budgets
+from macadam.compute.jobs import bookkeeping, picture, registry, spending
+from macadam.compute.jobs.bookkeeping import Books
+from macadam.compute.jobs.picture import MakePlaces, Picture
+from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.types import AttemptRow, Job, Place, Wish
+from macadam.compute.scheduling.decide import decide
+from macadam.compute.scheduling.first_fit import FirstFit
+from macadam.compute.scheduling.types import Decision, Estimates, Policy, Preempt, Spent
+from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
+from macadam.ports import Allotment, Attempt, Executor, Node, Ports, Sighting
+from macadam.settings import Jobs as Settings
+
+_log = logging.getLogger(__name__)
+_LOCK = "queue.lock"
+_HOLD_EVERY = 60.0  # s between two looks at whether running work may still be paid for
+_DECAY_EVERY = 60.0  # s; past use that counts in shares changes slowly
+_TIDY_EVERY = 60.0
+_WISHES: dict[str, Wish] = {"money": "money", "node-lost": "node"}
+_LEAVE = 5.0  # s before a machine goes away in which everything must have ended
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What one turn did."""
+
+    ended: int = 0
+    started: int = 0
+    stopped: int = 0
+    open: int = 0
+    waiting: int = 0
+
+
+def policy(settings: Settings) -> Policy:
+    """Raises SettingInvalid, naming what may be chosen."""
+    try:
+        return msgspec.convert(
+            {
+                "order": settings.order,
+                "preempt": settings.preempt,
+                "reclaim": settings.reclaim,
+                "patience": settings.patience * 86400,
+                "quantum": settings.quantum,
+            },
+            Policy,
+        )
+    except msgspec.ValidationError as error:
+        raise SettingInvalid(
+            f"The queue's policy does not fit: {error}.", next_step="Correct the MACADAM_JOBS_ settings."
+        ) from error
+
+
+class Queue:
+    """ports: those of the platform. committed: called after each commit that left leaves. clock: the present instant, UTC.
+
+    estimates: durations from history, made anew for each decision; None = nothing is known. places: how jobs are placed.
+    """
+
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        clock: Callable[[], datetime],
+        committed: Callable[[], None],
+        estimates: Callable[[sa.Connection], Estimates] | None = None,
+        places: MakePlaces = FirstFit,
+    ) -> None:
+        self._ports = ports
+        self._executor: Executor = ports.executor
+        self._settings = ports.settings.jobs
+        self._policy = policy(self._settings)
+        self._rate = Rate.of(ports.settings.prices)
+        self._clock = clock
+        self._committed = committed
+        self._estimates = estimates
+        self._places = places
+        self._decayed: tuple[datetime, dict[str, float]] | None = None
+        self._held = self._tidied = datetime.min.replace(tzinfo=clock().tzinfo)
+
+    def turn(self) -> Done:
+        """One round. Raises Temporary if the executor or SQL does not answer: then the next turn goes on."""
+        with self._ports.sql.read() as sql:
+            rows = registry.open_attempts(sql)
+        seen = self._executor.look([row.id for row in rows])  # 1
+        nodes = self._executor.nodes()
+        ended = self._settle(seen, nodes) if self._is_news(rows, seen, nodes) else 0  # 2
+        started, stopped = self._decide(nodes)  # 3, 4
+        if ended or started or stopped:
+            self._committed()
+        with self._ports.sql.read() as sql:
+            rows = registry.open_attempts(sql)
+            jobs = registry.by_id(sql, [row.job for row in rows])
+            waiting = sum(n for (_, state), n in registry.counts(sql).items() if state == "waiting")
+        self._act(rows, jobs, seen, nodes)  # 5
+        self._tidy()
+        return Done(ended=ended, started=started, stopped=stopped, open=len(rows), waiting=waiting)
+
+    # --- settling
+
+    def _is_news(self, rows: tuple[AttemptRow, ...], seen: dict[str, Sighting], nodes: tuple[Node, ...]) -> bool:
+        with self._ports.sql.read() as sql:
+            known = registry.known_machines(sql)
+        return known != tuple(sorted(nodes, key=lambda node: node.name)) or any(
+            _has_ended(row, seen[row.id]) or (row.began is None and seen[row.id].state == "running") for row in rows
+        )
+
+    def _settle(self, seen: dict[str, Sighting], nodes: tuple[Node, ...]) -> int:
+        def work(sql: sa.Connection) -> int:
+            books, ended = self._books(sql), 0
+            rows = registry.open_attempts(sql)
+            jobs = registry.by_id(sql, [row.job for row in rows])
+            for row in rows:
+                sighting = seen.get(row.id)
+                if sighting is None:
+                    continue
+                if _has_ended(row, sighting):
+                    books.end(jobs[row.job], row, _as_lost(row, sighting))
+                    ended += 1
+                elif row.began is None and sighting.state == "running":
+                    books.began(jobs[row.job], row, sighting)
+            ordered = tuple(sorted(nodes, key=lambda node: node.name))
+            if registry.known_machines(sql) != ordered:
+                books.see(ordered)
+            return ended
+
+        return self._ports.sql.write(work)
+
+    # --- deciding
+
+    def look(self, sql: sa.Connection, nodes: tuple[Node, ...]) -> Picture:
+        """Everything that a decision rests on, now."""
+        now = self._clock()
+        rows = registry.open_attempts(sql)
+        quotas = registry.all_quotas(sql)
+        return Picture(
+            now=now,
+            nodes=nodes,
+            waiting=self._payable(sql, registry.waiting(sql), now),
+            attempts=rows,
+            jobs=registry.by_id(sql, [row.job for row in rows]),
+            quotas=quotas,
+            spent=self._spent(sql, spending.of_quotas(sql, quotas, now), now),
+            rate=self._rate,
+        )
+
+    def _payable(self, sql: sa.Connection, jobs: tuple[Job, ...], now: datetime) -> tuple[Job, ...]:
+        """Those whose project's budget has room, so that one that must not start keeps no GPUs from others."""
+        limited = {project for project in {job.project for job in jobs} if budgets.of_project(sql, project)}
+        return tuple(job for job in jobs if job.project not in limited or not refusal(sql, job, self._rate, now))
+
+    def _spent(self, sql: sa.Connection, spent: dict[str, Spent], now: datetime) -> dict[str, Spent]:
+        if not self._policy.half_life:
+            return spent
+        if self._decayed is None or (now - self._decayed[0]).total_seconds() > _DECAY_EVERY:
+            self._decayed = now, spending.decayed(sql, self._policy.half_life, now)
+        past = self._decayed[1]
+        return {
+            project: msgspec.structs.replace(spent.get(project, Spent()), decayed=past.get(project, 0.0))
+            for project in {*spent, *past}
+        }
+
+    def _decide(self, nodes: tuple[Node, ...]) -> tuple[int, int]:
+        with self._ports.sql.read() as sql:
+            seen = self.look(sql, nodes)
+            estimates = self._estimates(sql) if self._estimates and seen.waiting else None
+        leaving = self._leaving(seen)
+        broke = self._is_time_to_hold(seen.now)
+        decision = Decision()
+        if seen.waiting or seen.attempts:
+            decision = decide(
+                seen.now.timestamp(), picture.state(seen), self._policy, estimates, picture.staying(self._places)
+            )
+        if not (decision.starts or decision.preemptions or leaving or broke or seen.waiting):
+            return 0, 0
+        starts = [(job, given, borrowed) for job, given, borrowed in self._starts(seen, decision)]
+        if not (starts or decision.preemptions or leaving or broke):
+            return 0, 0
+        return self._ports.sql.write(lambda sql: self._commit(sql, seen, starts, decision.preemptions, leaving, broke))
+
+    def _starts(self, seen: Picture, decision: Decision) -> list[tuple[Job, tuple[Place, ...], int]]:
+        waiting = {job.id: job for job in seen.waiting}
+        with_gpus = [
+            (waiting[one.id], picture.places(waiting[one.id], one.placement, seen.nodes), one.borrowed)
+            for one in decision.starts
+        ]
+        plain = picture.plain_starts(seen, [(job, given) for job, given, _ in with_gpus])
+        return [*with_gpus, *((job, given, 0) for job, given in plain)]
+
+    def _commit(
+        self,
+        sql: sa.Connection,
+        seen: Picture,
+        starts: list[tuple[Job, tuple[Place, ...], int]],
+        preemptions: tuple[Preempt, ...],
+        leaving: list[tuple[AttemptRow, datetime]],
+        broke: bool,  # noqa: FBT001 - one of what was decided
+    ) -> tuple[int, int]:
+        """What was decided, as far as what it was decided on still stands: people may have changed it meanwhile."""
+        books, started, stopped = self._books(sql), 0, 0
+        rows = {row.job: row for row in registry.open_attempts(sql)}
+        jobs = registry.by_id(sql, [*rows, *(job.id for job, _, _ in starts)])
+        for row, at in leaving:
+            if row.job in rows:
+                words = f"its machine goes away at {at.isoformat()}"
+                books.stop(jobs[row.job], rows.pop(row.job), "node", words=words)
+                stopped += 1
+        for one in preemptions:
+            if one.id in rows and not rows[one.id].wish:
+                books.stop(
+                    jobs[one.id], rows.pop(one.id), _WISHES.get(one.reason, "preempt"), words=one.words, by=one.by
+                )
+                stopped += 1
+        if broke:
+            stopped += self._hold(books, rows, jobs)
+        if registry.all_quotas(sql) == seen.quotas:
+            for job, given, borrowed in starts:
+                if jobs[job.id] == job and not books.start(job, given, borrowed):
+                    started += 1
+        return started, stopped
+
+    def _leaving(self, seen: Picture) -> list[tuple[AttemptRow, datetime]]:
+        """Attempts that can be started again elsewhere, on machines that go away."""
+        going = {node.name: node.leaving for node in seen.nodes if node.leaving is not None}
+        return [
+            (row, min(going[place.node] for place in row.places if place.node in going))
+            for row in seen.attempts
+            if not row.wish and seen.jobs[row.job].spec.preemptible and any(place.node in going for place in row.places)
+        ]
+
+    def _is_time_to_hold(self, now: datetime) -> bool:
+        if (now - self._held).total_seconds() < _HOLD_EVERY:
+            return False
+        self._held = now
+        return True
+
+    def _hold(self, books: Books, rows: dict[str, AttemptRow], jobs: dict[str, Job]) -> int:
+        """Stops what its project's budget has no more money for."""
+        stopped = 0
+        for row in rows.values():
+            if not row.wish and (why := books.hold(jobs[row.job], row)):
+                books.stop(jobs[row.job], row, "money", words=why)
+                stopped += 1
+        return stopped
+
+    # --- acting
+
+    def _act(
+        self, rows: tuple[AttemptRow, ...], jobs: dict[str, Job], seen: dict[str, Sighting], nodes: tuple[Node, ...]
+    ) -> None:
+        """Asks for what SQL says. One that fails is tried again in the next turn; the others are not kept waiting."""
+        going = {node.name: node.leaving for node in nodes if node.leaving is not None}
+        for row in rows:
+            job = jobs[row.job]
+            try:
+                if row.wish:
+                    self._executor.stop(row.id, grace=self._grace(row, job, going))
+                elif row.began is None and seen.get(row.id, _UNSEEN).state == "unknown":
+                    self._executor.start(_attempt(row, job))
+            except Temporary as error:
+                _log.warning("an executor does not answer", extra={"facts": {"attempt": row.id, "detail": str(error)}})
+
+    def _grace(self, row: AttemptRow, job: Job, going: dict[str, datetime]) -> float:
+        grace = job.spec.grace if job.grace < 0 or row.wish != "cancel" else job.grace
+        ends = [going[place.node] for place in row.places if place.node in going]
+        if ends:
+            left = (min(ends) - self._clock()).total_seconds() - _LEAVE
+            grace = min(grace, max(0.0, left))
+        return grace
+
+    def _tidy(self) -> None:
+        """Removes what is kept of attempts that ended long ago."""
+        now = self._clock()
+        if (now - self._tidied).total_seconds() < _TIDY_EVERY:
+            return
+        self._tidied = now
+        with self._ports.sql.read() as sql:
+            old = registry.to_forget(sql, now - timedelta(days=self._settings.keep))
+            jobs = registry.by_id(sql, sorted({row.job for row in old}))
+        for row in old:
+            self._executor.forget(row.id)
+            if registry.is_ended(jobs[row.job]) and jobs[row.job].attempt == row.number:
+                self._executor.remove_checkpoint(row.job)
+        if old:
+            self._ports.sql.write(lambda sql: registry.forgotten(sql, [row.id for row in old]))
+
+    def _books(self, sql: sa.Connection) -> Books:
+        return Books(sql=sql, now=self._clock(), rate=self._rate, restart_delay=self._settings.restart_delay)
+
+
+_UNSEEN = Sighting(attempt="", state="unknown")
+
+
+def refusal(sql: sa.Connection, job: Job, rate: Rate, now: datetime) -> str:
+    """Why the project's budget lets the job not begin, '' if it does."""
+    asked = job.spec.resources
+    ahead = job.spec.time_limit or bookkeeping.HORIZON
+    estimate = rate.cost(asked.demand, asked.cpu_milli, ahead)
+    if estimate is None:
+        return ""
+    verdict = budgets.allows(sql, job.project, estimate, now)
+    return "" if verdict.allowed else verdict.reason
+
+
+def _has_ended(row: AttemptRow, seen: Sighting) -> bool:
+    """Also if the executor has forgotten it although it had begun."""
+    return seen.state == "ended" or (seen.state == "unknown" and row.began is not None)
+
+
+def _as_lost(row: AttemptRow, seen: Sighting) -> Sighting:
+    if seen.state == "ended":
+        return seen
+    return Sighting(
+        attempt=row.id, state="ended", exit_code=137, why="lost", message="its executor knows nothing of it any more"
+    )
+
+
+def _attempt(row: AttemptRow, job: Job) -> Attempt:
+    spec = job.spec
+    return Attempt(
+        id=row.id,
+        job=job.id,
+        project=job.project,
+        command=spec.command,
+        allotments=tuple(
+            Allotment(node=one.node, gpus=one.devices, cpus=one.cpus, memory=one.memory, disk=one.disk)
+            for one in row.places
+        ),
+        environment=spec.environment | {"MACADAM_ATTEMPT_NUMBER": str(row.number)},
+        requirements=spec.requirements,
+        image=spec.image,
+        bundle=spec.bundle,
+        checkpoint=spec.checkpoint,
+        signal=spec.signal,
+        grace=spec.grace,
+        time_limit=spec.time_limit,
+        priority=job.priority,
+        group=spec.likeness,
+    )
+
+
+@contextmanager
+def claimed(home: Path) -> Iterator[None]:
+    """Holds the home's queue for this process. Raises Busy if another has it. The lock dies with its holder."""
+    folder = home / "jobs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / _LOCK).open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(
+                f"Another process works the queue of {home}.",
+                next_step="Leave it to that one (`macadam up` does it by itself), or stop it first.",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
+        yield
+
+
+class Worker:
+    """Works the queue in a thread of its own until `close()`. With nothing to do it only looks into SQL, and holds no lock."""
+
+    def __init__(self, queue: Callable[[], Queue], ports: Ports, every: float) -> None:
+        self._make, self._ports, self._every = queue, ports, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="macadam-queue", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Returns once the turn under way is done; what runs goes on."""
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(self._every):
+            try:
+                if self._is_wanted():
+                    with claimed(self._ports.settings.home):
+                        self._run(self._make())
+            except Busy:
+                continue  # `macadam jobs run` has it
+            except MacadamError as error:
+                _log.warning("the queue stumbled", extra={"facts": {"code": error.code, "detail": str(error)}})
+            except Exception as error:  # noqa: BLE001 - logged with its trace; the next turn tries again
+                _log.error("the queue stumbled", exc_info=error)
+
+    def _run(self, queue: Queue) -> None:
+        while not self._stop.is_set():
+            done = queue.turn()
+            if not (done.open or done.waiting):
+                return
+            self._stop.wait(self._every)
+
+    def _is_wanted(self) -> bool:
+        with self._ports.sql.read() as sql:
+            return registry.any_open(sql)
+
+
+def run(queue: Queue, every: float, stop: threading.Event, *, until_idle: bool = False) -> None:
+    """Works in this thread until `stop`, or until nothing is left to do. A turn that failed for now is tried again."""
+    while not stop.is_set():
+        try:
+            done = queue.turn()
+        except Temporary as error:
+            _log.warning("the queue stumbled", extra={"facts": {"code": error.code, "detail": str(error)}})
+        else:
+            if until_idle and not (done.open or done.waiting):
+                return
+        stop.wait(every)

@@ -1,0 +1,220 @@
+"""Turns what SQL holds into the state that scheduling decides on, and what it decides back into places on machines.
+
+Pure. Jobs without GPUs are not scheduling's: they get the processors and memory that are left, in order (`plain_starts`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.types import AttemptRow, Job, Place, Quota
+from macadam.compute.scheduling import types as scheduling
+from macadam.compute.scheduling.types import Placement, Places, Running, Slot, Spent, State, Work
+from macadam.ports import Node
+
+_GONE = 1 << 30
+MakePlaces = Callable[[Sequence[scheduling.Node]], Places]
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a decision rests on. nodes: all machines there are; jobs: of the open attempts, by id; spent: in each quota's window."""
+
+    now: datetime
+    nodes: tuple[Node, ...]
+    waiting: tuple[Job, ...]
+    attempts: tuple[AttemptRow, ...]
+    jobs: dict[str, Job]
+    quotas: tuple[Quota, ...]
+    spent: dict[str, Spent]
+    rate: Rate
+
+    def staying(self) -> tuple[Node, ...]:
+        """Machines that new work may be put on."""
+        return tuple(node for node in self.nodes if node.leaving is None)
+
+
+def state(picture: Picture) -> State:
+    """GPU work only. Processors and memory that other jobs hold are taken off the nodes."""
+    taken = _taken(row for row in picture.attempts if not row.milli)
+    ready = (job for job in picture.waiting if job.ready is None or job.ready <= picture.now)
+    return State(
+        nodes=tuple(_node(node, taken) for node in picture.staying() if node.devices),
+        waiting=tuple(work(job, picture.rate) for job in ready if job.spec.resources.demand),
+        running=tuple(_running(row, picture) for row in picture.attempts if row.milli),
+        quotas=tuple(quota(one) for one in picture.quotas),
+        spent=picture.spent,
+    )
+
+
+def work(job: Job, rate: Rate) -> Work:
+    spec, asked = job.spec, job.spec.resources
+    return Work(
+        id=job.id,
+        tenant=job.project,
+        submitted=job.submitted.timestamp(),
+        gpus=asked.gpus,
+        milli=asked.milli,
+        models=asked.models,
+        nodes=asked.nodes,
+        cpu_milli=asked.cpu_milli,
+        memory=asked.memory,
+        priority=job.priority,
+        preemptible=spec.preemptible,
+        deadline=spec.deadline.timestamp() if spec.deadline else 0,
+        time_limit=spec.time_limit,
+        checkpoint_every=spec.checkpoint_every,
+        attained=job.attained,
+        preemptions=job.preemptions,
+        group=spec.likeness,
+        micros_per_gpu_hour=rate.gpu,
+    )
+
+
+def quota(one: Quota) -> scheduling.Quota:
+    return scheduling.Quota(
+        tenant=one.project,
+        gpus=one.gpus,
+        cohort=one.cohort,
+        borrow=one.borrow,
+        lend=one.lend,
+        gpu_hours=one.gpu_hours,
+        micros=one.money.micros if one.money else None,
+        weight=one.weight,
+    )
+
+
+def _node(node: Node, taken: Mapping[str, tuple[int, int]]) -> scheduling.Node:
+    cpus, memory = taken.get(node.name, (0, 0))
+    models = {device.model for device in node.devices}
+    return scheduling.Node(
+        name=node.name,
+        gpus=len(node.devices),
+        model=models.pop() if len(models) == 1 else "",
+        # 0 would mean that they are not limited.
+        cpu_milli=max(1, node.cpus - cpus),
+        memory=max(1, node.memory - memory),
+        zone=node.zone,
+    )
+
+
+def _running(row: AttemptRow, picture: Picture) -> Running:
+    return Running(
+        work=work(picture.jobs[row.job], picture.rate),
+        placement=tuple(_slot(place, picture) for place in row.places if place.milli),
+        started=row.started.timestamp(),
+    )
+
+
+def _slot(place: Place, picture: Picture) -> Slot:
+    """By the devices' ids: a node that loses a GPU counts the others anew. One that is gone has an index that none has."""
+    node = next((node for node in picture.nodes if node.name == place.node), None)
+    at = {device.id: index for index, device in enumerate(node.devices)} if node else {}
+    return Slot(node=place.node, milli=place.milli, devices=tuple(at.get(one, _GONE) for one in place.devices))
+
+
+def _taken(rows: Iterable[AttemptRow]) -> dict[str, tuple[int, int]]:
+    """Thousandths of cores and bytes held, by node."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        for place in row.places:
+            cpus, memory = found.get(place.node, (0, 0))
+            found[place.node] = (cpus + place.cpus, memory + place.memory)
+    return found
+
+
+# --- back
+
+
+def places(job: Job, placement: Placement, nodes: Sequence[Node]) -> tuple[Place, ...]:
+    """What each member gets: its part of the whole gang's processors and memory, in proportion to its GPUs, rounded up."""
+    known, asked = {node.name: node for node in nodes}, job.spec.resources
+    found = []
+    for slot in placement:
+        each = slot.milli // len(slot.devices)
+
+        def part(amount: int, slot: Slot = slot) -> int:
+            return -(-amount * slot.milli // asked.demand)
+
+        found.append(
+            Place(
+                node=slot.node,
+                devices={known[slot.node].devices[index].id: each for index in slot.devices},
+                indexes=slot.devices,
+                milli=slot.milli,
+                cpus=part(asked.cpu_milli),
+                memory=part(asked.memory),
+                disk=part(asked.disk),
+            )
+        )
+    return tuple(found)
+
+
+def plain_starts(
+    picture: Picture, started: Sequence[tuple[Job, tuple[Place, ...]]]
+) -> list[tuple[Job, tuple[Place, ...]]]:
+    """Jobs without GPUs that fit beside all that runs and what is just being started: by priority, then by submission."""
+    taken = _taken(picture.attempts)
+    for _, given in started:
+        for place in given:
+            cpus, memory = taken.get(place.node, (0, 0))
+            taken[place.node] = (cpus + place.cpus, memory + place.memory)
+    found: list[tuple[Job, tuple[Place, ...]]] = []
+    for job in sorted(_plain(picture), key=lambda job: (-job.priority, job.submitted, job.id)):
+        asked = job.spec.resources
+        for node in picture.staying():
+            cpus, memory = taken.get(node.name, (0, 0))
+            if cpus + asked.cpu_milli <= node.cpus and memory + asked.memory <= node.memory:
+                taken[node.name] = (cpus + asked.cpu_milli, memory + asked.memory)
+                place = Place(
+                    node=node.name,
+                    devices={},
+                    indexes=(),
+                    milli=0,
+                    cpus=asked.cpu_milli,
+                    memory=asked.memory,
+                    disk=asked.disk,
+                )
+                found.append((job, (place,)))
+                break
+    return found
+
+
+def _plain(picture: Picture) -> list[Job]:
+    return [
+        job
+        for job in picture.waiting
+        if not job.spec.resources.demand and (job.ready is None or job.ready <= picture.now)
+    ]
+
+
+class Staying:
+    """Places on machines that stay. What runs on others, or on GPUs that are gone, is left out: it counts for quotas alone."""
+
+    def __init__(self, inner: Places, nodes: Iterable[scheduling.Node]) -> None:
+        self._inner = inner
+        self._gpus = {node.name: node.gpus for node in nodes}
+
+    def free(self) -> int:
+        return self._inner.free()
+
+    def place(self, work: Work) -> Placement | None:
+        return self._inner.place(work)
+
+    def take(self, work: Work, placement: Placement) -> None:
+        if known := self._known(placement):
+            self._inner.take(work, known)
+
+    def release(self, work: Work, placement: Placement) -> None:
+        if known := self._known(placement):
+            self._inner.release(work, known)
+
+    def _known(self, placement: Placement) -> Placement:
+        return tuple(
+            slot for slot in placement if all(device < self._gpus.get(slot.node, 0) for device in slot.devices)
+        )
+
+
+def staying(make: MakePlaces) -> MakePlaces:
+    return lambda nodes: Staying(make(nodes), nodes)
