@@ -16,6 +16,7 @@ from macadam.access import revoking
 from macadam.access import service as access
 from macadam.app import belonging
 from macadam.app.dispatcher import Dispatcher, no_progress
+from macadam.compute.jobs import machine
 from macadam.compute.waterfall import metering
 from macadam.errors import MacadamError, NotFound, SettingInvalid
 from macadam.ledger import service as ledger
@@ -132,6 +133,7 @@ class Platform:
                 last_first.callback(self._publisher.close)
                 last_first.callback(self._submitter.close)
                 last_first.callback(self._sequencer.close)
+                last_first.callback(self.ports.executor.close)
                 last_first.callback(self.ports.runner.close)
 
     def __enter__(self) -> Self:
@@ -206,7 +208,7 @@ def _connect(settings: Settings) -> Ports:
     """Builds the adapters. Anything may be loaded here, but no adapter imports its heavy package before use."""
     home = settings.home
     try:
-        for part in ("", "objects", "keys", "online", "journal", "warehouse", "serving", "work"):
+        for part in ("", "objects", "keys", "online", "journal", "warehouse", "serving", "work", "jobs"):
             (home / part).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SettingInvalid(
@@ -227,5 +229,6 @@ def _connect(settings: Settings) -> Ports:
         tables=cast("Any", adapter("iceberg")(home / "warehouse")),
         online=cast("Any", adapter("lmdb")(home / "online")),
         runner=cast("Any", adapter(settings.storage.runner)(home / "work")),
+        executor=cast("Any", adapter(settings.jobs.executor)(home / "jobs", objects, machine.devices(settings.jobs))),
         secrets=open_secrets(settings),
     )

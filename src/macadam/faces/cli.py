@@ -57,6 +57,8 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "Write a copy of the ledger that can be checked without Macadam",
     ),
     "policy test": ("macadam.faces.policy_verbs:TEST", "Hold a table of who may do what against policies"),
+    "jobs run": ("macadam.faces.job_verbs:RUN", "Work the queue here, as `macadam up` does by itself"),
+    "jobs follow": ("macadam.faces.job_verbs:FOLLOW", "Print a job's log as it grows, until it has ended"),
     "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
     "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),
     "models verify": ("macadam.faces.model_verbs:VERIFY", "Check a model in a folder against its signature, offline"),

@@ -27,6 +27,7 @@ from macadam.faces import logs
 from macadam.faces.duties import Clerk
 from macadam.faces.gateway_process import GatewayProcess, end_leftover
 from macadam.faces.http import ControlPlane
+from macadam.faces.jobs_worker import JobsWorker
 from macadam.faces.link import LinkServer
 from macadam.faces.session import Session, Verb
 from macadam.settings import Settings
@@ -96,6 +97,7 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
     watching = asyncio.create_task(gateway.watch())
     stopping = asyncio.create_task(stop.wait())
     clerk = Clerk(platform)
+    jobs = JobsWorker(platform)
     try:
         if await _healthy(settings, serving, gateway, stop):
             _announce(session, settings, time.perf_counter() - began)
@@ -108,6 +110,7 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
         if not serving.done():
             server.stop()  # type: ignore[no-untyped-call] # granian ships no types for it
             await asyncio.wait({serving}, timeout=_STOP_SECONDS)
+        await asyncio.to_thread(jobs.close)
         await asyncio.to_thread(clerk.close)
         await asyncio.to_thread(app.close)
         logs.stop(handler)

@@ -30,6 +30,7 @@ def ports_of(home: Path) -> Ports:
         tables=nothing,
         online=nothing,
         runner=nothing,
+        executor=nothing,
         secrets=LocalSecrets(home / "keys"),
     )
 

@@ -33,6 +33,7 @@ def open_ports(home: Path, database: str = "") -> Ports:
         tables=UNUSED,
         online=UNUSED,
         runner=UNUSED,
+        executor=UNUSED,
     )
     ports.sql.migrate()
     ledger.bootstrap(ports)

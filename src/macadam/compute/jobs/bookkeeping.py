@@ -132,7 +132,6 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
     def _after(self, job: Job, row: AttemptRow, verdict: settling.Verdict) -> Job:
         restarts = job.restarts + verdict.restart
-        spent = job.spent.micros + (row.cost.micros if row.cost else 0)
         return msgspec.structs.replace(
             job,
             state=verdict.state,
@@ -140,7 +139,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             restarts=restarts,
             preemptions=job.preemptions + (verdict.ending == "preempted"),
             attained=job.attained + row.seconds,
-            spent=Money(micros=spent, currency=job.spent.currency),
+            spent=Money(micros=job.spent.micros + row.cost.micros) if job.spent and row.cost else None,
             ready=settling.ready_after(restarts - 1, self.restart_delay, self.now) if verdict.restart else None,
             ended=None if verdict.state == "waiting" else row.ended,
             exit_code=None if verdict.state == "waiting" else row.exit_code,

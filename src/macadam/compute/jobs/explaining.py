@@ -6,11 +6,10 @@ import sqlalchemy as sa
 
 from macadam.compute.jobs import forecast, history, registry, spending
 from macadam.compute.jobs.history import Durations
-from macadam.compute.jobs.loop import policy, refusal
+from macadam.compute.jobs.loop import PLACES, policy, refusal
 from macadam.compute.jobs.picture import MakePlaces, Picture
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import Explanation, Job, Price, Span
-from macadam.compute.scheduling.first_fit import FirstFit
 from macadam.compute.scheduling.types import Wait
 from macadam.errors import Unavailable
 from macadam.ports import Node, Ports
@@ -19,7 +18,7 @@ _UNKNOWN = Span(likely=None, late=None, basis="")
 
 
 def explain(
-    sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, seconds: float = 0, places: MakePlaces = FirstFit
+    sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, seconds: float = 0, places: MakePlaces = PLACES
 ) -> Explanation:
     """seconds: how long the job is thought to run, 0 = as its like. The job may be one that was not submitted yet."""
     rate = Rate.of(ports.settings.prices)

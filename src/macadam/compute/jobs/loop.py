@@ -29,11 +29,15 @@ from macadam.compute.jobs.picture import MakePlaces, Picture
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import AttemptRow, Job, Place, Wish
 from macadam.compute.scheduling.decide import decide
-from macadam.compute.scheduling.first_fit import FirstFit
+from macadam.compute.scheduling.packed import packed
+from macadam.compute.scheduling.placement import Policy as Placement
 from macadam.compute.scheduling.types import Decision, Estimates, Policy, Preempt, Spent
-from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
+from macadam.errors import Busy, SettingInvalid, Temporary
 from macadam.ports import Allotment, Attempt, Executor, Node, Ports, Sighting
 from macadam.settings import Jobs as Settings
+
+PLACES: MakePlaces = packed(Placement())
+"""Where jobs go: so that what usually comes still fits."""
 
 _log = logging.getLogger(__name__)
 _LOCK = "queue.lock"
@@ -86,7 +90,7 @@ class Queue:
         clock: Callable[[], datetime],
         committed: Callable[[], None],
         estimates: Callable[[sa.Connection], Estimates] | None = None,
-        places: MakePlaces = FirstFit,
+        places: MakePlaces = PLACES,
     ) -> None:
         self._ports = ports
         self._executor: Executor = ports.executor
@@ -378,45 +382,6 @@ def claimed(home: Path) -> Iterator[None]:
         file.write(str(os.getpid()).encode())
         file.flush()
         yield
-
-
-class Worker:
-    """Works the queue in a thread of its own until `close()`. With nothing to do it only looks into SQL, and holds no lock."""
-
-    def __init__(self, queue: Callable[[], Queue], ports: Ports, every: float) -> None:
-        self._make, self._ports, self._every = queue, ports, every
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="macadam-queue", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Returns once the turn under way is done; what runs goes on."""
-        self._stop.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stop.wait(self._every):
-            try:
-                if self._is_wanted():
-                    with claimed(self._ports.settings.home):
-                        self._run(self._make())
-            except Busy:
-                continue  # `macadam jobs run` has it
-            except MacadamError as error:
-                _log.warning("the queue stumbled", extra={"facts": {"code": error.code, "detail": str(error)}})
-            except Exception as error:  # noqa: BLE001 - logged with its trace; the next turn tries again
-                _log.error("the queue stumbled", exc_info=error)
-
-    def _run(self, queue: Queue) -> None:
-        while not self._stop.is_set():
-            done = queue.turn()
-            if not (done.open or done.waiting):
-                return
-            self._stop.wait(self._every)
-
-    def _is_wanted(self) -> bool:
-        with self._ports.sql.read() as sql:
-            return registry.any_open(sql)
 
 
 def run(queue: Queue, every: float, stop: threading.Event, *, until_idle: bool = False) -> None:

@@ -5,6 +5,7 @@ Setting one is the platform administrator's: what a project gets is taken from o
 
 from decimal import Decimal
 
+from macadam.access.service import require_project
 from macadam.compute.jobs import registry, spending
 from macadam.compute.jobs.types import (
     Cohort,
@@ -21,21 +22,23 @@ from macadam.operations import Transaction, operation
 from macadam.values import Money
 
 _PRICED_IN = "USD"  # what the settings' prices are in
+_TENANT = "/api/v1/quotas/{tenant}"
 _QUOTA = "/api/v1/projects/{project}/quota"
-_PLATFORM = "platform:quotas"
+_PLATFORM = "platform:home"
 
 
-@operation(SetQuota, permission="quotas:set", http=f"POST {_QUOTA}", cli="quotas set", resource=_PLATFORM)
+@operation(SetQuota, permission="quotas:set", http=f"POST {_TENANT}", cli="quotas set", resource=_PLATFORM)
 def set_quota(tx: Transaction, request: SetQuota) -> Quota:
-    """Raises InvalidInput for another currency than prices are in: amounts could not be compared."""
+    """Raises NotFound, and InvalidInput for another currency than prices are in: amounts could not be compared."""
     if request.money and request.currency != _PRICED_IN:
         raise InvalidInput(
             f"Work is priced in {_PRICED_IN}, so a quota in {request.currency} could not be held.",
             next_step=f"Give the amount in {_PRICED_IN}.",
         )
+    require_project(tx.sql, request.tenant)
     money = Money(micros=int(Decimal(request.money) * 1_000_000), currency=request.currency) if request.money else None
     quota = Quota(
-        project=request.project,
+        project=request.tenant,
         gpus=request.gpus,
         cohort=request.cohort,
         borrow=request.borrow,
@@ -62,10 +65,10 @@ def set_quota(tx: Transaction, request: SetQuota) -> Quota:
     return quota
 
 
-@operation(RemoveQuota, permission="quotas:set", http=f"POST {_QUOTA}/remove", cli="quotas remove", resource=_PLATFORM)
+@operation(RemoveQuota, permission="quotas:set", http=f"POST {_TENANT}/remove", cli="quotas remove", resource=_PLATFORM)
 def remove_quota(tx: Transaction, request: RemoveQuota) -> Quota:
     """Raises NotFound."""
-    quota = registry.find_quota(tx.sql, request.project)
+    quota = registry.find_quota(tx.sql, request.tenant)
     registry.remove_quota(tx.sql, quota.project)
     tx.record(f"quota:{quota.project}", removed=1)
     return quota

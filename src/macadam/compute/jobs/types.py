@@ -123,7 +123,7 @@ class Spec(Value, frozen=True, kw_only=True):
 class Job(Value, frozen=True, kw_only=True):
     """One job. attempt: the number of the newest one, 0 = none yet. restarts: attempts that died and were tried again;
     preemptions: attempts that were stopped for somebody else. attained: seconds that attempts have run in all. spent: what
-    they have cost so far, by allotment. ending: how the last attempt ended; message: more about it. ready: not started before.
+    they have cost so far, by what they held, None if no price is known. ending: how the last attempt ended; message: more about it. ready: not started before.
     wish: why it is asked to stop; grace: seconds, if its canceller gave others than its own.
     """
 
@@ -139,7 +139,7 @@ class Job(Value, frozen=True, kw_only=True):
     restarts: int = 0
     preemptions: int = 0
     attained: float = 0
-    spent: Money = Money(micros=0)
+    spent: Money | None = Money(micros=0)
     ready: datetime | None = None
     ended: datetime | None = None
     exit_code: int | None = None
@@ -443,12 +443,12 @@ class SetPriority(Request[Job], frozen=True, kw_only=True):
 class SetQuota(Request[Quota], frozen=True, kw_only=True):
     """Set what a project may use, in place of what was set before. With no quotas at all nothing is limited.
 
-    gpus: its own. cohort: those it lends to and borrows from. borrow: at most so many beyond its own. lend: at most so many of its own. gpu_hours:
+    tenant: the project; what it gets is taken from others, so its own administrators have no say. gpus: its own. cohort: those it lends to and borrows from. borrow: at most so many beyond its own. lend: at most so many of its own. gpu_hours:
     in each window. money: decimal amount in each window, '' = no limit. window: by the calendar in UTC. weight: its part among
     borrowers.
     """
 
-    project: Name
+    tenant: Name
     gpus: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
     cohort: Name = "all"
     borrow: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
@@ -463,7 +463,7 @@ class SetQuota(Request[Quota], frozen=True, kw_only=True):
 class RemoveQuota(Request[Quota], frozen=True, kw_only=True):
     """Remove a project's quota: it then uses only what others leave, if they have quotas."""
 
-    project: Name
+    tenant: Name
 
 
 class ShowQuota(Request[QuotaState], frozen=True, kw_only=True):
