@@ -314,6 +314,42 @@ class Jobs(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Telemetry(Section):
+    """What is collected of GPUs and hosts, and how long it is kept."""
+
+    local: bool = setting(
+        True, env="MACADAM_TELEMETRY_LOCAL", unit="0 or 1", why="NVML is read where there is a driver; else nothing is"
+    )
+    exporters: str = setting(
+        "", env="MACADAM_TELEMETRY_EXPORTERS", unit="URLs", why="dcgm-exporters to scrape, separated by commas"
+    )
+    every: float = setting(
+        15.0,
+        env="MACADAM_TELEMETRY_EVERY",
+        unit="s",
+        why="what Prometheus is usually set to: bursts show, cost is small",
+    )
+    timeout: float = setting(
+        5.0, env="MACADAM_TELEMETRY_TIMEOUT", unit="s", why="an exporter that hangs must not hold up the others"
+    )
+    grace: float = setting(
+        300.0, env="MACADAM_TELEMETRY_GRACE", unit="s", why="samples of an hour that are still under way when it ends"
+    )
+    raw_hours: int = setting(
+        48,
+        env="MACADAM_TELEMETRY_RAW_HOURS",
+        unit="h",
+        why="late samples are merged for two days; then minutes are enough",
+    )
+    minute_days: int = setting(
+        35, env="MACADAM_TELEMETRY_MINUTE_DAYS", unit="days", why="a month's bill can be looked at by the minute"
+    )
+    hour_days: int = setting(
+        800, env="MACADAM_TELEMETRY_HOUR_DAYS", unit="days", why="a year is compared with the year before"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All sections and the home directory that embedded state lives under."""
 
@@ -329,6 +365,7 @@ class Settings:
     link: Link = dataclasses.field(default_factory=Link)
     prices: Prices = dataclasses.field(default_factory=Prices)
     jobs: Jobs = dataclasses.field(default_factory=Jobs)
+    telemetry: Telemetry = dataclasses.field(default_factory=Telemetry)
 
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, *, home: Path | None = None) -> "Settings":
@@ -351,4 +388,5 @@ class Settings:
             link=Link.read(env),
             prices=Prices.read(env),
             jobs=Jobs.read(env),
+            telemetry=Telemetry.read(env),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from macadam.compute.telemetry import attribution, trust
 from macadam.compute.telemetry.frame import LONGEST, SECOND, Frame
 from macadam.compute.telemetry.trust import Verdict
-from macadam.compute.telemetry.types import Finding, Holding, Pod, usage_schema
+from macadam.compute.telemetry.types import RATIOS, Finding, Holding, Pod, usage_schema
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def _usage(frame: Frame, who: attribution.Claimants, verdict: Verdict, start: in
     keys = (frame.device[row], bucket, who.who[entry], doubt[entry])
     order, edges = _groups(keys)
     columns = {name: _mean(frame.number(name)[row][order], weight[order], edges) for name in _MEANS}
+    # Sensors round up to a little more than everything; what is far above it is suspect already.
+    columns.update({name: np.minimum(columns[name], 1.0) for name in _MEANS if name in RATIOS})
     own = who.memory[entry]
     memory = np.where(own >= 0, own, np.nan_to_num(frame.number("memory_used")[row], nan=-1.0))
     total = _sums(weight[order], edges)

@@ -53,7 +53,8 @@ class Frame:
     several pods share it. reading: its number by row; first: each reading's first row, shape (r,).
     """
 
-    def __init__(self, samples: "pa.Table") -> None:
+    def __init__(self, samples: "pa.Table", *, judged: bool = True) -> None:
+        """judged: leave out what a nearer source measured too, and of contradictions all but one; else only repetitions."""
         rows = samples.combine_chunks()
         self.devices, device = _codes(rows, "device")
         _, part = _codes(rows, "part")
@@ -61,8 +62,9 @@ class Frame:
         received = _instants(rows, "received")
         order = np.lexsort((received, part, at, device))
         rows, device, part, at = rows.take(order), device[order], part[order], at[order]
-        kept, conflicts, self.duplicates = _each_once(rows, device, at, part)
-        kept &= _nearest_source(rows, device, at)
+        kept, conflicts, self.duplicates = _each_once(rows, device, at, part, all_conflicts=not judged)
+        if judged:
+            kept &= _nearest_source(rows, device, at)
         self.rows = rows if kept.all() else rows.take(np.flatnonzero(kept))
         self.device: Ints = device[kept]
         self.at: Ints = at[kept]
@@ -145,8 +147,13 @@ def _instants(rows: "pa.Table", name: str) -> "Ints":
     return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _each_once(rows: "pa.Table", device: "Ints", at: "Ints", part: "Ints") -> "tuple[Mask, Mask, int]":
-    """(rows to keep, which of those were also delivered with other values, how many were not kept)."""
+def _each_once(
+    rows: "pa.Table", device: "Ints", at: "Ints", part: "Ints", *, all_conflicts: bool
+) -> "tuple[Mask, Mask, int]":
+    """(rows to keep, which of those were also delivered with other values, how many were not kept).
+
+    all_conflicts: keep every row of a contradiction, so that it is found again when the hour is judged again.
+    """
     again = np.zeros(len(at), dtype=bool)
     again[1:] = (device[1:] == device[:-1]) & (at[1:] == at[:-1]) & (part[1:] == part[:-1])
     conflicts = np.zeros(len(at), dtype=bool)
@@ -162,6 +169,8 @@ def _each_once(rows: "pa.Table", device: "Ints", at: "Ints", part: "Ints") -> "t
         at_odds |= (one != one[head]) & ~(np.isnan(one) & np.isnan(one[head]))
     conflicts = np.isin(group, group[at_odds])
     kept = ~again
+    if all_conflicts:
+        return kept | conflicts, conflicts, int((again & ~conflicts).sum())
     for number in np.unique(group[at_odds]):
         # Which one came first must not matter: the one with the least values is kept, and none of them is believed.
         members = np.flatnonzero(group == number)
