@@ -1,0 +1,66 @@
+"""What no engine can beat: the arithmetic over the data sheet's peak, the bytes over its bandwidth.
+
+Computed from the requests alone, not from iterations, so that the simulator can be held against it.
+"""
+
+from collections.abc import Sequence
+
+from macadam.compute.rightsizing.types import BYTES, Engine, Replica
+
+
+def busy(replica: Replica, engine: Engine, requests: Sequence[tuple[int, int]]) -> float:
+    """Seconds that a replica needs at the very least to serve all requests (prompt, output), however it batches them."""
+    if not requests:
+        return 0.0
+    flops = sum(_flops(replica, prompt, output) for prompt, output in requests)
+    moved = sum(_kv_moved(replica, engine, prompt, output) for prompt, output in requests)
+    # A request gets one token an iteration, and an iteration reads the weights.
+    moved += weights_read(replica, engine) * max(output for _, output in requests)
+    return max(flops / _peak(replica, engine), moved / _bandwidth(replica))
+
+
+def first_token(replica: Replica, engine: Engine, prompt: int) -> float:
+    """Seconds to the first token of a request that is alone."""
+    moved = weights_read(replica, engine) + 2 * prompt * _kv(replica, engine)
+    return max(_flops(replica, prompt, 1) / _peak(replica, engine), moved / _bandwidth(replica))
+
+
+def next_token(replica: Replica, engine: Engine, prompt: int) -> float:
+    """Seconds for each further token of a request that is alone: its context is read, and the weights."""
+    llm = replica.llm
+    flops = 2 * llm.active + 4 * llm.layers * llm.heads * llm.head_dim * prompt
+    moved = weights_read(replica, engine) + prompt * _kv(replica, engine)
+    return max(flops / _peak(replica, engine), moved / _bandwidth(replica))
+
+
+def weights_read(replica: Replica, engine: Engine) -> float:
+    """Bytes that one iteration reads at the least: of a mixture of experts, those of one token."""
+    return replica.llm.active * BYTES[engine.weights]
+
+
+def _flops(replica: Replica, prompt: int, output: int) -> float:
+    llm = replica.llm
+    through = prompt + output - 1  # the last token that is made goes through no layer
+    pairs = prompt * (prompt + 1) / 2 + sum(range(prompt, prompt + output - 1))
+    return (
+        2 * llm.layer_parameters_used * through
+        + 2 * llm.head_parameters * output
+        + 4 * llm.layers * llm.heads * llm.head_dim * pairs
+    )
+
+
+def _kv_moved(replica: Replica, engine: Engine, prompt: int, output: int) -> float:
+    reads = prompt + sum(range(prompt, prompt + output - 1))
+    return (reads + prompt + output - 1) * _kv(replica, engine)
+
+
+def _kv(replica: Replica, engine: Engine) -> float:
+    return replica.llm.kv_bytes(BYTES[engine.kv])
+
+
+def _peak(replica: Replica, engine: Engine) -> float:
+    return replica.gpu.peak[engine.weights] * replica.tp
+
+
+def _bandwidth(replica: Replica) -> float:
+    return replica.gpu.bandwidth * replica.tp

@@ -1,0 +1,227 @@
+"""The search for the cheapest fleet that keeps a promise: solve, simulate, add margin until it is kept; then try what is cheaper.
+
+The programme in mix.py knows rates and means; queues, bursts and full memories only the simulator knows. A fleet counts only if the simulator
+saw the promise kept on the very trace.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from macadam.compute.rightsizing import capacity, mix, roofline, serving
+from macadam.compute.rightsizing.capacity import Demand
+from macadam.compute.rightsizing.roofline import Speed
+from macadam.compute.rightsizing.types import Efficiency, Engine, Fleet, Llm, Offer, Option, Replica, Slo, Trace
+from macadam.compute.catalogue import gpus
+from macadam.errors import InvalidInput
+from macadam.operations import Progress
+
+_STEPS = 4  # halvings between the margin that failed and the one that held
+_LESS = 0.88  # each time that the promise is missed, replicas are planned to be that much less busy
+_LEAST = 0.15  # busy; below that something else than the load breaks the promise
+_TRIALS = 60  # fleets that are tried around the one that was found
+_AT_ONCE = 12  # of them before the search moves on or ends
+_MORE = 4  # replicas of one kind in the place of those that are left out
+_LOOKED_AT = 400  # fleets whose load is computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is asked. speeds, works: of each option; works by class of requests, infinite where the promise cannot be kept."""
+
+    trace: Trace
+    slo: Slo
+    engine: Engine
+    demand: Demand
+    options: tuple[Option, ...]
+    speeds: tuple[Speed, ...]
+    works: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A fleet and what the simulator saw. busy: the load that replicas were planned for, 1 is all of their time."""
+
+    fleet: Fleet
+    served: serving.Served
+    attained: float
+    busy: float
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What was simulated already."""
+
+    problem: Problem
+    report: Callable[[], None]
+    plans: dict[tuple[int, ...], Plan] = field(default_factory=dict)
+
+    def plan(self, fleet: Fleet, busy: float) -> Plan:
+        if fleet.replicas not in self.plans:
+            served = simulate(self.problem, fleet)
+            self.plans[fleet.replicas] = Plan(
+                fleet=fleet, served=served, attained=served.attained(self.problem.slo), busy=busy
+            )
+            self.report()
+        return self.plans[fleet.replicas]
+
+
+def options(llm: Llm, offers: Iterable[Offer], engine: Engine, tps: Sequence[int]) -> tuple[Option, ...]:
+    """Every way to run the model on what is offered. Offers on which it does not fit are left out. Raises InvalidInput if none is left."""
+    found = []
+    for offer in offers:
+        gpu = gpus.find(offer.gpu)
+        for tp in tps:
+            if tp > offer.gpus or llm.heads % tp or llm.kv_heads % tp or engine.weights not in gpu.peak:
+                continue
+            replica = Replica(llm=llm, gpu=gpu, tp=tp)
+            try:
+                roofline.kv_tokens(replica, engine)
+            except InvalidInput:
+                continue
+            found.append(Option(offer=offer, replica=replica))
+    if not found:
+        raise InvalidInput(
+            f"{llm.name} in {engine.weights} fits on none of the machines offered.",
+            next_step="Offer larger machines, allow more GPUs a replica (--tp 8), or choose a shorter format (--weights fp8).",
+        )
+    return tuple(found)
+
+
+def problem(trace: Trace, slo: Slo, engine: Engine, chosen: Sequence[Option], efficiency: Efficiency) -> Problem:
+    """Computes what each option can do for each class of requests."""
+    wanted = capacity.demand(trace, slo)
+    speeds = tuple(roofline.speed(option.replica, engine, efficiency) for option in chosen)
+    works = tuple(capacity.works(pace, engine, wanted, slo) for pace in speeds)
+    return Problem(
+        trace=trace, slo=slo, engine=engine, demand=wanted, options=tuple(chosen), speeds=speeds, works=works
+    )
+
+
+def only(asked: Problem, keep: Callable[[Option], bool]) -> Problem:
+    """The same with some of its options. Raises InvalidInput if none is left."""
+    kept = [number for number, option in enumerate(asked.options) if keep(option)]
+    if not kept:
+        raise InvalidInput("No machine of that kind is offered.", next_step="Choose another GPU.")
+    return Problem(
+        trace=asked.trace,
+        slo=asked.slo,
+        engine=asked.engine,
+        demand=asked.demand,
+        options=tuple(asked.options[number] for number in kept),
+        speeds=tuple(asked.speeds[number] for number in kept),
+        works=tuple(asked.works[number] for number in kept),
+    )
+
+
+def simulate(asked: Problem, fleet: Fleet) -> serving.Served:
+    """Serves the trace with that fleet."""
+    numbers = [option for option, count in enumerate(fleet.replicas) for _ in range(count)]
+    work = [[_expected(asked, option, kind) for option in numbers] for kind in range(len(asked.demand.rates))]
+    for kind, costs in enumerate(work):
+        if all(math.isinf(cost) for cost in costs):  # nobody keeps the promise for it: it goes anywhere, rather than nowhere
+            work[kind] = [1.0] * len(costs)
+    return serving.serve(
+        asked.trace, [asked.speeds[option] for option in numbers], asked.engine, classes=asked.demand.classes, work=work
+    )
+
+
+def plan(asked: Problem, progress: Progress = lambda _what, _done, _total: None, *, trials: int = _TRIALS) -> Plan:
+    """The cheapest fleet found that keeps the promise in the simulator. Raises InvalidInput if none does."""
+    simulated = 0
+    expected = _STEPS + trials // 2
+
+    def report() -> None:
+        nonlocal simulated
+        simulated += 1
+        progress("Fleets simulated", simulated, max(expected, simulated))
+
+    seen = _Seen(problem=asked, report=report)
+    best, missed = _with_margin(asked, seen)
+    for _ in range(_STEPS):
+        if missed is None:
+            break
+        busy = (best.busy + missed) / 2
+        tried = seen.plan(_solved(asked, busy), busy)
+        if tried.attained >= asked.slo.attainment:
+            best = tried if tried.fleet.hourly <= best.fleet.hourly else best
+            best = Plan(fleet=best.fleet, served=best.served, attained=best.attained, busy=busy)
+        else:
+            missed = busy
+    return _descend(asked, seen, best, trials)
+
+
+def _with_margin(asked: Problem, seen: _Seen) -> tuple[Plan, float | None]:
+    """The first fleet that keeps the promise, and the load at which the one before did not."""
+    busy, missed, closest = 1.0, None, 0.0
+    while busy >= _LEAST:
+        tried = seen.plan(_solved(asked, busy), busy)
+        if tried.attained >= asked.slo.attainment:
+            return tried, missed
+        missed, closest = busy, max(closest, tried.attained)
+        busy *= _LESS
+    raise InvalidInput(
+        f"No fleet of these machines keeps the promise: {closest:.2%} of the requests at most, where {asked.slo.attainment:.2%} are asked for.",
+        next_step="Relax the promise, or offer faster GPUs.",
+    )
+
+
+def _descend(asked: Problem, seen: _Seen, best: Plan, trials: int) -> Plan:
+    """Takes other replicas in the place of one or two, as long as that is cheaper and the promise holds. Of all such fleets those are simulated
+    that would be least busy.
+    """
+    left = trials
+    while left > 0:
+        fresh = [fleet for fleet in _cheaper(asked, best.fleet) if fleet.replicas not in seen.plans]
+        fresh = sorted(fresh, key=lambda fleet: mix.busiest(asked.works, asked.demand.rates, fleet.replicas))[:_AT_ONCE]
+        tried = [seen.plan(fleet, best.busy) for fleet in fresh[:left]]
+        left -= len(tried)
+        kept = [plan for plan in tried if plan.attained >= asked.slo.attainment]
+        if not kept:
+            return best
+        best = min(kept, key=lambda plan: (plan.fleet.hourly, -plan.attained))
+    return best
+
+
+def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
+    """Fleets that cost less, with one or two replicas less and up to four more of one kind, or one each of two kinds; not those that are plainly
+    too small. Dearest first, and no more than can be looked at.
+    """
+    used = [option for option, count in enumerate(fleet.replicas) if count]
+    kinds = range(len(fleet.replicas))
+    more: list[tuple[int, ...]] = [(kind,) * count for kind in kinds for count in range(1, _MORE + 1)]
+    more += [()] + list(itertools.combinations(kinds, 2))
+    found: dict[tuple[int, ...], Fleet] = {}
+    for out in [(option,) for option in used] + list(itertools.combinations_with_replacement(used, 2)):
+        for into in more:
+            changed = list(fleet.replicas)
+            for option in out:
+                changed[option] -= 1
+            for option in into:
+                changed[option] += 1
+            if min(changed) >= 0 and sum(changed):
+                candidate = mix.housed(asked.options, changed)
+                if candidate.hourly < fleet.hourly and _carries(asked, candidate):
+                    found[candidate.replicas] = candidate
+    return sorted(found.values(), key=lambda f: f.hourly, reverse=True)[:_LOOKED_AT]
+
+
+def _carries(asked: Problem, fleet: Fleet) -> bool:
+    """Whether its time would suffice if each class went where it takes the least: a bound from below on what is needed."""
+    used = [option for option, count in enumerate(fleet.replicas) if count]
+    needed = 0.0
+    for kind, rate in enumerate(asked.demand.rates):
+        least = min(asked.works[option][kind] for option in used)
+        if math.isinf(least) and kind not in asked.demand.spared:
+            return False
+        needed += 0.0 if math.isinf(least) else rate * least
+    return needed <= fleet.size
+
+
+def _solved(asked: Problem, busy: float) -> Fleet:
+    return mix.cheapest(asked.options, asked.works, [rate / busy for rate in asked.demand.rates])
+
+
+def _expected(asked: Problem, option: int, kind: int) -> float:
+    return asked.works[option][kind]
