@@ -66,6 +66,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.study_verbs:PACKING",
         "Measure on a cluster's nodes and pods how many GPUs each way of placing leaves unallocated",
     ),
+    "rightsize llm": (
+        "macadam.faces.rightsize_verb:LLM",
+        "The cheapest GPUs that keep a promise on a trace of LLM requests",
+    ),
 }
 _INTERRUPTED = 130  # what shells expect after SIGINT
 _BROKEN_PIPE = 141  # and after SIGPIPE

@@ -14,7 +14,12 @@ import msgspec
 from macadam.errors import InvalidInput, NotFound
 
 # Llama's blocks: RMS norms, rotary positions, gated feed-forward of three matrices. The others here differ by biases or experts.
-_KNOWN = {"llama": False, "mistral": False, "mixtral": False, "qwen2": True}  # model_type → whether q, k and v have biases
+_KNOWN = {
+    "llama": False,
+    "mistral": False,
+    "mixtral": False,
+    "qwen2": True,
+}  # model_type → whether q, k and v have biases
 _BYTES = {"float16": 2.0, "bfloat16": 2.0, "float32": 4.0, "float8_e4m3fn": 1.0}
 _LARGEST_CONFIG = 1_000_000  # bytes
 
@@ -44,7 +49,16 @@ class Llm(msgspec.Struct, frozen=True, kw_only=True):
     dated: str = ""
 
     def __post_init__(self) -> None:
-        counts = (self.layers, self.hidden, self.heads, self.kv_heads, self.head_dim, self.ffn, self.vocab, self.experts_used)
+        counts = (
+            self.layers,
+            self.hidden,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.ffn,
+            self.vocab,
+            self.experts_used,
+        )
         if min(counts) < 1 or self.experts < self.experts_used or self.heads % self.kv_heads or self.weight_bytes <= 0:
             raise InvalidInput(
                 f"{self.name} is no decoder: {self.heads} heads over {self.kv_heads} of keys, {self.layers} layers of {self.hidden}.",
@@ -130,7 +144,9 @@ def from_config(text: bytes, *, name: str, source: str = "") -> Llm:
         raise InvalidInput(f"The model's config is not JSON: {error}.", next_step="Give its config.json.") from error
     kind = said.get("model_type")
     if kind not in _KNOWN:
-        raise InvalidInput(f"A model of the type {kind!r} is not understood.", next_step=f"Use one of: {', '.join(_KNOWN)}.")
+        raise InvalidInput(
+            f"A model of the type {kind!r} is not understood.", next_step=f"Use one of: {', '.join(_KNOWN)}."
+        )
     heads = _count(said, "num_attention_heads")
     hidden = _count(said, "hidden_size")
     return Llm(
@@ -171,5 +187,7 @@ def _weight_bytes(said: dict[str, Any]) -> float:
         return 1.0
     said_type = said.get("torch_dtype") or said.get("dtype") or "bfloat16"
     if said_type not in _BYTES:
-        raise InvalidInput(f"Weights of the type {said_type!r} are not understood.", next_step=f"One of: {', '.join(_BYTES)}.")
+        raise InvalidInput(
+            f"Weights of the type {said_type!r} are not understood.", next_step=f"One of: {', '.join(_BYTES)}."
+        )
     return _BYTES[said_type]

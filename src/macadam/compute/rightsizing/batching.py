@@ -22,13 +22,43 @@ class Machine:
     """
 
     __slots__ = (
-        "_admitted", "_all_blocks", "_anchor", "_block", "_context", "_costs", "_decoding", "_engine", "_ends", "_finish",
-        "_first", "_made", "_output", "_prefilling", "_prompt", "_residues", "_run", "_speed", "_step", "_used",
-        "_waiting", "busy", "iterations", "now", "preempted", "until", "version",
+        "_admitted",
+        "_all_blocks",
+        "_anchor",
+        "_block",
+        "_context",
+        "_costs",
+        "_decoding",
+        "_ends",
+        "_engine",
+        "_finish",
+        "_first",
+        "_made",
+        "_output",
+        "_prefilling",
+        "_prompt",
+        "_residues",
+        "_run",
+        "_speed",
+        "_step",
+        "_used",
+        "_waiting",
+        "busy",
+        "iterations",
+        "now",
+        "preempted",
+        "until",
+        "version",
     )  # fmt: skip
 
     def __init__(
-        self, speed: Speed, engine: Engine, prompt: list[int], output: list[int], first: list[float], finish: list[float]
+        self,
+        speed: Speed,
+        engine: Engine,
+        prompt: list[int],
+        output: list[int],
+        first: list[float],
+        finish: list[float],
     ) -> None:
         self._speed, self._engine = speed, engine
         self._prompt, self._output, self._first, self._finish = prompt, output, first, finish
@@ -106,7 +136,7 @@ class Machine:
             self.until = math.inf
 
     def _mixed(self) -> float:
-        """s of an iteration that reads prompts; marks how far each gets."""
+        """Seconds of an iteration that reads prompts; marks how far each gets."""
         n = self._decoding
         left = max(1, self._engine.budget - n)
         total, samples, seconds = n, n, 0.0
@@ -170,7 +200,7 @@ class Machine:
         free = self._all_blocks - self._used
         steps = free // self._decoding * self._block
         free -= steps // self._block * self._decoding
-        for i in range(self._block):
+        for _i in range(self._block):
             free -= self._residues[(-self._step - steps) % self._block]
             if free < 0:
                 break
@@ -187,12 +217,12 @@ class Machine:
             heapq.heappop(self._ends)
 
     def _duration(self, steps: int) -> float:
-        """s of `steps` iterations that only decode: the k-th reads k times as many more tokens as there are requests."""
+        """Seconds of `steps` iterations that only decode: the k-th reads k times as many more tokens as there are requests."""
         n, attend = self._decoding, self._speed.attend
         return steps * (self._cost(n) + attend * self._context) + attend * n * (steps * (steps - 1) / 2)
 
     def _cost(self, n: int) -> float:
-        """s of an iteration, but for reading what came before."""
+        """Seconds of an iteration, but for reading what came before."""
         found = self._costs.get(n)
         if found is None:
             found = self._costs[n] = self._speed.decode(n, 0)
@@ -222,7 +252,7 @@ class Machine:
     def _admit(self) -> None:
         """Lets the first in the queue in, while there are blocks, places and tokens left in the iteration."""
         spare = self._engine.budget - self._decoding - sum(entry[2] - entry[1] for entry in self._prefilling)
-        keep = math.ceil(self._all_blocks * _WATERMARK)
+        keep = math.ceil(self._all_blocks * _WATERMARK) + (self._needed(1) if self._decoding else 0)
         while self._waiting and spare > 0 and self._running() < self._engine.most:
             request = self._waiting[0]
             tokens = self._prompt[request] + self._made.get(request, 0)

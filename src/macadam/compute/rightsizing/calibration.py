@@ -14,7 +14,9 @@ import msgspec
 
 from macadam.compute.catalogue import gpus, llms
 from macadam.compute.rightsizing import capacity, roofline
-from macadam.compute.rightsizing.types import Efficiency, Engine, Format, Replica
+from macadam.compute.rightsizing.types import PHYSICS, Efficiency, Engine, Format, Replica
+
+__all__ = ["PHYSICS", "Error", "Measured", "error", "predicted", "published", "ratios"]
 
 _ALL_MEMORY = 0.95  # the share that these benchmarks gave (kv_cache_free_gpu_mem_fraction)
 _BATCH_AT_LOAD = 2048  # more than fits; memory decides

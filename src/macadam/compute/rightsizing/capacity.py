@@ -79,7 +79,7 @@ def _spared(counts: Sequence[int], most: float) -> frozenset[int]:
 
 
 def iteration(pace: Speed, together: int, prompt: float, output: float) -> float:
-    """s of an iteration in which `together` requests of one size run steadily: each gets a token, and the share of new prompts that keeps
+    """Seconds of an iteration in which `together` requests of one size run steadily: each gets a token, and the share of new prompts that keeps
     their number is read beside. It is the mean time a token.
     """
     arriving = together * prompt / output
@@ -108,13 +108,13 @@ def together(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo) -> int:
 
 
 def work(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo) -> float:
-    """s of the replica that one such request takes, when as many run beside it as may. Infinite if the promise cannot be kept."""
+    """Seconds of the replica that one such request takes, when as many run beside it as may. Infinite if the promise cannot be kept."""
     n = together(pace, engine, bucket, slo)
     return iteration(pace, n, bucket.prompt, bucket.output) * bucket.output / n if n else math.inf
 
 
 def works(pace: Speed, engine: Engine, wanted: Demand, slo: Slo) -> tuple[float, ...]:
-    """s of the replica that a request of each class takes in the mean. Infinite if the promise cannot be kept for one of its buckets."""
+    """Seconds of the replica that a request of each class takes in the mean. Infinite if the promise cannot be kept for one of its buckets."""
     sums = [0.0] * len(wanted.rates)
     never = Slo(ttft=math.inf, tpot=math.inf) if wanted.spared else slo
     for bucket in wanted.buckets:

@@ -15,12 +15,10 @@ from macadam.lazy import lazy
 
 if TYPE_CHECKING:
     import numpy as np
-    import scipy.optimize as optimize
-    import scipy.sparse as sparse
 else:
     np = lazy("numpy")
-    optimize = lazy("scipy.optimize")
-    sparse = lazy("scipy.sparse")
+optimize: Any = lazy("scipy.optimize")  # scipy has no types
+sparse: Any = lazy("scipy.sparse")
 
 _MOST_SECONDS = 20.0  # for one solution; what is found by then is used
 _GAP = 1e-4  # of the cost, at which a solution counts as the best
@@ -47,7 +45,11 @@ def cheapest(options: Sequence[Option], works: Sequence[Sequence[float]], rates:
         cost[layout.machine(number)] = offer.hourly / _DOLLAR
     found = optimize.milp(
         cost,
-        constraints=[_all_go(layout, works), _fit(layout, works, rates), _housed(layout, options, [o.name for o in offers])],
+        constraints=[
+            _all_go(layout, works),
+            _fit(layout, works, rates),
+            _housed(layout, options, [o.name for o in offers]),
+        ],
         integrality=layout.integers(),
         bounds=optimize.Bounds(0, layout.upper(works)),
         options={"time_limit": _MOST_SECONDS, "mip_rel_gap": _GAP},
@@ -88,7 +90,9 @@ def busiest(works: Sequence[Sequence[float]], rates: Sequence[float], replicas: 
     loads[:, -1] = -1.0
     cost = np.zeros(len(places) + 1)
     cost[-1] = 1.0
-    found = optimize.linprog(cost, A_ub=loads, b_ub=np.zeros(len(used)), A_eq=all_go, b_eq=np.ones(len(rates)), method="highs")
+    found = optimize.linprog(
+        cost, A_ub=loads, b_ub=np.zeros(len(used)), A_eq=all_go, b_eq=np.ones(len(rates)), method="highs"
+    )
     return float(found.fun) if found.status == 0 else math.inf
 
 

@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from macadam.compute.catalogue import gpus
+from macadam.compute.catalogue.llms import Llm
 from macadam.compute.rightsizing import capacity, mix, roofline, serving
 from macadam.compute.rightsizing.capacity import Demand
 from macadam.compute.rightsizing.roofline import Speed
-from macadam.compute.rightsizing.types import Efficiency, Engine, Fleet, Llm, Offer, Option, Replica, Slo, Trace
-from macadam.compute.catalogue import gpus
+from macadam.compute.rightsizing.types import Efficiency, Engine, Fleet, Offer, Option, Replica, Slo, Trace
 from macadam.errors import InvalidInput
 from macadam.operations import Progress
 
@@ -118,13 +119,18 @@ def only(asked: Problem, keep: Callable[[Option], bool]) -> Problem:
 def simulate(asked: Problem, fleet: Fleet) -> serving.Served:
     """Serves the trace with that fleet."""
     numbers = [option for option, count in enumerate(fleet.replicas) for _ in range(count)]
-    work = [[_expected(asked, option, kind) for option in numbers] for kind in range(len(asked.demand.rates))]
+    work = [[asked.works[option][kind] for option in numbers] for kind in range(len(asked.demand.rates))]
     for kind, costs in enumerate(work):
-        if all(math.isinf(cost) for cost in costs):  # nobody keeps the promise for it: it goes anywhere, rather than nowhere
+        if all(math.isinf(cost) for cost in costs):  # nobody keeps the promise for it: rather anywhere than nowhere
             work[kind] = [1.0] * len(costs)
     return serving.serve(
         asked.trace, [asked.speeds[option] for option in numbers], asked.engine, classes=asked.demand.classes, work=work
     )
+
+
+def priced(asked: Problem, fleet: Fleet) -> int:
+    """What a fleet costs at these prices, in millionths of a USD an hour."""
+    return mix.housed(asked.options, fleet.replicas).hourly
 
 
 def plan(asked: Problem, progress: Progress = lambda _what, _done, _total: None, *, trials: int = _TRIALS) -> Plan:
@@ -171,10 +177,11 @@ def _descend(asked: Problem, seen: _Seen, best: Plan, trials: int) -> Plan:
     """Takes other replicas in the place of one or two, as long as that is cheaper and the promise holds. Of all such fleets those are simulated
     that would be least busy.
     """
+    works, rates = _planned(asked)
     left = trials
     while left > 0:
         fresh = [fleet for fleet in _cheaper(asked, best.fleet) if fleet.replicas not in seen.plans]
-        fresh = sorted(fresh, key=lambda fleet: mix.busiest(asked.works, asked.demand.rates, fleet.replicas))[:_AT_ONCE]
+        fresh = sorted(fresh, key=lambda fleet: mix.busiest(works, rates, fleet.replicas))[:_AT_ONCE]
         tried = [seen.plan(fleet, best.busy) for fleet in fresh[:left]]
         left -= len(tried)
         kept = [plan for plan in tried if plan.attained >= asked.slo.attainment]
@@ -191,7 +198,7 @@ def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
     used = [option for option, count in enumerate(fleet.replicas) if count]
     kinds = range(len(fleet.replicas))
     more: list[tuple[int, ...]] = [(kind,) * count for kind in kinds for count in range(1, _MORE + 1)]
-    more += [()] + list(itertools.combinations(kinds, 2))
+    more += [(), *list(itertools.combinations(kinds, 2))]
     found: dict[tuple[int, ...], Fleet] = {}
     for out in [(option,) for option in used] + list(itertools.combinations_with_replacement(used, 2)):
         for into in more:
@@ -220,8 +227,11 @@ def _carries(asked: Problem, fleet: Fleet) -> bool:
 
 
 def _solved(asked: Problem, busy: float) -> Fleet:
-    return mix.cheapest(asked.options, asked.works, [rate / busy for rate in asked.demand.rates])
+    works, rates = _planned(asked)
+    return mix.cheapest(asked.options, works, [rate / busy for rate in rates])
 
 
-def _expected(asked: Problem, option: int, kind: int) -> float:
-    return asked.works[option][kind]
+def _planned(asked: Problem) -> tuple[list[list[float]], list[float]]:
+    """Works and rates of the classes that the promise is kept for. The rest is too little to be counted."""
+    kinds = [kind for kind in range(len(asked.demand.rates)) if kind not in asked.demand.spared]
+    return [[work[kind] for kind in kinds] for work in asked.works], [asked.demand.rates[kind] for kind in kinds]

@@ -12,7 +12,9 @@ from macadam.compute.rightsizing.types import BYTES, Efficiency, Engine, Replica
 from macadam.errors import InvalidInput
 
 PCIE = 32e9  # bytes/s in one direction, PCIe 4.0 x16, where GPUs have no link of their own
-_EXCHANGES = 2  # all-reduces in each layer: after attention and after the feed-forward (Shoeybi et al. 2019, Megatron-LM)
+_EXCHANGES = (
+    2  # all-reduces in each layer: after attention and after the feed-forward (Shoeybi et al. 2019, Megatron-LM)
+)
 _ACTIVATION = 2.0  # bytes of one number that GPUs tell each other
 
 
@@ -34,7 +36,7 @@ class Speed:
     kv_tokens: int  # tokens whose keys and values fit
 
     def matrices(self, tokens: int, samples: int) -> float:
-        """s for all matrices, with `tokens` in the batch of which `samples` get a distribution."""
+        """Seconds for all matrices, with `tokens` in the batch of which `samples` get a distribution."""
         busy = tokens * self.per_token + samples * self.per_sample
         return max(busy, self.dense + self.expert * self.touched(tokens))
 
@@ -45,12 +47,12 @@ class Speed:
         return self.experts * (1 - (1 - self.experts_used / self.experts) ** tokens)
 
     def prompt(self, tokens: int, before: int) -> float:
-        """s of attention for a chunk of a prompt, of which `before` tokens are there already."""
+        """Seconds of attention for a chunk of a prompt, of which `before` tokens are there already."""
         pairs = tokens * before + tokens * (tokens + 1) / 2
         return max(self.pair * pairs, self.kv * (before + tokens)) + self.kv * tokens
 
     def decode(self, sequences: int, context: int) -> float:
-        """s of one iteration in which each of `sequences` gets one token; context: tokens of all of them together."""
+        """Seconds of one iteration in which each of `sequences` gets one token; context: tokens of all of them together."""
         return (
             self.fixed
             + self.matrices(sequences, sequences)
@@ -63,14 +65,18 @@ def speed(replica: Replica, engine: Engine, efficiency: Efficiency) -> Speed:
     """Raises InvalidInput if the GPU cannot compute in that format, or if the model does not fit."""
     llm, gpu, tp = replica.llm, replica.gpu, replica.tp
     if engine.weights not in gpu.peak:
-        raise InvalidInput(f"{gpu.name} does not compute in {engine.weights}.", next_step="Choose another format or GPU.")
+        raise InvalidInput(
+            f"{gpu.name} does not compute in {engine.weights}.", next_step="Choose another format or GPU."
+        )
     arithmetic = gpu.peak[engine.weights] * tp * efficiency.compute
     reading = gpu.bandwidth * tp * efficiency.bandwidth
     width = BYTES[engine.weights]
     # Heads of keys are copied where more GPUs share a layer than there are heads.
     copies = max(1.0, tp / llm.kv_heads)
     kv = llm.kv_bytes(BYTES[engine.kv]) * copies / reading
-    pair = 4 * llm.layers * llm.heads * llm.head_dim / arithmetic  # queries with keys, and weights with values: 2 FLOPs each
+    pair = (
+        4 * llm.layers * llm.heads * llm.head_dim / arithmetic
+    )  # queries with keys, and weights with values: 2 FLOPs each
     expert = llm.layers * llm.expert_parameters * width / reading
     layer = llm.layers * (llm.attention_parameters + (llm.hidden * llm.experts if llm.experts > 1 else 0))
     link = (gpu.link or PCIE) * efficiency.link

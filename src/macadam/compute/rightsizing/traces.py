@@ -1,6 +1,7 @@
 """Request traces: when each came, how much it brought and how much it got. Read from CSV, checked line by line."""
 
 import csv
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,15 +35,19 @@ def read(path: Path) -> Read:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(_rows(csv.DictReader(file), path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceInvalid(f"{path} cannot be read as CSV: {error}.", next_step="Correct the path or the file.") from error
+        raise SourceInvalid(
+            f"{path} cannot be read as CSV: {error}.", next_step="Correct the path or the file."
+        ) from error
     kept = [row for row in rows if row[1] > 0 and row[2] > 0]
     if not kept:
         raise SourceInvalid(f"{path} has no requests with tokens.", next_step="Give a trace with at least one.")
-    late = sum(1 for row, after in zip(kept, kept[1:], strict=False) if after[0] < row[0])
+    late = sum(1 for row, after in itertools.pairwise(kept) if after[0] < row[0])
     kept.sort(key=lambda row: row[0])
     start = kept[0][0]
     trace = Trace(
-        at=tuple(row[0] - start for row in kept), prompt=tuple(row[1] for row in kept), output=tuple(row[2] for row in kept)
+        at=tuple(row[0] - start for row in kept),
+        prompt=tuple(row[1] for row in kept),
+        output=tuple(row[2] for row in kept),
     )
     return Read(trace=trace, empty=len(rows) - len(kept), late=late)
 

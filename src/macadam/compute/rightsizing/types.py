@@ -40,7 +40,9 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.at or not len(self.at) == len(self.prompt) == len(self.output):
             raise InvalidInput("The trace has no requests.", next_step="Give a file with at least one.")
-        if any(later < earlier for earlier, later in zip(self.at, self.at[1:], strict=False)) or not math.isfinite(self.at[-1]):
+        if any(later < earlier for earlier, later in zip(self.at, self.at[1:], strict=False)) or not math.isfinite(
+            self.at[-1]
+        ):
             raise InvalidInput("The trace is not in the order of arrival.", next_step="Sort it by time.")
         if min(self.prompt) < 1 or min(self.output) < 1:
             raise InvalidInput("A request has no tokens.", next_step="Leave requests without tokens out.")
@@ -131,7 +133,9 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.hourly <= 0:
-            raise InvalidInput(f"{self.name} has {self.gpus} GPUs for {self.hourly}.", next_step="Give both above zero.")
+            raise InvalidInput(
+                f"{self.name} has {self.gpus} GPUs for {self.hourly}.", next_step="Give both above zero."
+            )
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):

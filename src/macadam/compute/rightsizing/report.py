@@ -1,0 +1,211 @@
+"""The answer to `macadam rightsize llm`: the cheapest fleet, what the best of one kind would cost, and how far both can be trusted."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from macadam.compute.catalogue.llms import Llm
+from macadam.compute.rightsizing import calibration, planning, sensitivity
+from macadam.compute.rightsizing.planning import Plan, Problem
+from macadam.compute.rightsizing.sensitivity import Change
+from macadam.compute.rightsizing.types import Efficiency, Engine, Offer, Slo, Trace
+from macadam.errors import InvalidInput, MacadamError
+from macadam.lazy import lazy
+from macadam.operations import Progress
+from macadam.values import Money
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = lazy("numpy")
+
+_MILLION = 1_000_000
+_HOUR = 3600
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a fleet. tp: GPUs that share a replica. dated: when the price was read."""
+
+    machine: str
+    gpu: str
+    tp: int
+    replicas: int
+    machines: int
+    hourly: Money
+    dated: str
+    source: str
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds, over all requests that were served."""
+
+    p50: float
+    p99: float
+    p995: float
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A fleet and what it does. per_million: of all tokens, read and made; per_million_made: of those made."""
+
+    lines: tuple[Line, ...]
+    hourly: Money
+    attained: float
+    ttft: Latency
+    tpot: Latency
+    per_million: Money
+    per_million_made: Money
+    busy: float
+    preempted: int
+    refused: int
+
+
+class Single(msgspec.Struct, frozen=True, kw_only=True):
+    """The cheapest fleet of one kind of GPU; without a choice, the reason for which there is none."""
+
+    gpu: str
+    choice: Choice | None
+    why: str = ""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """saving: of the mix against the best single kind, as a part of its cost. error: of the model's speed over published measurements that it
+    was not fitted to. spared: part of the requests in classes for which the promise is not planned.
+    """
+
+    requests: int
+    seconds: float
+    tokens_read: int
+    tokens_made: int
+    slo: Slo
+    best: Choice
+    singles: tuple[Single, ...]
+    best_single: str
+    saving: float
+    error: calibration.Error
+    sensitivity: tuple[Change, ...]
+    spared: float
+
+
+def rightsize(  # noqa: PLR0913 - each is a part of the question
+    trace: Trace,
+    llm: Llm,
+    slo: Slo,
+    offers: Sequence[Offer],
+    *,
+    engine: Engine,
+    efficiency: Efficiency,
+    tps: Sequence[int] = (1, 2, 4, 8),
+    with_sensitivity: bool = True,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Report:
+    """Raises InvalidInput if no fleet of these machines keeps the promise."""
+    asked = planning.problem(trace, slo, engine, planning.options(llm, offers, engine, tps), efficiency)
+    kinds = sorted({option.offer.gpu for option in asked.options})
+    single = {kind: _single(asked, kind, progress) for kind in kinds}
+    alone = {kind: found for kind, found in single.items() if isinstance(found, Plan)}
+    best = planning.plan(asked, _titled(progress, "Mixes simulated")) if len(kinds) > 1 else _only(single[kinds[0]])
+    # A fleet of one kind is a mix too: the search over all kinds need not pass it.
+    cheapest = min(alone, key=lambda kind: alone[kind].fleet.hourly) if alone else ""
+    widened = {kind: _widened(asked, kind, plan) for kind, plan in alone.items()}
+    if cheapest and alone[cheapest].fleet.hourly <= best.fleet.hourly:
+        best = widened[cheapest]
+    saving = 1 - best.fleet.hourly / alone[cheapest].fleet.hourly if cheapest else 0.0
+    changes = sensitivity.changes(asked, best, efficiency, progress) if with_sensitivity else ()
+    return Report(
+        requests=len(trace),
+        seconds=trace.seconds,
+        tokens_read=sum(trace.prompt),
+        tokens_made=sum(trace.output),
+        slo=slo,
+        best=choice(asked, best),
+        singles=tuple(
+            Single(gpu=kind, choice=choice(asked, widened[kind]))
+            if kind in widened
+            else Single(gpu=kind, choice=None, why=str(single[kind]))
+            for kind in kinds
+        ),
+        best_single=cheapest,
+        saving=saving,
+        error=calibration.error(calibration.ratios(Efficiency(), "test")),
+        sensitivity=changes,
+        spared=sum(asked.demand.rates[kind] for kind in asked.demand.spared) / sum(asked.demand.rates),
+    )
+
+
+def choice(asked: Problem, plan: Plan) -> Choice:
+    """A plan as it is reported."""
+    served, trace = plan.served, asked.trace
+    made = sum(trace.output)
+    hours = trace.seconds / _HOUR
+    micros = plan.fleet.hourly * hours
+    return Choice(
+        lines=tuple(_lines(asked, plan)),
+        hourly=Money(micros=plan.fleet.hourly),
+        attained=plan.attained,
+        ttft=_latency(served.ttft),
+        tpot=_latency(served.tpot),
+        per_million=Money(micros=round(micros / (made + sum(trace.prompt)) * _MILLION)),
+        per_million_made=Money(micros=round(micros / made * _MILLION)),
+        busy=sum(served.busy) / (len(served.busy) * float(np.max(served.finish[np.isfinite(served.finish)]))),
+        preempted=served.preempted,
+        refused=served.refused,
+    )
+
+
+def _single(asked: Problem, kind: str, progress: Progress) -> Plan | MacadamError:
+    """The reason is part of the answer."""
+    try:
+        return planning.plan(
+            planning.only(asked, lambda option: option.offer.gpu == kind), _titled(progress, f"Fleets of {kind}")
+        )
+    except InvalidInput as error:
+        return error
+
+
+def _only(found: Plan | MacadamError) -> Plan:
+    if isinstance(found, MacadamError):
+        raise found
+    return found
+
+
+def _widened(asked: Problem, kind: str, plan: Plan) -> Plan:
+    """A plan for one kind, with its replicas counted among all options."""
+    own = iter(plan.fleet.replicas)
+    replicas = tuple(next(own) if option.offer.gpu == kind else 0 for option in asked.options)
+    fleet = msgspec.structs.replace(plan.fleet, replicas=replicas)
+    return Plan(fleet=fleet, served=plan.served, attained=plan.attained, busy=plan.busy)
+
+
+def _lines(asked: Problem, plan: Plan) -> list[Line]:
+    """By option; a machine that several options share is named with the first, and counted once."""
+    counted: set[str] = set()
+    found = []
+    for option, count in zip(asked.options, plan.fleet.replicas, strict=True):
+        if not count:
+            continue
+        machines = 0 if option.offer.name in counted else plan.fleet.machines[option.offer.name]
+        counted.add(option.offer.name)
+        found.append(
+            Line(
+                machine=option.offer.name,
+                gpu=option.offer.gpu,
+                tp=option.replica.tp,
+                replicas=count,
+                machines=machines,
+                hourly=Money(micros=option.offer.hourly * machines),
+                dated=option.offer.dated,
+                source=option.offer.source,
+            )
+        )
+    return found
+
+
+def _latency(seconds: "np.ndarray[Any, Any]") -> Latency:
+    known = seconds[np.isfinite(seconds)]
+    p50, p99, p995 = (float(x) for x in np.percentile(known, [50, 99, 99.5]))
+    return Latency(p50=p50, p99=p99, p995=p995)
+
+
+def _titled(progress: Progress, title: str) -> Progress:
+    return lambda _what, done, total: progress(title, done, total)

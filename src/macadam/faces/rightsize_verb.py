@@ -1,0 +1,177 @@
+"""`macadam rightsize llm`: the cheapest machines that keep a promise on a request trace."""
+
+import argparse
+from pathlib import Path
+
+from macadam import plots
+from macadam.compute.catalogue import llms, prices
+from macadam.compute.rightsizing import offers, report, traces
+from macadam.compute.rightsizing.report import Choice, Report
+from macadam.compute.rightsizing.types import Efficiency, Engine, Slo
+from macadam.errors import InvalidInput
+from macadam.faces import printing
+from macadam.faces.session import Session, Verb
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trace", metavar="FILE", required=True, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens")
+    parser.add_argument("--model", metavar="SPEC", required=True, help="a known model's name, or its config.json")
+    parser.add_argument(
+        "--slo",
+        metavar="TTFT,TPOT",
+        required=True,
+        help="seconds to the first token, and for each further one: 1.0,0.05",
+    )
+    parser.add_argument(
+        "--attainment", type=float, default=0.995, metavar="X", help="for that part of all requests; 0.995"
+    )
+    parser.add_argument("--prices", metavar="FILE", help="a price list of your own (JSON); default: the catalogue's")
+    parser.add_argument("--provider", action="append", metavar="NAME", help="only of these; may be repeated")
+    parser.add_argument("--gpu", action="append", metavar="NAME", help="only these; may be repeated")
+    parser.add_argument("--kind", action="append", metavar="NAME", help="kinds of price; default: on-demand")
+    parser.add_argument("--tp", default="1,2,4,8", metavar="N,N", help="how many GPUs may share a replica; 1,2,4,8")
+    parser.add_argument("--weights", choices=("bf16", "fp16", "fp8", "int8"), default="bf16", help="their format; bf16")
+    parser.add_argument(
+        "--kv", choices=("bf16", "fp16", "fp8", "int8"), default="bf16", help="of keys and values; bf16"
+    )
+    parser.add_argument("--chunk", type=int, default=2048, metavar="N", help="tokens of one iteration; 2048")
+    parser.add_argument("--load", type=float, default=1.0, metavar="X", help="times the trace's own; 1.0")
+    parser.add_argument(
+        "--no-sensitivity", action="store_true", help="leave out what a fifth more or less would change"
+    )
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw what each kind of fleet costs")
+
+
+def _run(options: argparse.Namespace, session: Session) -> int:
+    found = traces.read(Path(options.trace))
+    listed = offers.read(Path(options.prices)) if hasattr(options, "prices") else [offer.price for offer in prices.offers()]
+    offered = offers.choose(
+        listed,
+        kinds=getattr(options, "kind", ["on-demand"]),
+        providers=getattr(options, "provider", []),
+        only=getattr(options, "gpu", []),
+    )
+    with printing.progress(shown=not session.json) as progress:
+        said = report.rightsize(
+            traces.faster(found.trace, options.load),
+            llms.read(options.model),
+            _slo(options.slo, options.attainment),
+            offered,
+            engine=Engine(weights=options.weights, kv=options.kv, budget=options.chunk),
+            efficiency=Efficiency(),
+            tps=_counts(options.tp),
+            with_sensitivity=not getattr(options, "no_sensitivity", False),
+            progress=progress,
+        )
+    if hasattr(options, "plot"):
+        _draw(said, Path(options.plot))
+    if session.json:
+        session.show(said)
+        return 0
+    for text in _lines(said, found, options.model):
+        session.say(text)
+    return 0
+
+
+def _slo(text: str, attainment: float) -> Slo:
+    try:
+        ttft, tpot = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidInput(
+            f"--slo {text} is not two numbers.",
+            next_step="Write seconds to the first token and for each further one: 1.0,0.05.",
+        ) from error
+    return Slo(ttft=ttft, tpot=tpot, attainment=attainment)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise InvalidInput(f"--tp {text} is not a list of numbers.", next_step="Write 1,2,4,8.") from error
+    if not found or found[0] < 1:
+        raise InvalidInput(f"--tp {text} is not above zero.", next_step="Write 1,2,4,8.")
+    return found
+
+
+def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
+    lines = [
+        (
+            f"{said.requests} requests in {said.seconds:.0f} s: {said.requests / said.seconds:.2f}/s, "
+            f"{said.tokens_read} tokens read and {said.tokens_made} made by {model}."
+        )
+    ]
+    if found.empty or found.late:
+        lines.append(
+            f"Left out: {found.empty} requests without tokens. Put in their place: {found.late} that came late."
+        )
+    lines += [
+        f"Promise: first token in {said.slo.ttft:g} s and {said.slo.tpot:g} s for each further one, for {said.slo.attainment:.2%}.",
+        "",
+        "Cheapest fleet that kept it:",
+        *_choice(said.best),
+        "",
+        "Of one kind of GPU alone:",
+    ]
+    for single in said.singles:
+        if single.choice is None:
+            lines.append(f"  {single.gpu}: none. {single.why.partition(' Next:')[0]}")
+        else:
+            lines.append(f"  {single.gpu}: {_dollars(single.choice)}/h, kept for {single.choice.attained:.2%}")
+    if said.best_single:
+        lines.append(f"The mix saves {said.saving:.1%} of the best of them ({said.best_single}).")
+    if said.sensitivity:
+        lines += ["", "If something is a fifth off (kept by this fleet; what the fleet chosen then costs):"]
+        for change in said.sensitivity:
+            cost = "no fleet keeps it" if change.hourly is None else f"{change.hourly.micros / 1e6:.2f} USD/h"
+            lines.append(f"  {change.what:<32} {change.attained:>8.2%}   {cost}{' (the same)' if change.same else ''}")
+    error = said.error
+    lines += [
+        "",
+        (
+            f"The model's speed over {error.rows} published measurements that it was not fitted to: {error.median:.2f} times in the median "
+            f"({error.low:.2f} to {error.high:.2f}); half are within {error.typical:.0%}."
+        ),
+    ]
+    return lines
+
+
+def _choice(best: Choice) -> list[str]:
+    lines = [
+        f"  {line.machines} x {line.machine} ({line.gpu}): {line.replicas} replicas on {line.tp} GPU each, "
+        f"{line.hourly.micros / 1e6:.2f} USD/h (price of {line.dated})"
+        for line in best.lines
+    ]
+    return [
+        *lines,
+        (
+            f"  {_dollars(best)}/h, {best.per_million.micros / 1e6:.3f} USD a million tokens "
+            f"({best.per_million_made.micros / 1e6:.3f} a million made)"
+        ),
+        (
+            f"  kept for {best.attained:.2%}: first token p50 {best.ttft.p50:.3f} s, p99 {best.ttft.p99:.3f} s; "
+            f"each further p50 {best.tpot.p50 * 1000:.0f} ms, p99 {best.tpot.p99 * 1000:.0f} ms"
+        ),
+        f"  busy {best.busy:.0%} of the time; {best.preempted} preemptions, {best.refused} requests refused as too long",
+    ]
+
+
+def _dollars(choice: Choice) -> str:
+    return f"{choice.hourly.micros / 1e6:.2f} USD"
+
+
+def _draw(said: Report, path: Path) -> None:
+    costs = {"the mix": said.best.hourly.micros / 1e6}
+    costs |= {single.gpu: single.choice.hourly.micros / 1e6 for single in said.singles if single.choice}
+    picture = plots.bars(
+        costs,
+        title="USD an hour for the promise",
+        about=f"first token {said.slo.ttft:g} s, further {said.slo.tpot:g} s, {said.slo.attainment:.1%} of {said.requests} requests",
+    )
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+
+
+LLM = Verb(configure=_configure, run=_run)
