@@ -44,7 +44,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace, session: Session) -> int:
     found = traces.read(Path(options.trace))
-    listed = offers.read(Path(options.prices)) if hasattr(options, "prices") else [offer.price for offer in prices.offers()]
+    listed = (
+        offers.read(Path(options.prices)) if hasattr(options, "prices") else [offer.price for offer in prices.offers()]
+    )
     offered = offers.choose(
         listed,
         kinds=getattr(options, "kind", ["on-demand"]),
@@ -152,7 +154,7 @@ def _choice(best: Choice) -> list[str]:
             f"  kept for {best.attained:.2%}: first token p50 {best.ttft.p50:.3f} s, p99 {best.ttft.p99:.3f} s; "
             f"each further p50 {best.tpot.p50 * 1000:.0f} ms, p99 {best.tpot.p99 * 1000:.0f} ms"
         ),
-        f"  busy {best.busy:.0%} of the time; {best.preempted} preemptions, {best.refused} requests refused as too long",
+        f"  at work {best.busy:.0%} of the time; {best.preempted} preemptions, {best.refused} requests refused as too long",
     ]
 
 

@@ -207,7 +207,7 @@ def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
                 changed[option] -= 1
             for option in into:
                 changed[option] += 1
-            if min(changed) >= 0 and sum(changed):
+            if min(changed) >= 0 and any(changed):
                 candidate = mix.housed(asked.options, changed)
                 if candidate.hourly < fleet.hourly and _carries(asked, candidate):
                     found[candidate.replicas] = candidate

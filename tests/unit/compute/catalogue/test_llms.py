@@ -34,7 +34,9 @@ def test_a_mixture_of_experts_uses_few_of_its_parameters_for_a_token() -> None:
 
 
 def test_grouped_queries_leave_fewer_keys_behind() -> None:
-    assert llms.find("llama-2-7b").kv_bytes(2) == 512 * 1024  # vLLM's paper: 800 KB for OPT-13B; 512 KB for 32 layers of 4096
+    assert (
+        llms.find("llama-2-7b").kv_bytes(2) == 512 * 1024
+    )  # vLLM's paper: 800 KB for OPT-13B; 512 KB for 32 layers of 4096
     assert llms.find("llama-3.1-8b").kv_bytes(2) == 128 * 1024
 
 

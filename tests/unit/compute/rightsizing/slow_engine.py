@@ -25,7 +25,7 @@ class Result:
     most_blocks: int = 0
 
 
-def serve(trace: Trace, pace: Speed, engine: Engine) -> Result:
+def serve(trace: Trace, pace: Speed, engine: Engine) -> Result:  # noqa: C901, PLR0912, PLR0915 - one loop, as in a paper
     """One replica. All requests must fit."""
     n = len(trace)
     out = Result(first=[math.inf] * n, finish=[math.inf] * n)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.compute.rightsizing import slow_engine
 
 from macadam.compute.catalogue import gpus, llms
 from macadam.compute.rightsizing import bounds, roofline, serving, traces
 from macadam.compute.rightsizing.types import PHYSICS, Efficiency, Engine, Replica, Slo, Trace
 from macadam.errors import InvalidInput
-from unit.compute.rightsizing import slow_engine
 
 AZURE = Path(__file__).parents[5] / "shared/data/llm/AzureLLMInferenceTrace_conv.csv"
 KINDS = ["t4-16gb", "l4-24gb", "a10g-24gb", "a100-sxm-80gb", "h100-sxm-80gb", "mi300x-192gb"]
@@ -63,7 +63,9 @@ def test_runs_of_iterations_taken_at_once_are_the_same_as_one_after_another(
 
 def msgspec_speed(gpu: str, model: str, engine: Engine, kv: int) -> roofline.Speed:
     found = roofline.speed(replica(gpu, model, 1), engine, Efficiency())
-    return roofline.Speed(**{name: getattr(found, name) for name in found.__slots__ if name != "kv_tokens"}, kv_tokens=kv)
+    return roofline.Speed(
+        **{name: getattr(found, name) for name in found.__slots__ if name != "kv_tokens"}, kv_tokens=kv
+    )
 
 
 def test_a_full_memory_sends_the_newest_back_and_all_still_end() -> None:
