@@ -288,28 +288,52 @@ class Jobs(Section):
         why="empty: those that NVML finds here; a number declares virtual ones, for tests and studies",
     )
     every: float = setting(
-        0.5, env="MACADAM_JOBS_EVERY", unit="s", why="how late the end of a job is seen; a look costs a few milliseconds"
+        0.5,
+        env="MACADAM_JOBS_EVERY",
+        unit="s",
+        why="how late the end of a job is seen; a look costs a few milliseconds",
     )
     restart_delay: float = setting(
-        1.0, env="MACADAM_JOBS_RESTART_DELAY", unit="s", why="before the first restart, doubled for each one, at most 300 s"
+        1.0,
+        env="MACADAM_JOBS_RESTART_DELAY",
+        unit="s",
+        why="before the first restart, doubled for each one, at most 300 s",
     )
     keep: float = setting(
-        7.0, env="MACADAM_JOBS_KEEP", unit="days", why="logs and checkpoints of a job that ended: a week to look at them"
+        7.0,
+        env="MACADAM_JOBS_KEEP",
+        unit="days",
+        why="logs and checkpoints of a job that ended: a week to look at them",
     )
     order: str = setting(
-        "gittins", env="MACADAM_JOBS_ORDER", unit="fifo … gittins", why="short jobs wait least, whatever is known of them"
+        "gittins",
+        env="MACADAM_JOBS_ORDER",
+        unit="fifo … gittins",
+        why="short jobs wait least, whatever is known of them",
     )
     preempt: str = setting(
-        "order", env="MACADAM_JOBS_PREEMPT", unit="never | lower-priority | order", why="only what says it may be is stopped"
+        "order",
+        env="MACADAM_JOBS_PREEMPT",
+        unit="never | lower-priority | order",
+        why="only what says it may be is stopped",
     )
     reclaim: str = setting(
-        "any", env="MACADAM_JOBS_RECLAIM", unit="never | lower-priority | any", why="what was lent comes back when it is needed"
+        "any",
+        env="MACADAM_JOBS_RECLAIM",
+        unit="never | lower-priority | any",
+        why="what was lent comes back when it is needed",
     )
     patience: float = setting(
-        7.0, env="MACADAM_JOBS_PATIENCE", unit="days", why="whoever has waited so long goes first: no job waits for ever"
+        7.0,
+        env="MACADAM_JOBS_PATIENCE",
+        unit="days",
+        why="whoever has waited so long goes first: no job waits for ever",
     )
     quantum: float = setting(
-        60.0, env="MACADAM_JOBS_QUANTUM", unit="s", why="a started job is left alone so long: stopping it costs about 30 s"
+        60.0,
+        env="MACADAM_JOBS_QUANTUM",
+        unit="s",
+        why="a started job is left alone so long: stopping it costs about 30 s",
     )
 
 

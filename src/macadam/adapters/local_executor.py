@@ -467,9 +467,13 @@ def _allowed_cores() -> list[int]:
 
 
 def _cuda_name(device: Device) -> str:
-    """CUDA takes the identifiers of the driver ('GPU-…', 'MIG-…'); a virtual one has its index."""
-    uuid = device.id.removeprefix("gpu:").rpartition("/mig:")[2]
-    return uuid if uuid.startswith(("GPU-", "MIG-")) else str(device.index)
+    """CUDA takes the driver's identifiers: 'GPU-…', and for a slice 'MIG-GPU-…/<GPU instance>/<compute instance>'; a virtual
+    one has its index.
+    """
+    gpu, _, instance = device.id.removeprefix("gpu:").partition("/mig:")
+    if not gpu.startswith("GPU-"):
+        return str(device.index)
+    return f"MIG-{gpu}/{instance}/0" if instance else gpu
 
 
 def _end_strays(attempt: str, begun: _Begun) -> None:

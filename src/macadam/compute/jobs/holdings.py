@@ -5,7 +5,8 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from macadam.compute.jobs import registry
-from macadam.compute.jobs.types import WHOLE, Holding, Usage
+from macadam.compute.jobs.types import WHOLE, Usage
+from macadam.compute.telemetry.types import Holding
 from macadam.values import Money
 
 
@@ -14,10 +15,8 @@ def holdings(sql: sa.Connection, start: datetime, end: datetime) -> tuple[Holdin
     return tuple(
         Holding(
             device=device,
-            node=place.node,
             project=row.project,
-            job=f"job:{row.job}",
-            attempt=row.id,
+            owner=f"job:{row.job}",
             start=row.started,
             end=row.ended,
             share=milli / WHOLE,

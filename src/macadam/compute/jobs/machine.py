@@ -1,26 +1,54 @@
 """The GPUs of this machine, as executors take them: those that are declared, else those that the driver finds."""
 
+import logging
 import re
 import socket
 from collections.abc import Callable, Sequence
 from functools import cache
 
 from macadam.compute.catalogue import gpus as catalogue
-from macadam.errors import SettingInvalid
+from macadam.compute.telemetry import nvml
+from macadam.errors import SettingInvalid, Unavailable
 from macadam.ports import Device
 from macadam.settings import Jobs
+from macadam.values import utc_now
 
+_log = logging.getLogger(__name__)
 _DECLARED = re.compile(r"^(\d{1,4})(?:x([A-Za-z0-9 ._-]{1,60}))?\Z")
 
 
-def devices(settings: Jobs, found: Callable[[], Sequence[Device]] = tuple) -> Callable[[], Sequence[Device]]:
-    """found: asks the driver; asked once, at the first need. Raises SettingInvalid when called, if the setting is no number."""
+def devices(settings: Jobs, found: Callable[[], Sequence[Device]] | None = None) -> Callable[[], Sequence[Device]]:
+    """found: who is asked if none are declared; the driver, once, at the first need. Raises SettingInvalid when called, if
+    the setting is no number.
+    """
 
     @cache
     def listed() -> Sequence[Device]:
-        return declared(settings.gpus) if settings.gpus else tuple(found())
+        return declared(settings.gpus) if settings.gpus else tuple((found or driven)())
 
     return listed
+
+
+def driven() -> tuple[Device, ...]:
+    """What NVIDIA's driver finds and can read; () without one. A MIG slice is a device of its own."""
+    if not nvml.present():
+        return ()
+    try:
+        with nvml.NvmlCollector(
+            nvml.library(), node=socket.gethostname(), clock=utc_now, owner_of=_nobody
+        ) as collector:
+            read = [sample for sample in collector.read() if not sample.error]
+    except Unavailable as error:
+        _log.warning("the GPUs are not known", extra={"facts": {"detail": str(error)}})
+        return ()
+    return tuple(
+        Device(id=one.device, index=n, model=catalogue.recognise(one.product), memory=one.memory_total or 0)
+        for n, one in enumerate(read)
+    )
+
+
+def _nobody(_process: int) -> None:
+    """Whose processes are there is telemetry's question."""
 
 
 def declared(text: str) -> tuple[Device, ...]:

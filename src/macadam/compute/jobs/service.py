@@ -7,6 +7,7 @@ import msgspec
 
 from macadam.compute.jobs import bundle, explaining, registry
 from macadam.compute.jobs.bookkeeping import Books
+from macadam.compute.jobs.holdings import holdings
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import (
     ACTIVE,
@@ -24,12 +25,15 @@ from macadam.compute.jobs.types import (
     Spec,
     SubmitJob,
 )
+from macadam.compute.telemetry import owners
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.operations import Context, Transaction, operation
 from macadam.values import digest_of, require_aware, uuid7
 
 _JOBS = "/api/v1/projects/{project}/jobs"
 _JOB = _JOBS + "/{job}"
+
+owners.register("jobs", holdings)
 
 
 def _bring(context: Context, request: SubmitJob) -> str:

@@ -256,19 +256,6 @@ class LogText(Value, frozen=True, kw_only=True):
     cut: int = 0
 
 
-class Holding(Value, frozen=True, kw_only=True):
-    """Which job held which device when, for attribution. end: None = it holds it still. share: part of the device."""
-
-    device: str
-    node: str
-    project: str
-    job: str
-    attempt: str
-    start: datetime
-    end: datetime | None
-    share: float
-
-
 class Usage(Value, frozen=True, kw_only=True):
     """What jobs of a project used in an interval. gpu_seconds: held, thousandths counted as parts; cpu_seconds, peak_bytes: as measured,
     of attempts that ended in it.
