@@ -109,7 +109,7 @@ def _reclaim_before_borrowing(queue: dict[str, Any]) -> str:
 
 
 def _never(preemption: dict[str, Any]) -> bool:
-    return preemption.get("reclaimWithinCohort", "Never") == "Never"
+    return str(preemption.get("reclaimWithinCohort", "Never")) == "Never"
 
 
 def _quota_rows(found: dict[str, Any]) -> Iterable[dict[str, Any]]:

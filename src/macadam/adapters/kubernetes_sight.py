@@ -1,0 +1,200 @@
+"""What Jobs, pods and nodes of a cluster say about attempts: pure, from the API's objects to sightings.
+
+Conditions and reasons as in https://kubernetes.io/docs/concepts/workloads/controllers/job/ and the API reference of Pod.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import msgspec
+
+from macadam.ports import Device, Node, Sighting
+
+Object = dict[str, Any]
+
+LABELS = "app.kubernetes.io/managed-by=macadam"
+WHY, MESSAGE, OUTCOME = "macadam.local/why", "macadam.local/message", "macadam.local/outcome"
+_LIMIT = "macadam.local/time-limit"
+_KILLED, _TIMED_OUT, _NOT_FOUND, _REFUSED, _TERMINATED = 137, 124, 127, 126, 143
+_NEVER = ("InvalidImageName", "CreateContainerConfigError")  # reasons with which a container waits for ever
+_GONE = ("NodeLost", "Evicted", "NodeShutdown", "Terminated", "Shutdown")
+_SLICE = "nvidia.com/mig-"
+_LEAVING = (
+    "ToBeDeletedByClusterAutoscaler",
+    "karpenter.sh/disrupted",
+    "aws-node-termination-handler/spot-itn",
+    "cloud.google.com/impending-node-termination",
+    "node.kubernetes.io/out-of-service",
+)
+_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def of_stone(job: Object) -> Sighting | None:
+    """What a Job says of itself that is final: an outcome that was written, or that it never ran. None if nothing is."""
+    notes = job["metadata"].get("annotations", {})
+    attempt = notes.get("macadam.local/attempt", "")
+    if OUTCOME in notes:
+        return msgspec.json.decode(notes[OUTCOME], type=Sighting)
+    if job["spec"].get("parallelism") == 0 or notes.get(WHY) == "refused":
+        why = "refused" if notes.get(WHY) == "refused" else "stopped"
+        code = _REFUSED if why == "refused" else _TERMINATED
+        return Sighting(attempt=attempt, state="ended", why=why, exit_code=code, message=notes.get(MESSAGE, ""))  # type: ignore[arg-type] # one of two words
+    return None
+
+
+def outcome(seen: Sighting) -> str:
+    return msgspec.json.encode(seen).decode()
+
+
+def sight(attempt: str, job: Object, pods: Sequence[Object]) -> Sighting:
+    """How an attempt is, by its Job and what there is of its pods."""
+    if (final := of_stone(job)) is not None:
+        return msgspec.structs.replace(final, attempt=attempt)
+    conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", ()) if c["status"] == "True"}
+    over = [pod for pod in pods if _is_over(pod)]
+    if "Complete" in conditions and len(over) == len(pods):
+        return _ended(attempt, job, over, why="")
+    if "Failed" in conditions and len(over) == len(pods):
+        limit = conditions["Failed"].get("reason") == "DeadlineExceeded"
+        return _ended(attempt, job, over, why="time limit" if limit else _how(pods))
+    if job["metadata"].get("annotations", {}).get(WHY) == "stopped" and len(over) == len(pods):
+        return _ended(attempt, job, over, why="stopped")
+    running = [pod for pod in pods if _state(pod, "running")]
+    if over or running:
+        began = [_instant(part["startedAt"]) for pod in (*over, *running) if (part := _part(pod)).get("startedAt")]
+        return Sighting(attempt=attempt, state="running", started=min(began, default=None))
+    waiting = [part for pod in pods if (part := _state(pod, "waiting"))]
+    for part in waiting:
+        if part.get("reason") in _NEVER:
+            said = f"{part['reason']}: {part.get('message', '')}"
+            return Sighting(attempt=attempt, state="ended", why="refused", exit_code=_REFUSED, message=said)
+    said = "; ".join(sorted({f"{part.get('reason', '')}: {part.get('message', '')}" for part in waiting}))
+    return Sighting(attempt=attempt, state="starting", message=said[:1000])
+
+
+def ranked(pod: Object) -> int:
+    """A pod's index in its Job."""
+    metadata = pod["metadata"]
+    named = "batch.kubernetes.io/job-completion-index"
+    return int(metadata.get("labels", {}).get(named) or metadata.get("annotations", {}).get(named) or 0)
+
+
+def nodes_of(found: Iterable[Object], recognise: Callable[[str], str], now: datetime) -> Iterable[Node]:
+    """Nodes that are ready and take pods. What other pods use of them is not known here: give Macadam nodes of its own."""
+    for node in found:
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))
+        if not ready or node["spec"].get("unschedulable"):
+            continue
+        labels, room = node["metadata"].get("labels", {}), node["status"]["allocatable"]
+        name = node["metadata"]["name"]
+        yield Node(
+            name=labels.get("kubernetes.io/hostname", name),
+            cpus=int(quantity(room["cpu"]) * 1000),
+            memory=int(quantity(room["memory"])),
+            disk=int(quantity(room.get("ephemeral-storage", "0"))),
+            devices=tuple(_devices(name, labels, room, recognise)),
+            zone=labels.get("topology.kubernetes.io/zone", ""),
+            leaving=_leaving(node, now),
+        )
+
+
+def quantity(text: str) -> Fraction:
+    """A quantity as API servers write them. Raises ValueError."""
+    for suffix, factor in _SUFFIXES.items():
+        if text.endswith(suffix):
+            return Fraction(text.removesuffix(suffix)) * factor
+    return Fraction(text.removesuffix("m")) / 1000 if text.endswith("m") else Fraction(text)
+
+
+def _devices(
+    node: str, labels: dict[str, str], room: dict[str, str], recognise: Callable[[str], str]
+) -> Iterable[Device]:
+    """As many as can be allotted. Kubernetes tells no UUIDs, so their ids name node and number."""
+    model = recognise(labels.get("nvidia.com/gpu.product", ""))
+    memory = int(labels.get("nvidia.com/gpu.memory", "0")) << 20
+    for index in range(int(room.get("nvidia.com/gpu", "0"))):
+        yield Device(id=f"gpu:{node}/{index}", index=index, model=model, memory=memory)
+    for resource, count in sorted(room.items()):
+        if resource.startswith(_SLICE):
+            profile = resource.removeprefix(_SLICE)
+            for index in range(int(count)):
+                yield Device(id=f"gpu:{node}/mig:{profile}-{index}", index=index, model=model)
+
+
+def _leaving(node: Object, now: datetime) -> datetime | None:
+    """When it was announced, if it was: how long it still has, providers say elsewhere."""
+    for taint in node["spec"].get("taints", ()):
+        if taint["key"] in _LEAVING:
+            return _instant(taint["timeAdded"]) if taint.get("timeAdded") else now
+    return None
+
+
+def _ended(attempt: str, job: Object, pods: Sequence[Object], *, why: str) -> Sighting:
+    parts = [_part(pod) for pod in pods]
+    began = [_instant(part["startedAt"]) for part in parts if part.get("startedAt")]
+    over = [_instant(part["finishedAt"]) for part in parts if part.get("finishedAt")]
+    started, ended = min(began, default=None), max(over, default=None)
+    code, message = _code(parts, why)
+    if why == "time limit":
+        message = f"It met its time limit of {job['metadata'].get('annotations', {}).get(_LIMIT, '?')} s."
+    return Sighting(
+        attempt=attempt,
+        state="ended",
+        exit_code=code,
+        why=why,  # type: ignore[arg-type] # one of the words of `Sighting`
+        message=message,
+        started=started,
+        ended=ended,
+        seconds=(ended - started).total_seconds() if started and ended else 0,
+    )
+
+
+def _code(parts: Sequence[Object], why: str) -> tuple[int, str]:
+    """The exit code of the member that failed first, and what is said about it."""
+    failed = sorted((p for p in parts if p.get("exitCode")), key=lambda p: str(p.get("finishedAt", "")))
+    if why == "time limit":
+        return _TIMED_OUT, ""
+    if not failed:
+        return ({"": 0, "stopped": 0 if parts else _TERMINATED}.get(why, _KILLED)), ""
+    first = failed[0]
+    said = str(first.get("message", ""))
+    if first.get("reason") in ("StartError", "ContainerCannotRun"):
+        return (_NOT_FOUND if "not found" in said or "no such file" in said else _REFUSED), said
+    return int(first["exitCode"]), said
+
+
+def _how(pods: Sequence[Object]) -> str:
+    """Why a Job failed, beyond its exit code."""
+    if not pods or any(pod["status"].get("reason") in _GONE or _disrupted(pod) for pod in pods):
+        return "lost"
+    return "memory" if any(_part(pod).get("reason") == "OOMKilled" for pod in pods) else ""
+
+
+def _disrupted(pod: Object) -> bool:
+    return any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+
+
+def _state(pod: Object, which: str) -> Object | None:
+    for status in pod["status"].get("containerStatuses", ()):
+        found: Object | None = status.get("state", {}).get(which)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_over(pod: Object) -> bool:
+    """Whether none of it runs or will: one that was deleted before it ran has no exit code."""
+    if _state(pod, "terminated") is not None or pod["status"].get("phase") in ("Failed", "Succeeded"):
+        return True
+    return "deletionTimestamp" in pod["metadata"] and _state(pod, "running") is None
+
+
+def _part(pod: Object) -> Object:
+    """What its container says of how it runs or ran."""
+    return _state(pod, "terminated") or _state(pod, "running") or {}
+
+
+def _instant(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
