@@ -404,6 +404,8 @@ _ADAPTERS = {
     "lmdb": "macadam.adapters.lmdb:LmdbStore",
     "subprocess": "macadam.adapters.subprocess_runner:SubprocessRunner",
     "local": "macadam.adapters.local_executor:LocalExecutor",
+    "kubernetes": "macadam.adapters.kubernetes_executor:KubernetesExecutor",
+    "ray": "macadam.adapters.ray_executor:RayExecutor",
     "local_secrets": "macadam.adapters.local_secrets:LocalSecrets",
     "sealed_secrets": "macadam.adapters.sealed_secrets:SealedSecrets",
     "passphrase_kms": "macadam.adapters.passphrase_kms:PassphraseKms",

@@ -43,7 +43,10 @@ def stamp() -> str:
 class Status(Exception):
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
-        self.code, self.body = code, {"kind": "Status", "status": "Failure", "reason": reason, "code": code, "message": message}
+        self.code, self.body = (
+            code,
+            {"kind": "Status", "status": "Failure", "reason": reason, "code": code, "message": message},
+        )
 
 
 class Cluster:
@@ -72,7 +75,9 @@ class Cluster:
 
     # --- the API server
 
-    def call(self, method: str, target: str, body: Object | None) -> Object | bytes:
+    def call(self, method: str, target: str, body: Object | None, authorization: str) -> Object | bytes:
+        if authorization != f"Bearer {TOKEN}":
+            raise Status(401, "Unauthorized", "Unauthorized")
         url = urllib.parse.urlsplit(target)
         query = dict(urllib.parse.parse_qsl(url.query))
         match = _PATH.match(url.path)
@@ -89,14 +94,23 @@ class Cluster:
                 return self._log(key, query)
             if method == "GET" and not name:
                 return self._list(kind, space or "", query)
-            return {"GET": self._get, "POST": self._post, "PATCH": self._patch, "DELETE": self._delete}[method](key, body or {})
+            return {"GET": self._get, "POST": self._post, "PATCH": self._patch, "DELETE": self._delete}[method](
+                key, body or {}
+            )
 
     def put(self, kind: str, found: Object) -> Object:
         """What somebody else made, such as a node."""
         key = (kind, found["metadata"].get("namespace", ""), found["metadata"]["name"])
-        found["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": stamp(), "resourceVersion": str(next(self._versions))}
+        found["metadata"] |= {
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": stamp(),
+            "resourceVersion": str(next(self._versions)),
+        }
         self.objects[key] = found
         return found
+
+    def _changed(self, found: Object) -> None:
+        found["metadata"]["resourceVersion"] = str(next(self._versions))
 
     def _get(self, key: tuple[str, str, str], _: Object) -> Object:
         if key not in self.objects:
@@ -123,7 +137,13 @@ class Cluster:
         found = self._get(key, {})
         if body.get("metadata", {}).get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"]:
             raise Status(409, "Conflict", "Precondition failed: UID")
+        if (
+            body.get("metadata", {}).pop("resourceVersion", found["metadata"]["resourceVersion"])
+            != found["metadata"]["resourceVersion"]
+        ):
+            raise Status(409, "Conflict", "the object has been modified")
         merge(found, body)
+        self._changed(found)
         self._collect(key)
         return found
 
@@ -133,7 +153,9 @@ class Cluster:
             self._end_pod(found, options.get("gracePeriodSeconds"))
         else:
             del self.objects[key]
-            for other in [k for k in self.objects if k[0] in ("pods", "configmaps") and self._owner(k) == found["metadata"]["uid"]]:
+            for other in [
+                k for k in self.objects if k[0] in ("pods", "configmaps") and self._owner(k) == found["metadata"]["uid"]
+            ]:
                 self._end_pod(self.objects[other], None) if other[0] == "pods" else self.objects.pop(other)
         return found
 
@@ -196,8 +218,10 @@ class Cluster:
             if all(terminated(pod) for pod in pods):
                 reason = "DeadlineExceeded" if late else "BackoffLimitExceeded"
                 status["conditions"] = [{"type": "Failed", "status": "True", "reason": reason}]
+                self._changed(job)
         elif pods and all(codes):
             status["conditions"] = [{"type": "Complete", "status": "True"}]
+            self._changed(job)
 
     def _make_pod(self, job: Object, index: int) -> None:
         template = json.loads(json.dumps(job["spec"]["template"]))
@@ -205,7 +229,9 @@ class Cluster:
         metadata = template["metadata"]
         own = {"batch.kubernetes.io/job-name": name, "batch.kubernetes.io/job-completion-index": str(index)}
         metadata["labels"] = metadata.get("labels", {}) | own
-        metadata["annotations"] = metadata.get("annotations", {}) | {"batch.kubernetes.io/job-completion-index": str(index)}
+        metadata["annotations"] = metadata.get("annotations", {}) | {
+            "batch.kubernetes.io/job-completion-index": str(index)
+        }
         metadata |= {"name": f"{name}-{index}-x{next(self._versions)}", "namespace": job["metadata"]["namespace"]}
         metadata["ownerReferences"] = [{"kind": "Job", "uid": job["metadata"]["uid"]}]
         self.put("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
@@ -228,7 +254,15 @@ class Cluster:
             del self.processes[uid]
             code = process.returncode if process.returncode >= 0 else 128 - process.returncode
             began = pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
-            self._finish(pod, {"exitCode": code, "startedAt": began, "finishedAt": stamp(), "reason": "Error" if code else "Completed"})
+            self._finish(
+                pod,
+                {
+                    "exitCode": code,
+                    "startedAt": began,
+                    "finishedAt": stamp(),
+                    "reason": "Error" if code else "Completed",
+                },
+            )
         self._collect(key)
 
     def _finish(self, pod: Object, state: Object) -> None:
@@ -251,16 +285,31 @@ class Cluster:
                 variables["MACADAM_CHECKPOINT"] = str(self._volume(pod, claim["claimName"]))
         command = [sys.executable if word == "python" else word for word in container["command"]]
         for name in maps:
-            (place / "bundle.tar").write_bytes(base64.b64decode(self.objects["configmaps", pod["metadata"]["namespace"], name]["binaryData"]["bundle.tar"]))
-            command[2] = command[2].replace("/bundle/bundle.tar", str(place / "bundle.tar")).replace("'/work'", repr(str(place)))
+            (place / "bundle.tar").write_bytes(
+                base64.b64decode(
+                    self.objects["configmaps", pod["metadata"]["namespace"], name]["binaryData"]["bundle.tar"]
+                )
+            )
+            command[2] = (
+                command[2].replace("/bundle/bundle.tar", str(place / "bundle.tar")).replace("'/work'", repr(str(place)))
+            )
         try:
             with self._log_file(pod).open("wb") as log:
                 self.processes[pod["metadata"]["uid"]] = subprocess.Popen(
-                    command, env=variables, cwd=place, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                    command,
+                    env=variables,
+                    cwd=place,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
                 )
         except FileNotFoundError:
             message = f'exec: "{command[0]}": executable file not found in $PATH'
-            self._finish(pod, {"exitCode": 128, "startedAt": None, "finishedAt": stamp(), "reason": "StartError", "message": message})
+            self._finish(
+                pod,
+                {"exitCode": 128, "startedAt": None, "finishedAt": stamp(), "reason": "StartError", "message": message},
+            )
             return
         pod["status"] |= {"phase": "Running"}
         pod["status"]["containerStatuses"] = [{"name": "work", "state": {"running": {"startedAt": stamp()}}}]
@@ -309,7 +358,9 @@ def merge(found: Object, change: Object) -> None:
 def terminated(pod: Object) -> Object | None:
     for status in pod["status"].get("containerStatuses", ()):
         return status["state"].get("terminated")
-    return {"exitCode": 137} if "deletionTimestamp" in pod["metadata"] and pod["status"].get("phase") == "Failed" else None
+    return (
+        {"exitCode": 137} if "deletionTimestamp" in pod["metadata"] and pod["status"].get("phase") == "Failed" else None
+    )
 
 
 def age(since: str) -> float:
@@ -321,7 +372,7 @@ class Server:
 
     def __init__(self, cluster: Cluster, pair: Path) -> None:
         handler = type("Handler", (_Handler,), {"cluster": cluster})
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http = _Quiet(("127.0.0.1", 0), handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pair)
         self._http.socket = context.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
@@ -333,6 +384,11 @@ class Server:
         self._http.server_close()
 
 
+class _Quiet(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that does not trust us hangs up."""
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     cluster: Cluster
     protocol_version = "HTTP/1.1"
@@ -341,9 +397,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         try:
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                raise Status(401, "Unauthorized", "Unauthorized")
-            found = self.cluster.call(self.command, self.path, body)
+            found = self.cluster.call(self.command, self.path, body, self.headers.get("Authorization", ""))
             self._send(201 if self.command == "POST" else 200, found)
         except Status as status:
             self._send(status.code, status.body)
@@ -355,7 +409,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Nothing: tests print what they need."""
 
     do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - named by http.server

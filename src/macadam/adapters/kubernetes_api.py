@@ -57,9 +57,7 @@ def in_cluster(environment: Mapping[str, str] = os.environ, account: Path = _ACC
             next_step="Set MACADAM_KUBERNETES_CONFIG to a kubeconfig file.",
         )
     name = f"[{host}]" if ":" in host else host
-    return Access(
-        server=f"https://{name}:{port}", authority=authority.read_text(), token_file=str(account / "token")
-    )
+    return Access(server=f"https://{name}:{port}", authority=authority.read_text(), token_file=str(account / "token"))
 
 
 def from_kubeconfig(path: Path, context: str = "") -> Access:
@@ -95,7 +93,7 @@ def from_kubeconfig(path: Path, context: str = "") -> Access:
 
 
 def _named(config: Any, kind: str, name: str) -> Any:
-    return [entry for entry in config[kind] if entry["name"] == name][0]
+    return {entry["name"]: entry for entry in config[kind]}[name]
 
 
 def _text(entry: Mapping[str, str], name: str, path: Path) -> str:
@@ -152,7 +150,9 @@ class KubernetesApi:
         found = bytearray()
         skipped = 0
         try:
-            with self._http.stream("GET", path, params={"limitBytes": offset + limit}, headers=self._headers()) as answer:
+            with self._http.stream(
+                "GET", path, params={"limitBytes": offset + limit}, headers=self._headers()
+            ) as answer:
                 if answer.is_error:
                     answer.read()
                     raise _error(answer)

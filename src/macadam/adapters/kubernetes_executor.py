@@ -130,18 +130,29 @@ class KubernetesExecutor:
 
     def _see(self, attempt: str, job: Object, pods: Sequence[Object]) -> Sighting:
         seen = sight(attempt, job, pods)
-        if seen.state == "ended" and of_stone(job) is None:
-            self._settle(job, pods, seen)
-        return seen
+        if seen.state != "ended" or of_stone(job) is not None:
+            return seen
+        return (
+            seen if self._settle(job, pods, seen) else Sighting(attempt=attempt, state="running", started=seen.started)
+        )
 
-    def _settle(self, job: Object, pods: Sequence[Object], seen: Sighting) -> None:
-        """Keeps logs and outcome, in this order, before the pods may go: a kill in between repeats it."""
-        name = job["metadata"]["name"]
+    def _settle(self, job: Object, pods: Sequence[Object], seen: Sighting) -> bool:
+        """Keeps logs and outcome, in this order, before the pods may go: a kill in between repeats it.
+
+        False if the Job changed since it was read: another process may have settled it and let the pods go, so look again.
+        """
+        metadata = job["metadata"]
+        name = metadata["name"]
         for pod in pods:
             self._keep(self._kept(name, ranked(pod)), self._read(pod, 0, _LOG_KEPT))
-        self._api.patch(f"{self._jobs}/{name}", {"metadata": {"annotations": {OUTCOME: outcome(seen)}}})
+        written = {"resourceVersion": metadata["resourceVersion"], "annotations": {OUTCOME: outcome(seen)}}
+        try:
+            self._api.patch(f"{self._jobs}/{name}", {"metadata": written})
+        except (Conflict, NotFound):
+            return False
         for pod in pods:
             self._release(pod)
+        return True
 
     def _keep(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

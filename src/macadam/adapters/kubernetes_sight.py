@@ -63,12 +63,12 @@ def sight(attempt: str, job: Object, pods: Sequence[Object]) -> Sighting:
         return _ended(attempt, job, over, why="stopped")
     running = [pod for pod in pods if _state(pod, "running")]
     if over or running:
-        began = [_instant(part["startedAt"]) for pod in (*over, *running) if (part := _part(pod)).get("startedAt")]
+        began = [_instant(now["startedAt"]) for pod in (*over, *running) if (now := _part(pod)).get("startedAt")]
         return Sighting(attempt=attempt, state="running", started=min(began, default=None))
-    waiting = [part for pod in pods if (part := _state(pod, "waiting"))]
-    for part in waiting:
-        if part.get("reason") in _NEVER:
-            said = f"{part['reason']}: {part.get('message', '')}"
+    waiting = [part for pod in pods if (part := _state(pod, "waiting")) is not None]
+    for held in waiting:
+        if held.get("reason") in _NEVER:
+            said = f"{held['reason']}: {held.get('message', '')}"
             return Sighting(attempt=attempt, state="ended", why="refused", exit_code=_REFUSED, message=said)
     said = "; ".join(sorted({f"{part.get('reason', '')}: {part.get('message', '')}" for part in waiting}))
     return Sighting(attempt=attempt, state="starting", message=said[:1000])

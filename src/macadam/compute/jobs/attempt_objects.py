@@ -20,6 +20,7 @@ from macadam.errors import InvalidInput
 from macadam.ports import Allotment, Attempt
 
 FINALIZER = f"{PREFIX}/outcome"
+_MANAGED = {"app.kubernetes.io/managed-by": "macadam"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 _WHOLE = 1000
 _NAME = 52
@@ -78,6 +79,7 @@ class AttemptObjects:
         }
         labels = {
             **found["metadata"]["labels"],
+            **_MANAGED,
             f"{PREFIX}/attempt": label_value(attempt.id),
             f"{PREFIX}/job": label_value(attempt.job),
         }
@@ -137,11 +139,10 @@ class AttemptObjects:
         return found
 
     def _metadata(self, attempt: str, labels: Mapping[str, str], notes: Mapping[str, str]) -> Object:
-        managed = {**labels, "app.kubernetes.io/managed-by": "macadam"}
         return {
             "name": self.name(attempt),
             "namespace": self.namespace,
-            "labels": managed,
+            "labels": {**labels, **_MANAGED},
             "annotations": dict(notes),
         }
 

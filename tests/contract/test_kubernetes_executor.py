@@ -1,0 +1,284 @@
+"""What the executor of Kubernetes does beyond the behaviour of all executors, over TLS against a stand-in of a cluster."""
+
+import base64
+import io
+import tarfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from contract import clusters
+from contract.api_server import TOKEN, Cluster
+from contract.test_executor import attempt, said, until
+
+from macadam.adapters import kubernetes_api
+from macadam.adapters.kubernetes_api import Access, KubernetesApi
+from macadam.adapters.kubernetes_executor import KubernetesExecutor
+from macadam.adapters.kubernetes_sight import nodes_of, quantity
+from macadam.adapters.local_objects import LocalObjects
+from macadam.compute.catalogue.gpus import recognise
+from macadam.compute.jobs import pods
+from macadam.compute.jobs.attempt_objects import AttemptObjects, Site
+from macadam.errors import InvalidInput, NotAuthorised, SettingInvalid, Unavailable
+from macadam.ports import Allotment, Attempt
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[KubernetesExecutor]:
+    made = clusters.kubernetes(tmp_path)
+    yield made
+    made.close()
+    clusters.end(tmp_path)
+
+
+@pytest.fixture
+def cluster(executor: KubernetesExecutor, tmp_path: Path) -> Cluster:
+    return clusters.cluster(tmp_path)[0]
+
+
+def of_kind(cluster: Cluster, kind: str) -> list[dict[str, Any]]:
+    return [found for key, found in cluster.objects.items() if key[0] == kind]
+
+
+def test_a_server_with_another_certificate_is_not_spoken_to(executor: KubernetesExecutor, tmp_path: Path) -> None:
+    _, server = clusters.cluster(tmp_path)
+    stranger = KubernetesApi(Access(server=server.url, token=TOKEN))  # the system's authorities only
+    with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        stranger.get("/api/v1/nodes")
+    stranger.close()
+    with pytest.raises(SettingInvalid, match="HTTPS"):
+        Access(server="http://127.0.0.1:8080")
+
+
+def test_a_token_that_counts_for_nothing_is_said_and_never_shown(executor: KubernetesExecutor, tmp_path: Path) -> None:
+    _, server = clusters.cluster(tmp_path)
+    access = Access(server=server.url, authority=clusters.certificate()[0], token="s3cr3t-token")
+    api = KubernetesApi(access)
+    with pytest.raises(NotAuthorised) as refused:
+        list(api.items("/api/v1/nodes"))
+    api.close()
+    assert "s3cr3t" not in f"{refused.value}{access!r}"
+
+
+def test_a_cluster_that_falters_is_asked_again(executor: KubernetesExecutor, cluster: Cluster, tmp_path: Path) -> None:
+    mark = f"open({str(tmp_path / 'ran')!r}, 'a').write('x')"
+    for _ in range(4):
+        cluster.failing = 1
+        with pytest.raises(Unavailable):
+            executor.start(attempt(mark))
+        cluster.failing = 1
+        with pytest.raises(Unavailable):
+            executor.look(["j1.1"])
+        executor.start(attempt(mark))
+    until(executor, "j1.1", "ended")
+    assert (tmp_path / "ran").read_text() == "x"
+
+
+def bundle(tmp_path: Path, size: int = 0) -> str:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        text = b"print('from the bundle')" + b"#" * size
+        entry = tarfile.TarInfo("job.py")
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text))
+    return LocalObjects(tmp_path / "objects").put(made.getvalue())
+
+
+def test_working_files_arrive_also_if_whoever_started_was_killed_before_they_were_sent(
+    executor: KubernetesExecutor, cluster: Cluster, tmp_path: Path
+) -> None:
+    work = attempt("", command=("python", "job.py"), bundle=bundle(tmp_path))
+    render = AttemptObjects(Site(image="x"))
+    _, server = clusters.cluster(tmp_path)
+    api = KubernetesApi(Access(server=server.url, authority=clusters.certificate()[0], token=TOKEN))
+    api.create("/apis/batch/v1/namespaces/macadam/jobs", render.job(work))  # ... and killed here
+    api.close()
+    time.sleep(0.1)
+    assert executor.look(["j1.1"])["j1.1"].state == "starting"
+    executor.start(work)
+    until(executor, "j1.1", "ended")
+    assert said(executor, "j1.1") == "from the bundle\n"
+    executor.forget("j1.1")
+    assert of_kind(cluster, "configmaps") == []
+
+
+def test_nothing_of_a_forgotten_attempt_is_held_back_by_its_finalizer(
+    executor: KubernetesExecutor, cluster: Cluster
+) -> None:
+    executor.start(attempt("import time; time.sleep(30)", members=2, grace=0.2))
+    until(executor, "j1.1", "running")
+    executor.forget("j1.1")
+    limit = time.monotonic() + 5
+    while of_kind(cluster, "pods"):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    assert executor.look(["j1.1"])["j1.1"].state == "unknown"
+
+
+def test_exit_code_and_log_of_a_stopped_pod_are_kept_before_it_goes(
+    executor: KubernetesExecutor, cluster: Cluster
+) -> None:
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: (print('saved'), sys.exit(75)))\nprint('up', flush=True)\ntime.sleep(30)"
+    executor.start(attempt(code))
+    until(executor, "j1.1", "running")
+    while "up" not in said(executor, "j1.1"):
+        time.sleep(0.02)
+    executor.stop("j1.1", grace=5)
+    time.sleep(0.5)  # nobody looks for a while: the pod has to wait for it
+    assert of_kind(cluster, "pods")
+    seen = until(executor, "j1.1", "ended")
+    time.sleep(0.1)
+    assert of_kind(cluster, "pods") == []
+    assert (seen.why, seen.exit_code) == ("stopped", 75)
+    assert said(executor, "j1.1") == "up\nsaved\n"
+    assert executor.look(["j1.1"])["j1.1"] == seen
+
+
+def test_two_processes_that_see_it_end_see_the_same(executor: KubernetesExecutor, tmp_path: Path) -> None:
+    other = clusters.kubernetes(tmp_path)
+    for n in range(5):
+        executor.start(attempt("raise SystemExit(3)", name=f"j{n}.1"))
+    seen = [until(one, f"j{n}.1", "ended") for n in range(5) for one in (executor, other)]
+    assert [one.exit_code for one in seen] == [3] * 10
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"requirements": "numpy"}, "requirements"),
+        ({"gpus": {"gpu:here/0": 500}}, "a part of a GPU"),
+        ({"allotments": (Allotment(node="here", cpus=1), Allotment(node="here", cpus=2))}, "members that differ"),
+        ({"environment": {"API_KEY": "x"}}, "API_KEY"),
+        ({"image": "not an image"}, "image"),
+    ],
+)
+def test_what_can_never_run_is_refused_with_the_reason(
+    executor: KubernetesExecutor, wrong: dict[str, object], said: str
+) -> None:
+    executor.start(attempt("print(1)", **wrong))  # type: ignore[arg-type]
+    seen = until(executor, "j1.1", "ended")
+    assert (seen.why, seen.exit_code) == ("refused", 126)
+    assert said in seen.message
+
+
+def test_working_files_that_are_too_large_are_refused(executor: KubernetesExecutor, tmp_path: Path) -> None:
+    executor.start(attempt("", command=("python", "job.py"), bundle=bundle(tmp_path, size=1 << 20)))
+    seen = until(executor, "j1.1", "ended")
+    assert seen.why == "refused"
+    assert "ConfigMap" in seen.message
+
+
+def test_an_attempt_asks_for_its_devices_its_node_and_its_signal() -> None:
+    render = AttemptObjects(Site(image="x"))
+
+    def spec(**more: Any) -> dict[str, Any]:
+        found = render.job(Attempt(id="j.1", job="j", project="p", command=("x",), **more))["spec"]
+        assert found["backoffLimit"] == 0
+        spec: dict[str, Any] = found["template"]["spec"]
+        return spec
+
+    whole = spec(
+        allotments=(Allotment(node="n1", gpus={"gpu:n1/0": 1000, "gpu:n1/3": 1000}, memory=1 << 30),), signal=10
+    )
+    (container,) = whole["containers"]
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "1Gi", "nvidia.com/gpu": "2"}
+    assert container["lifecycle"] == {"stopSignal": "SIGUSR1"}
+    (term,) = whole["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"][0]["values"] == ["n1"]
+    sliced = spec(allotments=(Allotment(node="n1", gpus={"gpu:n1/mig:1g.10gb-2": 1000}),))
+    assert sliced["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == "1"
+    with pytest.raises(InvalidInput, match="several profiles"):
+        spec(allotments=(Allotment(node="n1", gpus={"gpu:n1/mig:1g.10gb-2": 1000, "gpu:n1/0": 1000}),))
+
+
+def test_nodes_say_what_can_be_allotted_and_when_they_go() -> None:
+    plain = clusters.node("n1", **{"nvidia.com/gpu": "2", "nvidia.com/mig-1g.10gb": "1"})
+    plain["metadata"]["labels"] |= {  # type: ignore[index] # a dict of dicts
+        "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
+        "nvidia.com/gpu.memory": "81559",
+        "topology.kubernetes.io/zone": "z",
+    }
+    going = clusters.node("n2")
+    going["spec"] = {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}
+    closed = clusters.node("n3")
+    closed["spec"] = {"unschedulable": True}
+    dead = clusters.node("n4")
+    dead["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]  # type: ignore[index] # a dict of dicts
+    one, two = nodes_of([plain, going, closed, dead], recognise, NOW)
+    assert (one.cpus, one.memory, one.zone, one.leaving) == (8000, 32 << 30, "z", None)
+    assert [(d.id, d.model) for d in one.devices] == [
+        ("gpu:n1/0", "h100-sxm-80gb"),
+        ("gpu:n1/1", "h100-sxm-80gb"),
+        ("gpu:n1/mig:1g.10gb-0", "h100-sxm-80gb"),
+    ]
+    assert (two.name, two.leaving) == ("n2", NOW)
+    assert [quantity(text) for text in ("1500m", "2", "1Gi", "1k")] == [1.5, 2, 1 << 30, 1000]
+
+
+def test_a_pod_is_known_by_whom_macadam_made_it_for(executor: KubernetesExecutor, cluster: Cluster) -> None:
+    executor.start(attempt("import time; time.sleep(5)", gpus={"gpu:here/0": 1000}))
+    until(executor, "j1.1", "running")
+    (mine,) = of_kind(cluster, "pods")
+    stranger = {"metadata": {**mine["metadata"], "namespace": "elsewhere"}, "spec": mine["spec"]}
+    bare = {"metadata": {"namespace": "macadam", "name": "x"}, "spec": mine["spec"]}
+    (found,) = pods.owners([mine, stranger, bare], jobs_namespace="macadam")
+    assert (found.project, found.owner, found.name) == ("p", "job:j1", mine["metadata"]["name"])
+    assert pods.gpus(mine) == {"nvidia.com/gpu": 1}
+
+
+def kubeconfig(tmp_path: Path, **user: str) -> dict[str, Any]:
+    return {
+        "current-context": "main",
+        "contexts": [{"name": "main", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [
+            {
+                "name": "c",
+                "cluster": {
+                    "server": "https://cluster.example",
+                    "certificate-authority-data": base64.b64encode(b"PEM").decode(),
+                },
+            }
+        ],
+        "users": [{"name": "u", "user": user or {"token": TOKEN}}],
+    }
+
+
+def read(tmp_path: Path, config: dict[str, Any]) -> Access:
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(config))
+    return kubernetes_api.from_kubeconfig(path)
+
+
+def test_a_kubeconfig_tells_server_authority_and_credentials(tmp_path: Path) -> None:
+    found = read(tmp_path, kubeconfig(tmp_path))
+    assert (found.server, found.authority, found.token) == ("https://cluster.example", "PEM", TOKEN)
+    (tmp_path / "me.pem").write_text("CERTIFICATE")
+    (tmp_path / "me.key").write_text("KEY")
+    found = read(tmp_path, kubeconfig(tmp_path, **{"client-certificate": "me.pem", "client-key": "me.key"}))
+    assert (found.certificate, found.key) == ("CERTIFICATE", "KEY")
+
+
+def test_a_kubeconfig_that_is_unsafe_or_unusable_is_refused(tmp_path: Path) -> None:
+    unsafe = kubeconfig(tmp_path)
+    unsafe["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = True
+    program = kubeconfig(tmp_path, exec="aws")
+    for config in (unsafe, program, {}, {"current-context": "other", "contexts": []}):
+        with pytest.raises(SettingInvalid):
+            read(tmp_path, config)
+    with pytest.raises(SettingInvalid):
+        kubernetes_api.from_kubeconfig(tmp_path / "nowhere")
+
+
+def test_a_pods_own_account_is_read_from_where_the_kubelet_puts_it(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("PEM")
+    found = kubernetes_api.in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
+    assert (found.server, found.authority, found.token_file) == ("https://10.0.0.1:443", "PEM", str(tmp_path / "token"))
+    with pytest.raises(SettingInvalid, match="runs in no cluster"):
+        kubernetes_api.in_cluster({}, tmp_path)
