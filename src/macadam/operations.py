@@ -74,7 +74,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "erase": (("macadam.serving.erasure",), "People whose values are destroyed, with a certificate"),
     "gpu": (("macadam.compute.telemetry.service",), "What GPUs and hosts do, for whom, and what of it can be believed"),
     "cost": (
-        ("macadam.compute.billing.service", "macadam.compute.waterfall.service"),
+        (
+            "macadam.compute.billing.service",
+            "macadam.compute.waterfall.service",
+            "macadam.serving.cost_service",
+        ),
         "What compute costs, and where the money goes",
     ),
     "budgets": (("macadam.compute.billing.budget_service",), "What a project may spend: forecast, alerts, hard stops"),

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from macadam.compute.waterfall.stages import Price
 from macadam.operations import Request
 from macadam.personal.types import PersonalFields
+from macadam.serving.accuracy_cost import VersionCost
 from macadam.values import Name
 
 PredictionId = Annotated[
@@ -227,3 +229,24 @@ class LiveAccuracy(Request[LiveQuality], frozen=True, kw_only=True):
 
     project: Name
     endpoint: Name
+
+
+class AccuracyCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What accurate answers of a model cost, by version. left_out: what is in none of the figures."""
+
+    project: str
+    model: str
+    versions: tuple[VersionCost, ...]
+    price: Price
+    left_out: str
+
+
+class CostAccuracy(Request[AccuracyCost], frozen=True, kw_only=True):
+    """Show what each version of a model costs for every accurate prediction, with intervals.
+
+    over: predictions that training and evaluation are spread over; 0: those that there were
+    """
+
+    project: Name
+    model: Name
+    over: Annotated[int, msgspec.Meta(ge=0, le=10**15)] = 0

@@ -108,10 +108,15 @@ def mfu(model_flops: float, gpu: Gpu, number_format: str, gpu_seconds: float) ->
             f"No peak of {gpu.name} in {number_format!r} is known.",
             next_step=f"Name one of {', '.join(sorted(gpu.peak))}.",
         )
-    found = _positive("model FLOPs", model_flops) / (peak * _positive("GPU seconds", gpu_seconds))
+    return of_peak(model_flops, peak * _positive("GPU seconds", gpu_seconds), gpu.name)
+
+
+def of_peak(model_flops: float, most: float, whose: str) -> float:
+    """Model FLOPs over what could have been done in the same time. Raises InvalidInput for more than that."""
+    found = _positive("model FLOPs", model_flops) / _positive("FLOPs of the peak", most)
     if found > MOST_MFU:
         raise InvalidInput(
-            f"{model_flops:.3g} FLOP in {gpu_seconds:.6g} GPU-seconds would be {found:.2f} times the peak of {gpu.name}.",
+            f"{model_flops:.3g} model FLOPs would be {found:.2f} times the peak of {whose}.",
             next_step="Check the tokens, the parameters, the number format and the time.",
         )
     return found

@@ -1,0 +1,158 @@
+"""What is asked about where the money went: allocations of a month, their breakdown, and what operations cost here."""
+
+from datetime import date, datetime
+from typing import Annotated
+
+import msgspec
+
+from macadam.compute.waterfall.energy import Energy
+from macadam.compute.waterfall.profiles import Profile
+from macadam.compute.waterfall.stages import CostSpan, Price, StageCost
+from macadam.compute.waterfall.types import By, DayCost, Doubt, Flag, Uncharged, Waterfall
+from macadam.operations import Request
+from macadam.values import Money, Name, Somewhere
+
+MonthText = Annotated[
+    str, msgspec.Meta(pattern=r"^([0-9]{4}-(0[1-9]|1[0-2]))?\Z", description="YYYY-MM; empty: this month, UTC")
+]
+Text = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f]*\Z")]
+Counted = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
+
+
+class Allocation(msgspec.Struct, frozen=True, kw_only=True):
+    """A month's bills divided over what was seen. rows: digest of the Parquet object with the pieces; bills: their ids;
+    bill: the sum that the pieces add up to, by currency; start, end: of what was divided, UTC, end excluded.
+    """
+
+    id: str
+    month: str
+    start: datetime
+    end: datetime
+    rows: str
+    bills: tuple[str, ...]
+    charges: int
+    usage_rows: int
+    bill: tuple[Money, ...]
+    flags: tuple[Flag, ...]
+    at: datetime
+    by: str
+
+
+class AllocateCosts(Request[Allocation], frozen=True, kw_only=True):
+    """Divide a month's bills over what was seen of machines, so that every project can see its part.
+
+    flops: model FLOPs that an owner is known to have done in the month, such as {"run:…": 4.2e19}: its MFU then says
+    what was effective. number_format: of those FLOPs
+    """
+
+    month: MonthText = ""
+    flops: Annotated[dict[Text, Counted], msgspec.Meta(max_length=10_000)] = {}
+    number_format: str = "bf16"
+
+
+class ListAllocations(Request[tuple[Allocation, ...]], frozen=True, kw_only=True):
+    """List what was divided, newest month first."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a month's money went. whole: one waterfall for each currency; parts: by what was asked for, the dearest first.
+
+    doubts, flags: only for who reads all projects, as they are of machines that projects share.
+    """
+
+    project: str
+    month: str
+    allocation: str
+    by: str
+    whole: tuple[Waterfall, ...]
+    parts: tuple[Waterfall, ...]
+    days: tuple[DayCost, ...]
+    uncharged: tuple[Uncharged, ...]
+    doubts: tuple[Doubt, ...]
+    flags: tuple[Flag, ...]
+
+
+class BreakDown(Request[Breakdown], frozen=True, kw_only=True):
+    """Show where a month's money went, step by step, for a project or (*) for all.
+
+    by: what the parts are of; model, run, endpoint and job are of owners of that kind, and the rest is the part without a
+    name
+    """
+
+    project: Somewhere
+    month: MonthText = ""
+    by: By = "project"
+
+
+class OwnerCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one owner (a run, a job, an endpoint, a model's version) cost in a month, used and achieved."""
+
+    owner: str
+    project: str
+    month: str
+    waterfalls: tuple[Waterfall, ...]
+    energy: Energy | None
+    profiles: tuple[Profile, ...]
+
+
+class ShowOwnerCost(Request[OwnerCost], frozen=True, kw_only=True):
+    """Show what a run, a job, an endpoint or a model's version cost, with its energy, CO₂ and likely bottleneck.
+
+    owner: such as run:0193…
+    """
+
+    project: Name
+    owner: Text
+    month: MonthText = ""
+
+
+class WorkRecorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What was added."""
+
+    project: str
+    subject: str
+    calls: int
+    wall: float
+    cpu: float
+    cost: CostSpan
+
+
+class RecordWork(Request[WorkRecorded], frozen=True, kw_only=True):
+    """Add what a process of the platform took, that answers by no operation: a gateway, by who runs it.
+
+    subject: what it worked for, such as endpoint:delays
+    calls: how many answers it gave
+    wall: seconds that it ran
+    cpu: seconds of processor time
+    """
+
+    project: Name
+    subject: Text
+    calls: Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+    wall: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    cpu: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class Stages(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project's operations on this machine cost. price: what they are priced with."""
+
+    project: str
+    first: date | None
+    last: date | None
+    stages: tuple[StageCost, ...]
+    total: CostSpan
+    price: Price
+    left_out: str
+
+
+class ShowStages(Request[Stages], frozen=True, kw_only=True):
+    """Show what the platform's own operations for a project cost on this machine, by stage of the road.
+
+    first, last: days (UTC), both included; empty: all
+    """
+
+    project: Name
+    first: date | None = None
+    last: date | None = None
