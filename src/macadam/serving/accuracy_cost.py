@@ -123,8 +123,8 @@ def per_accurate(cost: CostSpan, judged: Judged) -> AccuratePrice:
         nothing = AccuratePrice(
             currency=currency, value=None, low=None, high=None, any_low=None, any_high=None, note="no label has arrived"
         )
-        most = judged.predictions
-        return msgspec.structs.replace(nothing, any_low=cost.low.micros / most) if most else nothing
+        count = judged.predictions
+        return msgspec.structs.replace(nothing, any_low=cost.low.micros / count) if count else nothing
     rest = judged.predictions - judged.labelled
     low, high = wilson(judged.right, judged.labelled)
     # What is known needs no interval: Wilson's is for the answers whose truth is not.

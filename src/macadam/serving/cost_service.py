@@ -81,7 +81,7 @@ def _labels(sql: sa.Connection, project: str) -> dict[str, float]:
     return {row.prediction: row.label for row in sql.execute(query)}
 
 
-def _version(  # noqa: PLR0913 - what a version's cost is made from
+def _version(
     sql: sa.Connection,
     version: ModelVersion,
     versions: Sequence[ModelVersion],

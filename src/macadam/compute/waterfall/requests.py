@@ -46,7 +46,7 @@ class AllocateCosts(Request[Allocation], frozen=True, kw_only=True):
     """
 
     month: MonthText = ""
-    flops: Annotated[dict[Text, Counted], msgspec.Meta(max_length=10_000)] = {}
+    flops: Annotated[dict[Text, Counted], msgspec.Meta(max_length=10_000)] = msgspec.field(default_factory=dict)
     number_format: str = "bf16"
 
 

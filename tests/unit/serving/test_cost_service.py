@@ -1,0 +1,99 @@
+"""What an accurate answer costs, asked of a home with a trained version and labelled answers."""
+
+import pytest
+from unit.serving import homes
+from unit.serving.homes import ENDPOINT, MODEL, PROJECT
+from unit.serving.test_sealing import records, write
+
+from macadam import testing
+from macadam.app.platform import Platform
+from macadam.compute.waterfall import metering
+from macadam.compute.waterfall.requests import RecordWork, ShowStages
+from macadam.errors import InvalidInput, NotAuthorised, NotFound
+from macadam.journal.types import SealClosed
+from macadam.ledger.types import ShowLog
+from macadam.serving.types import CostAccuracy, Label, RecordFeedback, ShowEndpoint
+from macadam.values import utc_now
+
+
+@pytest.fixture
+def answered(deployed: Platform) -> list[str]:
+    """Ten sealed answers with scores 0.0 to 0.9."""
+    made = records(deployed.call(ShowEndpoint(project=PROJECT, endpoint=ENDPOINT)), 10)
+    write(deployed, made)
+    deployed.call(SealClosed(project=PROJECT))
+    return [record.id for record in made]
+
+
+def test_the_cost_of_an_accurate_answer_is_training_care_and_serving_over_right_answers(deployed, answered):
+    labels = [Label(prediction=id_, label=float(n >= 6), at=utc_now()) for n, id_ in enumerate(answered[:8])]
+    deployed.call(RecordFeedback(project=PROJECT, labels=labels))
+    deployed.call(RecordWork(project=PROJECT, subject=f"endpoint:{ENDPOINT}", calls=10, wall=20, cpu=4))
+    found = deployed.call(CostAccuracy(project=PROJECT, model=MODEL))
+    first, second = found.versions
+    assert (first.version, first.judged.predictions, first.judged.labelled, first.judged.right) == (
+        f"model:{MODEL}@1",
+        10,
+        8,
+        7,
+    )
+    parts = {part.what: part.cost.value.micros for part in first.parts}
+    assert parts["serving"] == round(4 * 48_000 / 3600)
+    assert parts["training"] > 0
+    assert first.total.value.micros == sum(parts.values())
+    assert first.per_accurate.value == pytest.approx(first.total.value.micros / (7 + 2 * 7 / 8))
+    assert first.per_accurate.low < first.per_accurate.value < first.per_accurate.high
+    assert second.judged.predictions == 0
+    assert second.per_accurate.value is None
+
+
+def test_serving_that_nobody_measured_is_said_to_be_missing(deployed, answered):
+    first = deployed.call(CostAccuracy(project=PROJECT, model=MODEL)).versions[0]
+    serving = next(part for part in first.parts if part.what == "serving")
+    assert serving.cost.value.micros == 0
+    assert "not measured" in serving.how
+    assert first.per_accurate.note == "no label has arrived"
+
+
+def test_training_is_spread_over_the_predictions_that_are_expected(deployed, answered):
+    now, later = (
+        deployed.call(CostAccuracy(project=PROJECT, model=MODEL, over=over)).versions[0] for over in (0, 1000)
+    )
+    training = [next(p.cost.value.micros for p in one.parts if p.what == "training") for one in (now, later)]
+    assert training[1] == pytest.approx(training[0] / 100, abs=1)
+
+
+def test_work_of_a_gateway_is_a_stage_and_leaves_a_leaf(deployed):
+    deployed.call(RecordWork(project=PROJECT, subject=f"endpoint:{ENDPOINT}", calls=10, wall=20, cpu=3600))
+    deployed._keep_work()
+    found = deployed.call(ShowStages(project=PROJECT))
+    stages = {one.stage: one for one in found.stages}
+    assert stages["serve"].cost.low.micros == 48_000
+    assert "deploy" in stages
+    assert found.total.value.micros == sum(one.cost.value.micros for one in found.stages)
+    assert (
+        len(deployed.call(ShowLog(project=PROJECT, kind="compute.record_work", text=f"endpoint:{ENDPOINT}")).leaves)
+        == 1
+    )
+
+
+def test_only_who_runs_things_reports_work_and_a_stranger_sees_no_cost(deployed):
+    viewer = testing.token_of(deployed, "principal:vera", {PROJECT: "viewer"})
+    stranger = testing.token_of(deployed, "principal:sam", {})
+    work = RecordWork(project=PROJECT, subject="endpoint:x", calls=1, wall=1, cpu=1)
+    with pytest.raises(NotAuthorised):
+        deployed.call(work, token=viewer)
+    for request in (ShowStages(project=PROJECT), CostAccuracy(project=PROJECT, model=MODEL)):
+        deployed.call(request, token=viewer)
+        with pytest.raises(NotAuthorised):
+            deployed.call(request, token=stranger)
+
+
+def test_a_model_that_is_not_there_and_negative_work_are_errors(deployed):
+    with pytest.raises(NotFound):
+        deployed.call(CostAccuracy(project=PROJECT, model="nobody"))
+    with pytest.raises(InvalidInput):
+        deployed.call(RecordWork(project=PROJECT, subject="endpoint:x", calls=1, wall=-1, cpu=1))
+    with deployed.ports.sql.read() as sql:
+        assert all(one.subject != "endpoint:x" for one in metering.measured(sql, PROJECT))
+    assert homes.PROJECT == PROJECT
