@@ -344,6 +344,9 @@ class Telemetry(Section):
     local: bool = setting(
         True, env="MACADAM_TELEMETRY_LOCAL", unit="0 or 1", why="NVML is read where there is a driver; else nothing is"
     )
+    hosts: bool = setting(
+        False, env="MACADAM_TELEMETRY_HOSTS", unit="0 or 1", why="a machine's processes are looked at only where asked"
+    )
     exporters: str = setting(
         "", env="MACADAM_TELEMETRY_EXPORTERS", unit="URLs", why="dcgm-exporters to scrape, separated by commas"
     )

@@ -15,7 +15,7 @@ from macadam.access import revoking
 from macadam.access.types import DenialCount, RecordDenials
 from macadam.app.platform import LOCAL_TOKEN, Platform
 from macadam.errors import Conflict, InvalidInput, MacadamError
-from macadam.faces import logs
+from macadam.faces import logs, telemetry_worker
 from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
 from macadam.journal.types import SealClosed
@@ -99,6 +99,10 @@ DUTIES: tuple[Duty, ...] = (
     Duty(name="record denials", every=5.0, act=record_denials),
     # Reading one small file; a revocation itself is published by whoever revokes.
     Duty(name="renew revocations", every=5.0, act=renew_revocations),
+    # A directory listing; an hour is sealed once it is over.
+    Duty(name="seal telemetry", every=60.0, act=telemetry_worker.seal),
+    # Retention is counted in hours and days.
+    Duty(name="expire telemetry", every=600.0, act=telemetry_worker.expire),
     # An overlap is counted in days.
     Duty(name="retire ledger keys", every=60.0, act=retire_ledger_keys),
 )

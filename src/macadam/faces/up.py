@@ -30,6 +30,7 @@ from macadam.faces.http import ControlPlane
 from macadam.faces.jobs_worker import JobsWorker
 from macadam.faces.link import LinkServer
 from macadam.faces.session import Session, Verb
+from macadam.faces.telemetry_worker import TelemetryWorker
 from macadam.settings import Settings
 
 _LOCK = "up.lock"
@@ -98,6 +99,7 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
     stopping = asyncio.create_task(stop.wait())
     clerk = Clerk(platform)
     jobs = JobsWorker(platform)
+    telemetry = TelemetryWorker(platform)
     try:
         if await _healthy(settings, serving, gateway, stop):
             _announce(session, settings, time.perf_counter() - began)
@@ -111,6 +113,7 @@ async def _serve(platform: Platform, session: Session, began: float) -> None:
             server.stop()  # type: ignore[no-untyped-call] # granian ships no types for it
             await asyncio.wait({serving}, timeout=_STOP_SECONDS)
         await asyncio.to_thread(jobs.close)
+        await asyncio.to_thread(telemetry.close)
         await asyncio.to_thread(clerk.close)
         await asyncio.to_thread(app.close)
         logs.stop(handler)

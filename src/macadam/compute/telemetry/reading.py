@@ -201,7 +201,7 @@ def _samples(ports: Ports, pointers: Pointers, start: datetime, end: datetime, d
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a query: a key (project, owner, device or model) in one interval. hours: of devices, by the share that
-    was had; suspect_hours: of them, those that nothing may be charged on. Means are over `hours`; None: not measured.
+    was had; suspect_hours: of them, those that nothing may be charged on. Means are over the others; None: not measured.
     """
 
     start: datetime
@@ -222,9 +222,10 @@ def lines(rows: "pa.Table", by: str) -> list[Line]:
     doubted = pc.if_else(pc.not_equal(rows.column("suspect"), ""), seconds, 0.0)
     columns: dict[str, Any] = {"start": rows.column("start"), "key": rows.column(by), "s": seconds, "d": doubted}
     means = ("gpu_active", "sm_active", "tensor_active", "dram_active")
+    believed = pc.subtract(seconds, doubted)
     for name in means:
-        columns[name] = pc.multiply(rows.column(name), seconds)
-        columns[f"{name}_s"] = pc.if_else(pc.is_valid(rows.column(name)), seconds, 0.0)
+        columns[name] = pc.multiply(rows.column(name), believed)
+        columns[f"{name}_s"] = pc.if_else(pc.is_valid(rows.column(name)), believed, 0.0)
     columns["memory"], columns["energy"] = rows.column("memory_bytes"), rows.column("energy_joules")
     sums = ["s", "d", "energy", *means, *(f"{name}_s" for name in means)]
     grouped = (

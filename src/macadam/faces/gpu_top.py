@@ -1,0 +1,323 @@
+"""`macadam gpu top`: devices live, like nvtop, with whose they are and what they cost by the hour.
+
+Shows what a platform knows, what this machine's driver says (--local), or a recording (--replay), which needs no GPU.
+"""
+
+import argparse
+import contextlib
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from macadam import operations
+from macadam.compute.catalogue import prices
+from macadam.compute.telemetry import collecting, fold, recordings, state
+from macadam.compute.telemetry import frame as judged
+from macadam.compute.telemetry.requests import Device, ListDevices
+from macadam.compute.telemetry.types import Sample, to_table
+from macadam.errors import InvalidInput, NotFound
+from macadam.faces.session import Session, Verb
+from macadam.lazy import lazy
+from macadam.settings import Settings
+from macadam.values import Money, utc_now
+
+if TYPE_CHECKING:
+    import rich.console as rich_console
+    import rich.live as rich_live
+    import rich.table as rich_table
+    import rich.text as rich_text
+else:
+    rich_console = lazy("rich.console")
+    rich_live = lazy("rich.live")
+    rich_table = lazy("rich.table")
+    rich_text = lazy("rich.text")
+
+_WINDOW = timedelta(minutes=20)
+"""What a replay or a look at this machine remembers, for trends and for checks over several readings."""
+_BARS = "▁▂▃▄▅▆▇█"
+_POINTS, _BAR = 12, 8
+_UNKNOWN = "—"
+_NOT_BELIEVED, _STALE = "red", 120.0
+"""Seconds: a reading older than this is said to be old."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A device with its price. hourly: of the whole device, None if nobody has told a price; price: whose it is."""
+
+    device: Device
+    hourly: Money | None
+    price: str
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """One look. hourly: of all devices with a price, by currency in micros; idle: of it, of those that nobody has."""
+
+    at: datetime
+    devices: tuple[Row, ...]
+    hourly: dict[str, int]
+    idle: dict[str, int]
+    suspect: int
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="print one look and end; with --json, for scripts")
+    parser.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="between two looks; default 2")
+    parser.add_argument("--local", action="store_true", help="read this machine's driver, without a platform")
+    parser.add_argument(
+        "--replay", metavar="FILE", help="show a recording (of `gpu watch --record`), or a scrape's text"
+    )
+    parser.add_argument("--speed", metavar="X", type=float, default=10.0, help="of a replay; default 10 times")
+    parser.add_argument("--provider", metavar="NAME", help="price by this provider; default: the cheapest on demand")
+
+
+def _run(options: argparse.Namespace, session: Session) -> int:
+    once = bool(getattr(options, "once", False))
+    if session.json and not once:
+        raise InvalidInput("A live picture is no JSON document.", next_step="Add --once.")
+    every = max(0.1, float(getattr(options, "every", 2.0)))
+    looks = _looks(options, session, every)
+    provider = str(getattr(options, "provider", ""))
+    frames = (_priced(devices, at, provider) for at, devices in looks)
+    if once:
+        # A replay is shown as it ended, anything else as it is.
+        newest = deque(frames, maxlen=1) if hasattr(options, "replay") else [next(frames)]
+        _print(newest[0] if newest else Frame(at=utc_now(), devices=(), hourly={}, idle={}, suspect=0), session)
+        return 0
+    _live(frames, every, pace=not hasattr(options, "replay"))
+    return 0
+
+
+def _print(frame: Frame, session: Session) -> None:
+    if session.json:
+        session.show(frame)
+        return
+    width = None if sys.stdout.isatty() else 160
+    rich_console.Console(width=width).print(_table(frame))
+
+
+def _live(frames: Iterator[Frame], every: float, *, pace: bool) -> None:
+    with contextlib.suppress(KeyboardInterrupt), rich_live.Live(refresh_per_second=4, screen=False) as live:
+        for frame in frames:
+            live.update(_table(frame))
+            if pace:
+                time.sleep(every)
+
+
+# --- where devices are seen
+
+
+Look = tuple[datetime, tuple[Device, ...]]
+
+
+def _looks(options: argparse.Namespace, session: Session, every: float) -> Iterator[Look]:
+    if hasattr(options, "replay"):
+        speed = float(getattr(options, "speed", 10.0))
+        pause = 0.0 if getattr(options, "once", False) or not speed > 0 else 1 / speed
+        return _replayed(Path(options.replay), pause)
+    if getattr(options, "local", False):
+        return _local(every, once=bool(getattr(options, "once", False)))
+    return _known(session)
+
+
+def _known(session: Session) -> Iterator[Look]:
+    """What a platform knows. Without a project: everything, which takes a role in all projects."""
+    operations.load("gpu")
+    asked = {"project": session.project() or "*", "minutes": _POINTS}
+    while True:
+        yield utc_now(), session.call(operations.of_request(ListDevices), asked)
+
+
+def _local(every: float, *, once: bool) -> Iterator[Look]:
+    """What the driver of this machine says. Raises Unavailable if there is none."""
+    source = collecting.LocalDevices(node=socket.gethostname(), clock=utc_now, owner_of=collecting.nobody)
+    memory: list[Sample] = []
+    with contextlib.closing(source):
+        for turn in range(sys.maxsize):
+            found, _ = source.read(utc_now())
+            memory = [s for s in (*memory, *found) if s.at > utc_now() - _WINDOW]
+            if once and turn == 0:
+                time.sleep(min(1.0, every))  # means since the reading before need one
+                continue
+            yield utc_now(), _seen(memory, utc_now())
+
+
+def _replayed(path: Path, pause: float) -> Iterator[Look]:
+    """Each instant of a recording in turn. pause: s for each second that was recorded, at most 2 s in all."""
+    memory: list[Sample] = []
+    before: datetime | None = None
+    for now, samples in _turns(path):
+        if before is not None and pause:
+            time.sleep(min(2.0, (now - before).total_seconds() * pause))
+        before = now
+        memory = [s for s in (*memory, *samples) if s.at > now - _WINDOW]
+        yield now, _seen(memory, now)
+
+
+def _turns(path: Path) -> Iterator[tuple[datetime, list[Sample]]]:
+    """Samples of one turn lie closer together than a second."""
+    turn: list[Sample] = []
+    samples = sorted((s for piece, _ in recordings.read(path, now=utc_now()) for s in piece), key=lambda s: s.at)
+    for sample in samples:
+        if turn and (sample.at - turn[0].at).total_seconds() >= 1:
+            yield turn[-1].at, turn
+            turn = []
+        turn.append(sample)
+    if turn:
+        yield turn[-1].at, turn
+
+
+def _seen(memory: Sequence[Sample], now: datetime) -> tuple[Device, ...]:
+    """Judged and folded as a platform would."""
+    if not memory:
+        return ()
+    table = to_table(list(memory))
+    minute = fold.MINUTE * 1_000_000
+    start = int(min(s.at for s in memory).timestamp() * 1e6) // minute * minute
+    end = (int(now.timestamp() * 1e6) // minute + 1) * minute
+    folded = fold.fold(table, start, end, pods={}, holdings=())
+    return state.devices(judged.Frame(table).rows, folded.usage, now)
+
+
+# --- money
+
+
+def _priced(devices: Sequence[Device], at: datetime, provider: str) -> Frame:
+    rows = [_row(device, at, provider) for device in devices]
+    hourly: dict[str, int] = {}
+    idle: dict[str, int] = {}
+    for row in rows:
+        if row.hourly is not None:
+            currency = row.hourly.currency
+            hourly[currency] = hourly.get(currency, 0) + row.hourly.micros
+            if not row.device.owners:
+                idle[currency] = idle.get(currency, 0) + row.hourly.micros
+    return Frame(
+        at=at,
+        devices=tuple(rows),
+        hourly=hourly,
+        idle=idle,
+        suspect=sum(bool(row.device.suspect) for row in rows),
+    )
+
+
+def _row(device: Device, at: datetime, provider: str) -> Row:
+    """A slice has no price of its own: nobody says what part of the device it is."""
+    set_here = Settings.load().prices.gpu_hour_micros
+    if "/mig:" in device.device or not device.model:
+        return Row(device=device, hourly=None, price="")
+    if set_here:
+        return Row(device=device, hourly=Money(micros=set_here), price="MACADAM_PRICE_GPU_HOUR")
+    try:
+        found = prices.offers(device.model, at.date(), provider=provider, kind="on-demand")
+    except NotFound:
+        found = ()
+    dollars = [offer.price for offer in found if offer.price.per_gpu_hour.currency == "USD"]
+    if not dollars:
+        return Row(device=device, hourly=None, price="")
+    return Row(device=device, hourly=dollars[0].per_gpu_hour, price=f"{dollars[0].provider} {dollars[0].dated}")
+
+
+# --- the picture
+
+
+def _table(frame: Frame) -> "rich_table.Table":
+    table = rich_table.Table(title=_title(frame), title_justify="left", expand=False, box=None, pad_edge=False)
+    for name, justify in _COLUMNS:
+        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type] # its words
+    for row in frame.devices:
+        table.add_row(*_cells(row), style="dim" if row.device.age > _STALE else "")
+    if not frame.devices:
+        table.add_row("no device was seen in the last minutes", *[""] * (len(_COLUMNS) - 1))
+    return table
+
+
+_COLUMNS = (
+    ("device", "left"),
+    ("model", "left"),
+    ("SM active", "left"),
+    ("SM", "right"),
+    ("GPU", "right"),
+    ("tensor", "right"),
+    ("memory", "left"),
+    ("W", "right"),
+    ("°C", "right"),
+    ("$/h", "right"),
+    ("project", "left"),
+    ("owner", "left"),
+    ("not believed", "left"),
+)
+
+
+def _cells(row: Row) -> "list[str | rich_text.Text]":
+    d = row.device
+    owners = ", ".join(h.owner if h.share > 0.999 else f"{h.owner} {h.share:.0%}" for h in d.owners)  # noqa: PLR2004
+    projects = ", ".join(sorted({h.project or _UNKNOWN for h in d.owners}))
+    doubt = d.error or d.suspect
+    return [
+        _plain(f"{d.node}/{_short(d.device)}" if d.node else _short(d.device)),
+        _plain(d.model or d.product or _UNKNOWN),
+        _plain(sparkline(d.trend)),
+        _plain(_percent(d.sm_active)),
+        _plain(_percent(d.gpu_active)),
+        _plain(_percent(d.tensor_active)),
+        _plain(_memory(d.memory_used, d.memory_total)),
+        _plain(_UNKNOWN if d.power is None else f"{d.power:.0f}"),
+        _plain(_UNKNOWN if d.temperature is None else f"{d.temperature:.0f}"),
+        _plain(_UNKNOWN if row.hourly is None else f"{row.hourly.micros / 1e6:.2f}"),
+        _plain(projects or "nobody's"),
+        _plain(owners or _UNKNOWN),
+        rich_text.Text(doubt, style=_NOT_BELIEVED),
+    ]
+
+
+def _plain(text: str) -> "rich_text.Text":
+    """Names come from elsewhere: they are no markup, and bring no control characters to the terminal."""
+    return rich_text.Text("".join(c if c.isprintable() else "·" for c in text))
+
+
+def _title(frame: Frame) -> str:
+    money = ", ".join(f"{micros / 1e6:.2f} {currency}/h" for currency, micros in sorted(frame.hourly.items()))
+    idle = ", ".join(f"{micros / 1e6:.2f} {currency}/h" for currency, micros in sorted(frame.idle.items()))
+    parts = [f"{frame.at:%Y-%m-%d %H:%M:%S} UTC", f"{len(frame.devices)} devices"]
+    parts += [f"{money} at list price"] if money else ["no price known"]
+    parts += [f"{idle} for nobody"] if idle else []
+    parts += [f"{frame.suspect} not believed"] if frame.suspect else []
+    return " · ".join(parts)
+
+
+def sparkline(points: Sequence[float | None]) -> str:
+    """Ratios as bars, '·' where nothing was measured; the newest at the end."""
+    shown = list(points)[-_POINTS:]
+    return "".join("·" if p is None else _BARS[min(len(_BARS) - 1, max(0, int(p * len(_BARS))))] for p in shown).rjust(
+        _POINTS
+    )
+
+
+def _memory(used: int | None, total: int | None) -> str:
+    if used is None:
+        return _UNKNOWN
+    gib = 1024**3
+    if not total:
+        return f"{used / gib:.0f}G"
+    full = min(_BAR, max(0, round(_BAR * used / total)))
+    return f"{'█' * full}{'░' * (_BAR - full)} {used / gib:.0f}/{total / gib:.0f}G"
+
+
+def _percent(ratio: float | None) -> str:
+    return _UNKNOWN if ratio is None else f"{ratio:.0%}"
+
+
+def _short(device: str) -> str:
+    """The UUID's beginning tells devices apart, and with a slice its number."""
+    whole, _, mig = device.removeprefix("gpu:").removeprefix("host:").partition("/mig:")
+    return whole[:12] + (f"/mig:{mig}" if mig else "")
+
+
+VERB = Verb(configure=_configure, run=_run)

@@ -1,0 +1,148 @@
+"""Collects samples beside a running server, where there is anything to collect: a driver on this machine, or exporters.
+
+On a machine with neither it ends at once and has loaded nothing. Sealing and expiry are duties of their own, since samples may
+also be delivered from elsewhere.
+"""
+
+import importlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from macadam.app.platform import LOCAL_TOKEN, Platform
+from macadam.compute.telemetry import nvml, service
+from macadam.compute.telemetry.requests import ExpireTelemetry, SealTelemetry
+from macadam.compute.telemetry.store import HOUR
+from macadam.compute.telemetry.types import Claim, to_table
+from macadam.errors import MacadamError
+from macadam.faces import logs
+from macadam.values import utc_now
+
+if TYPE_CHECKING:
+    from macadam.compute.telemetry.processes import Root
+
+_log = logging.getLogger(logs.LOGGER)
+_ATTEMPT = "MACADAM_ATTEMPT"
+"""What the local executor writes into the environment of a job's processes."""
+_PARENTS = 32
+
+
+class TelemetryWorker:
+    """Begins with its making. `close()` waits for the reading under way."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="macadam-telemetry", daemon=True)
+        if wanted(platform):
+            self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        kept = self._platform.settings.telemetry
+        # By name: reading devices brings what a server without any must not hold in memory.
+        collecting: Any = importlib.import_module("macadam.compute.telemetry.collecting")
+        attempts = Attempts(self._platform)
+        found = collecting.sources(
+            exporters(kept.exporters),
+            devices=kept.local,
+            host=kept.hosts,
+            node=socket.gethostname(),
+            clock=utc_now,
+            timeout=kept.timeout,
+            owner_of=attempts.owner_of,
+            roots=attempts.roots,
+        )
+        with collecting.Collector(found, clock=utc_now) as collector:
+            while not self._stop.wait(kept.every):
+                try:
+                    attempts.refresh(utc_now())
+                    reading = collector.read()
+                    if reading.samples:
+                        service.deliver(self._platform.ports, to_table(reading.samples), utc_now())
+                    for source, said in reading.problems.items():
+                        _log.warning("telemetry", extra={"facts": {"source": source, "detail": said[:3]}})
+                except MacadamError as error:
+                    _log.warning("telemetry", extra={"facts": {"code": error.code, "detail": str(error)}})
+                except Exception as error:  # noqa: BLE001 - logged with its trace; the next turn tries again
+                    _log.error("telemetry", exc_info=error)
+
+
+def wanted(platform: Platform) -> bool:
+    kept = platform.settings.telemetry
+    return bool(exporters(kept.exporters) or kept.hosts or (kept.local and nvml.present()))
+
+
+def exporters(text: str) -> list[str]:
+    """The URLs of MACADAM_TELEMETRY_EXPORTERS."""
+    return [url.strip() for url in text.split(",") if url.strip()]
+
+
+class Attempts:
+    """Which job's a process is: the executor marks its processes, and only an attempt that holds something now counts."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._known: dict[str, Claim] = {}
+
+    def refresh(self, now: datetime) -> None:
+        registry: Any = importlib.import_module("macadam.compute.jobs.registry")
+        with self._platform.ports.sql.read() as sql:
+            rows = registry.between(sql, now, now + HOUR)
+        self._known = {row.id: Claim(project=row.project, owner=f"job:{row.job}") for row in rows}
+
+    def owner_of(self, pid: int) -> Claim | None:
+        """None: no job's that runs now, or not ours to look at."""
+        if not self._known:
+            return None
+        try:
+            process: psutil.Process | None = psutil.Process(pid)
+            for _ in range(_PARENTS):
+                if process is None or process.pid == os.getpid():
+                    return None
+                attempt = process.environ().get(_ATTEMPT, "")
+                if attempt:
+                    return self._known.get(attempt)
+                process = process.parent()
+        except psutil.Error:
+            return None
+        return None
+
+    def roots(self) -> "Mapping[int, Root]":
+        """The first process of each attempt that runs here, for the accounts of the host."""
+        processes: Any = importlib.import_module("macadam.compute.telemetry.processes")
+        found = {}
+        for process in psutil.process_iter(["pid", "create_time"]) if self._known else ():
+            whose = self.owner_of(process.pid)
+            if whose is not None:
+                found[process.pid] = processes.Root(
+                    pid=process.pid,
+                    project=whose.project,
+                    owner=whose.owner,
+                    created=process.info["create_time"] or 0.0,
+                )
+        return found
+
+
+def seal(platform: Platform) -> None:
+    """A duty: seals the hours that are over, if any has deliveries."""
+    if service.due(platform.ports, utc_now()):
+        platform.call(SealTelemetry(), token=platform.ports.secrets.get(LOCAL_TOKEN).decode())
+
+
+def expire(platform: Platform) -> None:
+    """A duty: removes what is past its retention, if anything is."""
+    with platform.ports.sql.read() as sql:
+        over = service.overdue(sql, platform.ports, utc_now())
+    if over:
+        platform.call(ExpireTelemetry(), token=platform.ports.secrets.get(LOCAL_TOKEN).decode())
