@@ -132,6 +132,12 @@ def _half_even(part: int, whole: int, floor: int) -> int:
     return count
 
 
+def added(one: Decimal, other: Decimal) -> Decimal:
+    """Exactly, whatever the digits of each."""
+    with localcontext(prec=200):
+        return one + other
+
+
 def in_micros(amount: Decimal) -> int:
     """Rounded half to even."""
     with localcontext(prec=200):

@@ -31,6 +31,9 @@ KEPT = 1000
 """Refused cells of which line and value are kept; all are counted."""
 _SHOWN = 80  # characters of a cell in a report
 _AHEAD = timedelta(days=1)  # usage later than this after now is a clock's fault, not a time zone's
+_NAMES = ("InvoiceIssuerName", "ServiceProviderName", "ProviderName", "BillingAccountId", "SubAccountId", "ResourceId")
+"""What rows are sorted and found by, and printed with."""
+_ACCOUNT = "BillingAccountId"
 _CODE = r"^[A-Z]{3}$"
 
 
@@ -57,10 +60,11 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What one import holds its files to."""
+    """What one import holds its files to. account: whose bill it is where no column says it."""
 
     lenient: bool
     currency: str
+    account: str
     now: datetime
 
 
@@ -98,9 +102,15 @@ class Checked:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             long = _mask(pc.greater(pc.binary_length(column), reading.MAX_CELL))
             self._refuse(long, name, f"at most {reading.MAX_CELL} bytes", column)
+        for name in _NAMES:
+            if name in self.texts:
+                control = _mask(pc.match_substring_regex(self.texts[name], r"[\x00-\x1f\x7f]"))
+                self._refuse(control, name, "no control characters", self.texts[name])
         if focus.CURRENCY not in self.texts or (self._terms.lenient and self._terms.currency):
             given = pa.scalar(self._terms.currency or None, pa.string())
             self.texts[focus.CURRENCY] = pc.fill_null(self.text(focus.CURRENCY), given)
+        if _ACCOUNT not in self.texts:
+            self.texts[_ACCOUNT] = pa.repeat(pa.scalar(self._terms.account), self.rows)
         for name in list(self.texts):
             self._check_column(focus.COLUMNS[name])
         self._check_money()

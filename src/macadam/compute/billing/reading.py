@@ -113,6 +113,12 @@ def misfits(layout: Layout, wanted: Sequence[int], limit: int) -> tuple[dict[int
     return lines, wrong[:limit]
 
 
+def lines(layout: Layout) -> int:
+    """How many lines of a CSV file say anything: as many as it has rows at most, and one for the header."""
+    with _bytes(layout) as file:
+        return sum(1 for line in file if line.strip())
+
+
 # CSV
 
 

@@ -1,0 +1,546 @@
+"""From the files of one delivery to charges that can be stored: checked whole, in bounded memory, before anything is kept.
+
+Two passes: the first reads, checks and writes the charges batch by batch, and remembers of each row its digest, its bill
+and its amounts (60 bytes); the second gives each charge its micros, which only the whole bill tells.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macadam.compute.billing import amounts, checking, focus, normal, reading
+from macadam.compute.billing.checking import Checked, Findings, Terms
+from macadam.compute.billing.types import CheckBill, CheckReport, Copies, ImportBill, Note, Problem, Total
+from macadam.errors import ChecksFailed, InvalidInput, SourceInvalid, TooLarge
+from macadam.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pc: Any  # its overloads do not follow columns whose types are known only at run time
+else:
+    np = lazy("numpy")
+    pa = lazy("pyarrow")
+    pc = lazy("pyarrow.compute")
+    pq = lazy("pyarrow.parquet")
+
+MAX_ROWS = 20_000_000
+MAX_FILES = 1000
+MAX_BILLS = 10_000
+"""Of one delivery; more is a column mistaken for another."""
+_REPORTED = 100  # problems in an error, which people read; `cost check` reports all that are kept
+_BLOCK = 2**20
+_NAME = 200  # characters of a file's name that stand for an account
+_CATEGORIES = ("usage", "purchase", "tax", "credit", "adjustment")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BillTotals:
+    """One bill of a delivery. billed, effective, unused: exact; *_micros: rounded half to even."""
+
+    key: str
+    issuer: str
+    account: str
+    period_start: datetime
+    period_end: datetime
+    currency: str
+    charges: int
+    billed: Decimal
+    effective: Decimal
+    unused: Decimal
+    by_category: dict[str, Total]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A delivery that is read and whole. charges: a Parquet file of `normal.schema`. originals: name → SHA-256 of what was
+    read; files and content: digests over them all, and over all rows in any order.
+    """
+
+    version: focus.Version
+    charges: Path
+    originals: dict[str, str]
+    copies: dict[str, Path]
+    files: str
+    content: str
+    rows: int
+    dropped: int
+    bills: tuple[BillTotals, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """What is remembered of each row, in order; arrays of one batch each."""
+
+    digests: "list[npt.NDArray[np.uint64]]" = field(default_factory=list)
+    keys: "list[npt.NDArray[np.int32]]" = field(default_factory=list)
+    categories: "list[npt.NDArray[np.int8]]" = field(default_factory=list)
+    unused: "list[npt.NDArray[np.bool_]]" = field(default_factory=list)
+    money: "list[npt.NDArray[np.int64]]" = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def workplace(home: Path) -> Iterator[Path]:
+    """A folder in the home for what is being read; gone afterwards, whatever happens."""
+    root = home / "tmp"
+    root.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bill-", dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(request: ImportBill | CheckBill, home: Path, folder: Path, now: datetime, progress: Progress) -> Read:
+    """Raises ChecksFailed with the refused rows, SourceInvalid, InvalidInput, TooLarge. Nothing outside `folder` is written."""
+    reader = _Reader(request, folder, now, progress)
+    reader.take(_files(request.path, home))
+    reader.require_whole()
+    return reader.end()
+
+
+def check(request: CheckBill, home: Path, folder: Path, now: datetime, progress: Progress) -> CheckReport:
+    """What `read` would say, without raising for rows."""
+    reader = _Reader(request, folder, now, progress)
+    reader.take(_files(request.path, home))
+    problems = reader.problems(checking.KEPT)
+    return CheckReport(
+        version=reader.version,
+        rows=reader.count,
+        refused=reader.refused,
+        problems=problems,
+        missing=reader.missing,
+        unknown=tuple(reader.extra),
+        notes=reader.notes(),
+    )
+
+
+def _files(path: str, home: Path) -> list[Path]:
+    """The files of a delivery, in order. Raises SourceInvalid, InvalidInput, TooLarge."""
+    place = Path(path).expanduser().resolve()
+    if place.is_relative_to(home.resolve()):
+        raise InvalidInput(f"{place} is in the platform's home.", next_step="Keep bills outside of it.")
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise SourceInvalid(
+            f"There is no file or folder {place}.", next_step="Check the path on the control plane's machine."
+        )
+    found = sorted(p for p in place.iterdir() if p.is_file() and reading.is_bill(p))
+    if not found:
+        raise SourceInvalid(f"{place} has no bills.", next_step="Put .csv, .csv.gz or .parquet files there.")
+    if len(found) > MAX_FILES:
+        raise TooLarge(
+            f"{place} has {len(found)} files, more than {MAX_FILES}.", next_step="Import one delivery at a time."
+        )
+    return found
+
+
+class _Reader:
+    """One delivery's way from files to charges."""
+
+    def __init__(self, request: ImportBill | CheckBill, folder: Path, now: datetime, progress: Progress) -> None:
+        self._request = request
+        self._folder = folder
+        self._progress = progress
+        account = Path(request.path).name[:_NAME]
+        self._terms = Terms(lenient=request.lenient, currency=request.currency, account=account, now=now)
+        self._layouts: dict[str, reading.Layout] = {}
+        self._findings: dict[str, Findings] = {}
+        self._rows = _Rows()
+        self._misfits: dict[str, list[tuple[int, int]]] = {}
+        self._whole: list[Problem] = []
+        self._repeats: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.originals: dict[str, str] = {}
+        self.extra: dict[str, str] = {}
+        self.missing: tuple[str, ...] = ()
+        self.version: focus.Version = "1.0"
+
+    # Reading
+
+    def take(self, paths: list[Path]) -> None:
+        for path in paths:
+            copied = self._copy(path)
+            self._layouts[path.name] = reading.look(copied)
+        self._judge_columns()
+        drafts = pq.ParquetWriter(self._folder / "draft.parquet", self._draft_schema(), compression="lz4")
+        with drafts:
+            for name, layout in self._layouts.items():
+                self._take_one(name, layout, drafts)
+        for name, layout in self._layouts.items():
+            if not layout.parquet:
+                self._misfits[name] = reading.misfits(layout, (), checking.KEPT)[1] if self._may_misfit(name) else []
+        self._check_whole()
+
+    def _copy(self, path: Path) -> Path:
+        """What is hashed is what is read, and later kept, even if somebody goes on writing."""
+        copied = self._folder / f"{len(self.originals)}-{path.name}"
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as source, copied.open("wb") as target:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+                    target.write(block)
+        except OSError as error:
+            raise SourceInvalid(
+                f"{path} cannot be read: {error.strerror}.", next_step="Check that it may be read."
+            ) from error
+        self.originals[path.name] = "sha256:" + digest.hexdigest()
+        return copied
+
+    def _judge_columns(self) -> None:
+        """Raises InvalidInput if columns are missing that may not be, or the files have different ones."""
+        first: tuple[str, frozenset[str]] | None = None
+        for name, layout in self._layouts.items():
+            these = frozenset(c.strip() for c in layout.columns)
+            if first is not None and these != first[1]:
+                other = sorted(these ^ first[1])
+                raise InvalidInput(
+                    f"{name} and {first[0]} have different columns: {', '.join(other[:10])}.",
+                    next_step="Import deliveries of different layouts one by one.",
+                )
+            first = first or (name, these)
+        layout = next(iter(self._layouts.values()))
+        known = focus.known(layout.columns)
+        self.version = self._declared() or focus.detect(known.values())
+        self.missing = focus.missing(known.values(), self.version)
+        taken = set(normal.schema(()).names)
+        for column in layout.columns:
+            if column not in known and column.strip():
+                plain = column.strip()
+                self.extra[plain if plain not in taken else f"x_{plain}"] = column
+        self._require_columns(set(known.values()))
+
+    def _declared(self) -> focus.Version | None:
+        return next((v for v in focus.VERSIONS if v == self._request.version), None)
+
+    def _require_columns(self, names: set[str]) -> None:
+        needed = [*focus.ESSENTIAL, *(() if self._request.currency else (focus.CURRENCY,))]
+        lacking = [name for name in needed if name not in names]
+        if lacking:
+            step = "Export them too."
+            if lacking == [focus.CURRENCY]:
+                step = "Say what it is in, such as --currency USD."
+            raise InvalidInput(
+                f"The bill has no {', '.join(lacking)}, without which its amounts cannot be told apart.",
+                next_step=step,
+                details={"missing": lacking},
+            )
+        absent = [name for name in self.missing if name != focus.CURRENCY]
+        if absent and not self._request.lenient:
+            raise InvalidInput(
+                f"The bill lacks {len(absent)} columns that FOCUS {self.version} asks for: {', '.join(absent)}.",
+                next_step="Export them too, or take the bill as it is with --lenient.",
+                details={"missing": absent, "version": self.version},
+            )
+
+    def _draft_schema(self) -> "pa.Schema":
+        schema = normal.schema(tuple(self.extra))
+        return pa.schema([f for f in schema if f.name not in ("id", "key")])
+
+    def _take_one(self, name: str, layout: reading.Layout, drafts: Any) -> None:
+        findings = self._findings.setdefault(name, Findings())
+        names = focus.known(layout.columns)
+        order = sorted(layout.columns, key=lambda column: str(names.get(column, column)).lower())
+        schema = self._draft_schema()
+        for batch in reading.batches(layout):
+            checked = Checked(batch, names, self._terms, findings)
+            if self.count > MAX_ROWS:
+                raise TooLarge(
+                    f"The delivery has more than {MAX_ROWS} rows.", next_step="Import it in parts, by period."
+                )
+            self._progress(f"checking {name}", self.count, 0)
+            self._rows.digests.append(normal.digests(batch, order))
+            if self.refused:
+                continue  # nothing will be kept, so only checking goes on
+            found = normal.charges(checked, batch, self.extra)
+            self._remember(checked, found)
+            columns = [
+                pa.array(found[f.name]) if isinstance(found[f.name], np.ndarray) else found[f.name] for f in schema
+            ]
+            drafts.write_batch(
+                pa.RecordBatch.from_arrays(
+                    [c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
+                )
+            )
+
+    def _remember(self, checked: Checked, found: dict[str, Any]) -> None:
+        rows = self._rows
+        encoded = normal.keys(checked).dictionary_encode()
+        codes = np.array(
+            [rows.codes.setdefault(key, len(rows.codes)) for key in encoded.dictionary.to_pylist()], dtype=np.int32
+        )
+        rows.keys.append(codes[encoded.indices.to_numpy()])
+        category = pc.index_in(found["category"], value_set=pa.array(_CATEGORIES)).to_numpy(zero_copy_only=False)
+        rows.categories.append(category.astype(np.int8))
+        unused = pc.or_(
+            pc.equal(found["commitment"], pa.scalar("unused")), pc.equal(found["capacity"], pa.scalar("unused"))
+        )
+        rows.unused.append(unused.to_numpy(zero_copy_only=False))
+        names = ("billed", "billed_rest", "effective", "effective_rest")
+        rows.money.append(np.stack([found[name] for name in names]))
+
+    def _may_misfit(self, name: str) -> bool:
+        """Whether a second look for rows of a wrong width is worth it: the reader has left some out if its rows are fewer
+        than the file's lines, which line breaks in values can be too.
+        """
+        layout = self._layouts[name]
+        return reading.lines(layout) > self._findings[name].rows + 1
+
+    # What only the whole tells
+
+    @property
+    def count(self) -> int:
+        return sum(found.rows for found in self._findings.values())
+
+    @property
+    def refused(self) -> int:
+        cells = sum(found.refused for found in self._findings.values())
+        return cells + sum(map(len, self._misfits.values())) + len(self._whole)
+
+    def _check_whole(self) -> None:
+        if not self.count:
+            return self._blame("", "", "no rows", "at least one charge")
+        self._find_repeats()
+        if self.refused:
+            return None
+        if len(self._rows.codes) > MAX_BILLS:
+            return self._blame("", "BillingAccountId", f"{len(self._rows.codes)} bills", f"at most {MAX_BILLS} bills")
+        return self._check_currencies()
+
+    def _blame(self, file: str, column: str, got: str, expected: str, line: int = 0) -> None:
+        self._whole.append(Problem(file=file, line=line, column=column, got=got, expected=expected))
+
+    def _check_currencies(self) -> None:
+        if self._request.split:
+            return
+        seen: dict[tuple[str, str, str], set[str]] = {}
+        for key in self._rows.codes:
+            issuer, account, opens, _, currency = key.split(normal.SEPARATOR)
+            seen.setdefault((issuer, account, opens), set()).add(currency)
+        for bill, currencies in sorted(seen.items()):
+            if len(currencies) > 1:
+                whose = bill[1] or "the account"
+                expected = f"one currency for {whose} in a billing period, or --split"
+                self._blame("", focus.CURRENCY, ", ".join(sorted(currencies)), expected)
+
+    def _find_repeats(self) -> None:
+        """Rows that are the same in every column as one before them."""
+        digests = np.concatenate(self._rows.digests)
+        order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
+        ordered = digests[order]
+        same = np.zeros(len(digests), dtype=bool)
+        same[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
+        starts = np.maximum.accumulate(np.where(~same, np.arange(len(same)), 0))
+        self._repeats = np.empty(len(digests), dtype=np.int64)
+        self._repeats[order] = np.arange(len(same)) - starts
+
+    @property
+    def _copies(self) -> int:
+        return int((self._repeats > 0).sum())
+
+    def notes(self) -> tuple[Note, ...]:
+        counted: Counter[str] = sum((found.notes for found in self._findings.values()), Counter())
+        found = [Note(what=what, rows=rows) for what, rows in sorted(counted.items())]
+        if self._copies and self._request.copies != "refuse":
+            verb = {"keep": "kept", "drop": "dropped"}[self._request.copies]
+            found.append(Note(what=f"rows that are the same as another in every column were {verb}", rows=self._copies))
+        if self._request.currency:
+            found.append(Note(what=f"amounts without a currency were taken as {self._request.currency}"))
+        if "BillingAccountId" in self.missing:
+            found.append(Note(what=f"no account is named: the bill is known as {self._terms.account}"))
+        if any(layout.parquet for layout in self._layouts.values()):
+            found.append(Note(what="times without a zone in Parquet were taken as UTC, as FOCUS says they are"))
+        return tuple(found)
+
+    # Problems
+
+    def problems(self, limit: int) -> tuple[Problem, ...]:
+        """The first ones, in the order of files and lines."""
+        found: list[Problem] = list(self._whole)
+        for name, layout in self._layouts.items():
+            refusals = self._findings[name].refusals[:limit] if name in self._findings else []
+            lines, _ = reading.misfits(layout, sorted({r.row for r in refusals}), 0)
+            here = [
+                Problem(file=name, line=lines.get(r.row, 0), column=r.column, got=r.got, expected=r.expected)
+                for r in refusals
+            ]
+            width = len(layout.columns)
+            here += [
+                Problem(
+                    file=name, line=line, column="", got=f"{got} values", expected=f"{width} values, as the header has"
+                )
+                for line, got in self._misfits.get(name, [])
+            ]
+            here += self._repeated(name, layout, limit)
+            found += sorted(here, key=lambda problem: problem.line)
+        return tuple(found[:limit])
+
+    def _repeated(self, name: str, layout: reading.Layout, limit: int) -> list[Problem]:
+        if self._request.copies != "refuse" or not self._copies:
+            return []
+        before = 0
+        for other, found in self._findings.items():
+            if other == name:
+                break
+            before += found.rows
+        mine = self._repeats[before : before + self._findings[name].rows]
+        rows = [int(row) for row in np.flatnonzero(mine > 0)[:limit]]
+        lines, _ = reading.misfits(layout, rows, 0)
+        expected = "a row that is not there yet, or --copies keep or drop"
+        return [
+            Problem(file=name, line=lines.get(row, 0), column="", got="the same as an earlier row", expected=expected)
+            for row in rows
+        ]
+
+    def require_whole(self) -> None:
+        """Raises ChecksFailed."""
+        copies = self._copies if self._request.copies == "refuse" else 0
+        if not self.refused and not copies:
+            return
+        problems = self.problems(_REPORTED)
+        first = problems[0]
+        where = f"{first.file}, line {first.line}" if first.line else first.file or "the delivery"
+        what = f"{first.column or 'the row'} is {first.got!r}, expected {first.expected}"
+        more = self.refused + copies - 1
+        rest = f" There are {more} more." if more > 1 else " There is one more." if more else ""
+        rules: Counter[str] = sum((found.by_rule for found in self._findings.values()), Counter())
+        raise ChecksFailed(
+            f"The bill was not taken: in {where}, {what}.{rest}",
+            next_step="Nothing was imported. See all of it with `macadam cost check`, correct the file, and import it again.",
+            details={
+                "refused": self.refused + copies,
+                "by_rule": dict(rules),
+                "problems": [{f: getattr(p, f) for f in p.__struct_fields__} for p in problems],
+            },
+        )
+
+    # Writing
+
+    def end(self) -> Read:
+        rows = self._rows
+        keep = self._repeats == 0 if self._request.copies == "drop" else np.ones(len(self._repeats), dtype=bool)
+        digests, keys = np.concatenate(rows.digests), np.concatenate(rows.keys)
+        money = np.concatenate(rows.money, axis=1)
+        shared = np.zeros((2, len(keys)), dtype=np.int64)
+        bills = []
+        names = sorted(rows.codes, key=lambda key: rows.codes[key])
+        for code, key in enumerate(names):
+            mine = np.flatnonzero((keys == code) & keep)
+            for at in (0, 1):
+                shared[at, mine] = amounts.shared(money[2 * at, mine], money[2 * at + 1, mine], digests[mine, 0])
+            bills.append(self._totals(key, money, mine))
+            self._progress("adding up", code, len(names))
+        charges = self._write(digests, keys, names, shared, keep)
+        kept = digests[keep]
+        ordered = kept[np.lexsort((kept[:, 1], kept[:, 0]))]
+        everything = repr((sorted(self._layouts_columns()), self._request.currency)).encode() + ordered.tobytes()
+        manifest = repr((sorted(self.originals.values()), self._options())).encode()
+        return Read(
+            version=self.version,
+            charges=charges,
+            originals=self.originals,
+            copies={name: layout.path for name, layout in self._layouts.items()},
+            files="sha256:" + hashlib.sha256(manifest).hexdigest(),
+            content="sha256:" + hashlib.sha256(everything).hexdigest(),
+            rows=int(keep.sum()),
+            dropped=int((~keep).sum()),
+            bills=tuple(bills),
+            missing=self.missing,
+            unknown=tuple(self.extra),
+            notes=self.notes(),
+        )
+
+    def _layouts_columns(self) -> set[str]:
+        return {column.strip().lower() for layout in self._layouts.values() for column in layout.columns}
+
+    def _options(self) -> tuple[str, ...]:
+        """What else decides about what is stored."""
+        return (self._request.currency, self._request.copies)
+
+    def _totals(self, key: str, money: "npt.NDArray[np.int64]", mine: "npt.NDArray[np.intp]") -> BillTotals:
+        issuer, account, opens, closes, currency = key.split(normal.SEPARATOR)
+        rows = self._rows
+        categories, unused = np.concatenate(rows.categories)[mine], np.concatenate(rows.unused)[mine]
+        own = money[:, mine]
+        by_category = {}
+        for code, name in enumerate(_CATEGORIES):
+            part = own[:, categories == code]
+            if part.shape[1]:
+                by_category[name] = Total(
+                    charges=part.shape[1],
+                    billed=amounts.written(amounts.total(part[0], part[1])),
+                    effective=amounts.written(amounts.total(part[2], part[3])),
+                )
+        idle = own[:, unused]
+        return BillTotals(
+            key=key,
+            issuer=issuer,
+            account=account,
+            period_start=_EPOCH + timedelta(microseconds=int(opens)),
+            period_end=_EPOCH + timedelta(microseconds=int(closes)),
+            currency=currency,
+            charges=len(mine),
+            billed=amounts.total(own[0], own[1]),
+            effective=amounts.total(own[2], own[3]),
+            unused=amounts.total(idle[2], idle[3]),
+            by_category=by_category,
+        )
+
+    def _write(
+        self,
+        digests: "npt.NDArray[np.uint64]",
+        keys: "npt.NDArray[np.int32]",
+        names: list[str],
+        shared: "npt.NDArray[np.int64]",
+        keep: "npt.NDArray[np.bool_]",
+    ) -> Path:
+        """The draft with ids, keys and final micros. Raises StorageFull through whoever stores it."""
+        target = self._folder / "charges.parquet"
+        schema = normal.schema(tuple(self.extra))
+        values, at = pa.array(names, pa.string()), 0
+        with (
+            pq.ParquetFile(self._folder / "draft.parquet") as drafts,
+            pq.ParquetWriter(target, schema, compression="zstd") as writer,
+        ):
+            for batch in drafts.iter_batches(131_072):
+                here = slice(at, at + batch.num_rows)
+                at += batch.num_rows
+                self._progress("writing charges", at, len(keys))
+                found = {name: batch.column(name) for name in batch.schema.names}
+                found["id"] = _ids(digests[here], self._repeats[here])
+                found["key"] = pa.DictionaryArray.from_arrays(keys[here], values)
+                found["billed"], found["effective"] = pa.array(shared[0, here]), pa.array(shared[1, here])
+                whole = pa.RecordBatch.from_arrays([found[f.name].cast(f.type) for f in schema], schema=schema)
+                writer.write_batch(whole.filter(pa.array(keep[here])))
+        return target
+
+
+def _ids(digests: "npt.NDArray[np.uint64]", repeats: "npt.NDArray[np.int64]") -> Any:
+    """A charge's id is the digest of its row, so that it is the same in every delivery; copies are numbered."""
+    text = digests.astype(">u8").tobytes().hex()
+    plain = [text[n : n + 32] for n in range(0, len(text), 32)]
+    for row in np.flatnonzero(repeats):
+        plain[row] += f"-{int(repeats[row]) + 1}"
+    return pa.array(plain, pa.string())
+
+
+__all__ = ["BillTotals", "Copies", "Read", "check", "read", "workplace"]

@@ -1,0 +1,282 @@
+"""Bills in SQL, their charges in objects, and what of them is charged to whom.
+
+Charges are read by the bill, whole columns at a time; the waterfall and reports above start from `current`. What they cost
+by project and day is kept in SQL as well, so that asking whether a budget has room opens no object.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.access.schema import projects as project_table
+from macadam.compute.billing import mapping as mapping_rules
+from macadam.compute.billing import normal
+from macadam.compute.billing.schema import bills as bill_table
+from macadam.compute.billing.schema import deliveries as delivery_table
+from macadam.compute.billing.schema import mappings, price_lists, spend
+from macadam.compute.billing.types import Bill, Charge, Delivery
+from macadam.compute.billing.types import Mapping as Rules
+from macadam.compute.catalogue.prices import Price
+from macadam.errors import IntegrityError, NotFound
+from macadam.lazy import lazy
+from macadam.ports import Objects
+from macadam.values import Money
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pc: Any  # its overloads do not follow columns whose types are known only at run time
+else:
+    np = lazy("numpy")
+    pa = lazy("pyarrow")
+    pc = lazy("pyarrow.compute")
+    pq = lazy("pyarrow.parquet")
+
+_DAY = timedelta(days=1)
+_LONGEST = 3700  # days over which one charge is spread: ten years is the longest that anybody commits to
+COLUMNS = (
+    "id", "key", "start", "end", "billed", "effective", "category", "pricing", "commitment", "capacity", "provider", "region",
+    "resource", "node", "sku", "model", "gpus", "quantity", "unit", "sub_account", "tags",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A bill and where its charges are. key: what they are marked with in the object."""
+
+    bill: Bill
+    key: str
+    object: str
+
+
+def key_of(bill: Bill) -> str:
+    """What the charges of a bill are marked with."""
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    micro = timedelta(microseconds=1)
+    opens, closes = ((at - epoch) // micro for at in (bill.period_start, bill.period_end))
+    return normal.SEPARATOR.join([bill.issuer, bill.account, str(opens), str(closes), bill.currency])
+
+
+# Bills
+
+
+def stored(sql: sa.Connection, *, everything: bool = False, limit: int = 0, bill: str = "") -> list[Stored]:
+    """Bills, the newest period first; those that are replaced only if `everything` or one is asked for by id."""
+    asked = (
+        sa.select(bill_table.c.document, bill_table.c.replaced_by, delivery_table.c.charges)
+        .join(delivery_table, delivery_table.c.id == bill_table.c.delivery)
+        .order_by(bill_table.c.period_start.desc(), bill_table.c.at.desc(), bill_table.c.id)
+    )
+    if bill:
+        asked = asked.where(bill_table.c.id == bill)
+    elif not everything:
+        asked = asked.where(bill_table.c.replaced_by.is_(None))
+    found = []
+    for row in sql.execute(asked.limit(limit) if limit else asked):
+        read = msgspec.structs.replace(msgspec.convert(row.document, Bill), replaced_by=row.replaced_by or "")
+        found.append(Stored(bill=read, key=key_of(read), object=row.charges))
+    return found
+
+
+def find(sql: sa.Connection, bill: str) -> Stored:
+    """Raises NotFound."""
+    found = stored(sql, bill=bill)
+    if not found:
+        raise NotFound(f"There is no bill {bill}.", next_step="See `macadam cost bills`.")
+    return found[0]
+
+
+def known(sql: sa.Connection, files: str, content: str) -> Delivery | None:
+    """The delivery of these files, or of these rows, if it was taken before."""
+    same = sa.or_(delivery_table.c.files == files, delivery_table.c.content == content)
+    row = sql.execute(sa.select(delivery_table.c.document).where(same).order_by(delivery_table.c.at)).first()
+    if row is None:
+        return None
+    delivery = msgspec.convert(row.document, Delivery)
+    ids = [bill.id for bill in delivery.bills]
+    states = {s.bill.id: s.bill for s in stored(sql, everything=True) if s.bill.id in ids}
+    return msgspec.structs.replace(delivery, bills=tuple(states[i] for i in ids), repeated=True)
+
+
+def to_replace(sql: sa.Connection, delivery: Delivery) -> tuple[str, ...]:
+    """The ids of current bills that the delivery says anew: of the same issuer, account and period, in any currency."""
+    found: dict[str, None] = {}
+    for bill in delivery.bills:
+        same = sa.and_(
+            bill_table.c.issuer == bill.issuer,
+            bill_table.c.account == bill.account,
+            bill_table.c.period_start == bill.period_start,
+            bill_table.c.replaced_by.is_(None),
+        )
+        found |= dict.fromkeys(row.id for row in sql.execute(sa.select(bill_table.c.id).where(same)))
+    return tuple(found)
+
+
+def keep(sql: sa.Connection, delivery: Delivery, charges: str) -> None:
+    """Writes a delivery and its bills, in place of those that it replaces."""
+    sql.execute(
+        sa.insert(delivery_table).values(
+            id=delivery.id,
+            files=delivery.files,
+            content=delivery.content,
+            charges=charges,
+            at=delivery.at,
+            document=msgspec.to_builtins(delivery),
+        )
+    )
+    for old in delivery.replaced:
+        sql.execute(sa.update(bill_table).where(bill_table.c.id == old).values(replaced_by=delivery.id))
+        sql.execute(sa.delete(spend).where(spend.c.bill == old))
+    for bill in delivery.bills:
+        sql.execute(
+            sa.insert(bill_table).values(
+                id=bill.id,
+                delivery=delivery.id,
+                issuer=bill.issuer,
+                account=bill.account,
+                period_start=bill.period_start,
+                currency=bill.currency,
+                replaced_by=None,
+                at=bill.at,
+                document=msgspec.to_builtins(bill),
+            )
+        )
+
+
+# Charges
+
+
+def table(objects: Objects, one: Stored, columns: Iterable[str] = COLUMNS) -> "pa.Table":
+    """The charges of a bill, as columns of `normal.schema`. Raises IntegrityError if they are not those of the bill."""
+    wanted = list(dict.fromkeys([*columns, "key"]))
+    whole = pq.read_table(pa.BufferReader(objects.get(one.object)), columns=wanted)
+    found = whole.filter(pc.equal(pc.cast(whole.column("key"), pa.string()), pa.scalar(one.key)))
+    if found.num_rows != one.bill.charges:
+        raise IntegrityError(
+            f"Bill {one.bill.id} has {one.bill.charges} charges, and {found.num_rows} are stored.",
+            next_step="Look at who can write to the home's objects, and import the bill again.",
+        )
+    return found
+
+
+def with_projects(sql: sa.Connection, rows: "pa.Table") -> "pa.Table":
+    """The same with a column `project`, by the newest mapping: '' for what is nobody's."""
+    found = mapping_rules.projects_of(mapping(sql), projects(sql), rows)
+    return rows.append_column("project", found)
+
+
+def current(
+    sql: sa.Connection,
+    objects: Objects,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    project: str | None = None,
+) -> Iterator[Charge]:
+    """The charges of current bills that overlap a time, bill by bill. project: only whose they are, '' for nobody's.
+
+    Callers must have asked whether that project's costs may be read (or all).
+    """
+    for one in stored(sql):
+        rows = with_projects(sql, within(table(objects, one), start, end))
+        if project is not None:
+            rows = rows.filter(pc.equal(rows.column("project"), pa.scalar(project)))
+        yield from charges(one.bill, rows)
+
+
+def within(rows: "pa.Table", start: datetime | None, end: datetime | None) -> "pa.Table":
+    """Those that overlap [start, end)."""
+    kind = pa.timestamp("us", tz="UTC")
+    if start is not None:
+        rows = rows.filter(pc.greater(rows.column("end"), pa.scalar(start, kind)))
+    if end is not None:
+        rows = rows.filter(pc.less(rows.column("start"), pa.scalar(end, kind)))
+    return rows
+
+
+def charges(bill: Bill, rows: "pa.Table") -> Iterator[Charge]:
+    """Rows of `table`, with their projects, as charges."""
+    names = [name for name in rows.column_names if name not in ("key", "sub_account")]
+    for batch in rows.select(names).to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            row["billed"] = Money(micros=row["billed"], currency=bill.currency)
+            row["effective"] = Money(micros=row["effective"], currency=bill.currency)
+            row["tags"] = mapping_rules.tags_of(row["tags"])
+            yield Charge(bill=bill.id, **row)
+
+
+# Mapping and spending
+
+
+def mapping(sql: sa.Connection) -> Rules:
+    """The newest rules; those of version 0 where none were ever set."""
+    newest = sa.select(mappings.c.document).order_by(mappings.c.version.desc()).limit(1)
+    row = sql.execute(newest).first()
+    return Rules(version=0) if row is None else msgspec.convert(row.document, Rules)
+
+
+def projects(sql: sa.Connection) -> frozenset[str]:
+    """The names of this home's projects."""
+    return frozenset(row.name for row in sql.execute(sa.select(project_table.c.name)))
+
+
+Spent = dict[tuple[str, str], int]
+"""(project, ISO day) → micros."""
+
+
+def spent(rules: Rules, known_projects: Iterable[str], rows: "pa.Table") -> Spent:
+    """What the charges of one bill cost each project on each day, UTC: a charge over several days by time, exactly."""
+    owners = mapping_rules.projects_of(rules, known_projects, rows)
+    columns: dict[str, Any] = {"project": owners, "micros": rows.column("effective")}
+    columns |= {name: rows.column(name) for name in ("start", "end")}
+    grouped = pa.table(columns).group_by(["project", "start", "end"]).aggregate([("micros", "sum")])
+    found: Spent = {}
+    for row in grouped.to_pylist():
+        for day, micros in spread(row["micros_sum"], row["start"], row["end"]):
+            key = (row["project"], day)
+            found[key] = found.get(key, 0) + micros
+    return {key: micros for key, micros in found.items() if micros}
+
+
+def spread(micros: int, start: datetime, end: datetime) -> Iterator[tuple[str, int]]:
+    """An amount over the days of a time, in proportion, adding up to it."""
+    first = start.replace(hour=0, minute=0, second=0, microsecond=0)
+    days = -(-(end - first) // _DAY)
+    if days > _LONGEST:
+        yield start.date().isoformat(), micros
+        return
+    whole, given = end - start, 0
+    for number in range(days):
+        until = min(end, first + (number + 1) * _DAY)
+        share = micros * ((until - start) // timedelta(microseconds=1)) // (whole // timedelta(microseconds=1))
+        yield (first + number * _DAY).date().isoformat(), share - given
+        given = share
+
+
+def keep_spent(sql: sa.Connection, bill: Bill, found: Mapping[tuple[str, str], int]) -> None:
+    sql.execute(sa.delete(spend).where(spend.c.bill == bill.id))
+    rows = [
+        {"project": project, "day": day, "currency": bill.currency, "bill": bill.id, "micros": micros}
+        for (project, day), micros in sorted(found.items())
+    ]
+    if rows:
+        sql.execute(sa.insert(spend), rows)
+
+
+def by_project(sql: sa.Connection, bill: str) -> dict[str, int]:
+    """Effective cost of a bill in micros, '' for what is nobody's."""
+    total = sa.func.sum(spend.c.micros).label("micros")
+    rows = sql.execute(sa.select(spend.c.project, total).where(spend.c.bill == bill).group_by(spend.c.project))
+    return {row.project: int(row.micros) for row in rows.all()}
+
+
+def own_prices(sql: sa.Connection) -> tuple[Price, ...]:
+    """All prices that were imported here, the lists in order."""
+    rows = sql.execute(sa.select(price_lists.c.document).order_by(price_lists.c.version))
+    return tuple(price for row in rows for price in msgspec.convert(cast("object", row.document), tuple[Price, ...]))
