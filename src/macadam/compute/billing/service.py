@@ -314,7 +314,7 @@ def show_mapping(tx: Transaction, _request: ShowMapping) -> Mapping:
 # --- Prices and exchange rates
 
 
-@operation(ListPrices, permission="prices:read", http="GET /api/v1/prices", cli="cost prices", resource=PLATFORM)
+@operation(ListPrices, permission="prices:read", http="GET /api/v1/projects/{project}/prices", cli="cost prices")
 def list_prices(tx: Transaction, request: ListPrices) -> tuple[Offer, ...]:
     """Raises NotFound for a GPU that is not known."""
     found = prices.offers(
@@ -383,7 +383,7 @@ def import_rates(tx: Transaction, request: ImportRates) -> tuple[ExchangeRate, .
     return request.rates
 
 
-@operation(ListRates, permission="prices:read", http="GET /api/v1/exchange-rates", cli="cost rates", resource=PLATFORM)
+@operation(ListRates, permission="prices:read", http="GET /api/v1/projects/{project}/exchange-rates", cli="cost rates")
 def list_rates(tx: Transaction, request: ListRates) -> tuple[ExchangeRate, ...]:
     c = exchange_rates.c
     asked = (

@@ -291,6 +291,7 @@ class ListPrices(Request[tuple[Offer, ...]], frozen=True, kw_only=True):
     at: the newest prices of this day or before; empty: today
     """
 
+    project: Name
     gpu: str = ""
     provider: str = ""
     region: str = ""
@@ -340,6 +341,7 @@ class ImportRates(Request[tuple[ExchangeRate, ...]], frozen=True, kw_only=True):
 class ListRates(Request[tuple[ExchangeRate, ...]], frozen=True, kw_only=True):
     """List imported exchange rates, newest first."""
 
+    project: Name
     base: CurrencyText = ""
     quote: CurrencyText = ""
     limit: Limit = 100
