@@ -26,6 +26,7 @@ READS = {
     "quarantine:read", "features:read", "training_sets:read", "online:read", "runs:read", "models:read",
     "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read", "policies:read",
     "erasures:read",
+    "costs:read", "budgets:read", "prices:read",
 }  # fmt: skip
 OWN = {
     "principals:self",
@@ -45,10 +46,10 @@ MAY = {
        "gates:check", "predictions:prove", "inspection:run", "policies:propose", "models:export", "journal:declare"},
     "approver": READS | {"approvals:give", "gates:check", "models:export", "predictions:prove", "policies:approve"},
     "operator": READS
-    | {"tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
+    | {"budgets:check", "tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
        "journal:seal", "predictions:create", "predictions:replay", "predictions:prove", "feedback:record",
        "inspection:run", "policies:activate", "models:export", "journal:declare", "predictions:receipt"},
-    "auditor": READS | {"principals:read", "rates:read", "keys:read", "models:export", "predictions:prove"},
+    "auditor": READS | {"bills:read", "principals:read", "rates:read", "keys:read", "models:export", "predictions:prove"},
     "caller": {"predictions:create", "predictions:replay", "predictions:receipt", "feedback:record", "online:write"},
     "gateway": {"link:serve", "link:objects", "link:deliver"},
     "admin": set(PERMISSIONS),
