@@ -73,6 +73,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.rightsize_verb:LLM",
         "The cheapest GPUs that keep a promise on a trace of LLM requests",
     ),
+    "decide train": (
+        "macadam.faces.decide_verb:TRAIN",
+        "Train from scratch, fine-tune, LoRA, prompt or buy: what each costs and is worth",
+    ),
 }
 _INTERRUPTED = 130  # what shells expect after SIGINT
 _BROKEN_PIPE = 141  # and after SIGPIPE

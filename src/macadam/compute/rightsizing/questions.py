@@ -1,0 +1,121 @@
+"""The question behind `macadam decide train`: a task, its volume, what an accurate answer is worth, and the ways to get answers.
+
+What is not known for sure is given as a range, in which any value counts as equally likely.
+"""
+
+import math
+from typing import Literal
+
+import msgspec
+
+from macadam.errors import InvalidInput
+
+Kind = Literal["api", "prompt", "lora", "finetune", "scratch"]
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Raises InvalidInput if it is turned around or not finite."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and 0 <= self.low <= self.high):
+            raise InvalidInput(f"{self.low} to {self.high} is no range.", next_step="Give low and high, 0 or more.")
+
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+
+_COIN = 0.5
+NONE = Range(low=0.0, high=0.0)
+# Model FLOPs utilisation where none was measured: GPT-3 21%, PaLM 46% (Chowdhery et al. 2022, arXiv:2204.02311, table 3),
+# Llama 3 38 to 43% (arXiv:2407.21783, table 4); those had better engineers and worse networks than most.
+MFU = Range(low=0.25, high=0.45)
+# Of a price in the months to come, against the list price today.
+PRICES = Range(low=0.75, high=1.1)
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way to get answers.
+
+    api: the name of a price in the catalogue of tokens; or read_usd and made_usd for a million tokens. model: a known model or the path of its
+    config.json, for all but api. extra_prompt: tokens of instructions and examples with each request. training_tokens: read once, epochs times;
+    runs: how often, trials of settings included. one_off_usd: labels, people, evaluation. monthly_usd: upkeep. accuracy: part of the answers
+    that are right, measured on the task; without it, the way is not judged by its worth.
+    """
+
+    name: str
+    kind: Kind
+    api: str = ""
+    read_usd: float | None = None
+    made_usd: float | None = None
+    model: str = ""
+    extra_prompt: int = 0
+    training_tokens: Range | None = None
+    epochs: float = 1.0
+    runs: int = 1
+    one_off_usd: Range = NONE
+    monthly_usd: Range = NONE
+    accuracy: Range | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "api" and not self.api and (self.read_usd is None or self.made_usd is None):
+            raise self._wrong("has no price", "Name its api, or give read_usd and made_usd.")
+        if self.kind != "api" and not self.model:
+            raise self._wrong("has no model", "Give model: a known model's name, or the path of its config.json.")
+        if self.kind in ("lora", "finetune", "scratch") and (
+            self.training_tokens is None or self.training_tokens.low <= 0
+        ):
+            raise self._wrong("is trained, but on how many tokens is not said", "Give training_tokens.")
+        if self.accuracy is not None and self.accuracy.high > 1:
+            raise self._wrong(f"is right in {self.accuracy.high} of the answers", "Give accuracy between 0 and 1.")
+        if self.extra_prompt < 0 or self.runs < 1 or not 0 < self.epochs < math.inf:
+            raise self._wrong(
+                "has a count below its least", "Give extra_prompt of 0, runs of 1 and epochs above 0 or more."
+            )
+        if min(self.read_usd or 0, self.made_usd or 0) < 0:
+            raise self._wrong("has a price below nothing", "Give read_usd and made_usd of 0 or more.")
+
+    def _wrong(self, what: str, next_step: str) -> InvalidInput:
+        return InvalidInput(f"The way {self.name!r} {what}.", next_step=next_step)
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """ttft, tpot: the promise that self-hosted models must keep, seconds. peak: the busiest hour over the mean. replicas: at least so many run,
+    day and night. mfu: measured if you have it. prices: of the months to come over today's. confidence: how sure a recommendation must be.
+    """
+
+    task: str
+    months: float
+    requests_per_month: Range
+    prompt: int
+    output: int
+    ways: tuple[Way, ...]
+    value_usd: Range | None = None
+    gpu: str = "h100-sxm-80gb"
+    gpu_hour_usd: float | None = None
+    mfu: Range = MFU
+    prices: Range = PRICES
+    ttft: float = 2.0
+    tpot: float = 0.1
+    peak: float = 3.0
+    replicas: int = 1
+    confidence: float = 0.8
+
+    def __post_init__(self) -> None:
+        if len(self.ways) <= 1 or len({way.name for way in self.ways}) < len(self.ways):
+            raise InvalidInput("A choice needs two ways with names of their own.", next_step="Add ways.")
+        if not 0 < self.months < math.inf or min(self.prompt, self.output, self.replicas) < 1 or self.peak < 1:
+            raise InvalidInput(
+                "Months, prompt, output, replicas and peak must be above their least.", next_step="Correct them."
+            )
+        if self.requests_per_month.low <= 0 or not 0 < self.mfu.low <= self.mfu.high <= 1 or self.prices.low <= 0:
+            raise InvalidInput(
+                "Volume, mfu and prices must be above zero, and mfu at most 1.", next_step="Correct them."
+            )
+        if not _COIN < self.confidence < 1 or (self.gpu_hour_usd is not None and self.gpu_hour_usd <= 0):
+            raise InvalidInput(
+                "Confidence lies between 0.5 and 1; a GPU's hour costs more than nothing.", next_step="Correct them."
+            )

@@ -1,0 +1,220 @@
+"""`macadam decide train`: train from scratch, fine-tune, LoRA, prompt or buy an API."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from macadam import plots
+from macadam.compute.catalogue import gpus, llms, prices, tokens
+from macadam.compute.rightsizing import decisions, verdicts
+from macadam.compute.rightsizing.decisions import Outcome, Result
+from macadam.compute.rightsizing.questions import Question
+from macadam.compute.rightsizing.verdicts import Verdict
+from macadam.errors import InvalidInput
+from macadam.faces.session import Session, Verb
+from macadam.lazy import lazy
+from macadam.values import utc_now
+
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = lazy("yaml")
+
+_LARGEST = 1_000_000  # bytes of a question
+EXAMPLE = """\
+# A number that is not known for sure is a range: {low: …, high: …}. Any value in it counts as equally likely.
+task: sort support mails into 40 kinds
+months: 12
+requests_per_month: {low: 300000, high: 500000}
+prompt: 600 # tokens of one request
+output: 20
+value_usd: {low: 0.02, high: 0.04} # of a right answer; leave it out to compare costs only
+gpu: h100-sxm-80gb
+ways:
+  - name: buy
+    kind: api
+    api: openai/gpt-6-luna # its price is in the catalogue; or give read_usd and made_usd for a million tokens
+    extra_prompt: 1800 # the 40 kinds explained, with examples, in each request
+    accuracy: {low: 0.86, high: 0.90}
+  - name: prompt
+    kind: prompt
+    model: llama-3.1-8b
+    extra_prompt: 1800
+    accuracy: {low: 0.74, high: 0.80}
+  - name: LoRA
+    kind: lora
+    model: llama-3.1-8b
+    training_tokens: {low: 6000000, high: 12000000}
+    epochs: 3
+    runs: 6
+    one_off_usd: {low: 6000, high: 14000} # labels and two weeks of an engineer
+    monthly_usd: {low: 300, high: 800} # new labels, evaluation
+    accuracy: {low: 0.90, high: 0.94}
+  - name: fine-tune
+    kind: finetune
+    model: llama-3.1-8b
+    training_tokens: {low: 6000000, high: 12000000}
+    epochs: 3
+    runs: 6
+    one_off_usd: {low: 8000, high: 18000}
+    monthly_usd: {low: 300, high: 800}
+    accuracy: {low: 0.90, high: 0.945}
+  - name: from scratch
+    kind: scratch
+    model: llama-3.2-1b
+    training_tokens: {low: 20000000000, high: 30000000000}
+    one_off_usd: {low: 60000, high: 150000}
+    monthly_usd: {low: 500, high: 1500}
+    accuracy: {low: 0.80, high: 0.92}
+"""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """sources: where prices and counts come from, with their dates."""
+
+    task: str
+    verdict: Verdict
+    result: Result
+    sources: tuple[str, ...]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--question", metavar="FILE", help="YAML: the task, its volume and worth, and the ways to compare"
+    )
+    parser.add_argument("--example", action="store_true", help="print a question to start from")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws; 0")
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw what each way costs")
+
+
+def _run(options: argparse.Namespace, session: Session) -> int:
+    if getattr(options, "example", False):
+        session.show(msgspec.to_builtins(yaml.safe_load(EXAMPLE))) if session.json else session.say(EXAMPLE.rstrip())
+        return 0
+    if not hasattr(options, "question"):
+        raise InvalidInput("No question was given.", next_step="macadam decide train --example > question.yaml")
+    question = read(Path(options.question))
+    hour, source = _hour(question)
+    result = decisions.decide(question, gpu_hour_usd=hour, gpu_source=source, seed=options.seed)
+    answer = Answer(
+        task=question.task,
+        verdict=verdicts.verdict(question, result),
+        result=result,
+        sources=tuple(_sources(question, source)),
+    )
+    if hasattr(options, "plot"):
+        _draw(answer, Path(options.plot))
+    if session.json:
+        session.show(answer)
+        return 0
+    for line in _lines(question, answer):
+        session.say(line)
+    return 0
+
+
+def read(path: Path) -> Question:
+    """Raises InvalidInput with what is wrong in the file."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InvalidInput(f"{path} is larger than any question.", next_step="Start from --example.")
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return msgspec.convert(_ranges(said), Question)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
+        raise InvalidInput(f"{path} is no question: {error}.", next_step="Start from --example.") from error
+
+
+def _ranges(said: object) -> object:
+    """A plain number where a range belongs is one that is known for sure."""
+    fields = {
+        "requests_per_month", "value_usd", "mfu", "prices", "training_tokens", "one_off_usd", "monthly_usd", "accuracy",
+    }  # fmt: skip
+    if isinstance(said, dict):
+        return {
+            key: {"low": value, "high": value}
+            if key in fields and isinstance(value, (int, float)) and not isinstance(value, bool)
+            else _ranges(value)
+            for key, value in said.items()
+        }
+    return [_ranges(value) for value in said] if isinstance(said, list) else said
+
+
+def _hour(question: Question) -> tuple[float, str]:
+    if question.gpu_hour_usd is not None:
+        return question.gpu_hour_usd, "given in the question"
+    offer = prices.cheapest(gpus.find(question.gpu).name, utc_now().date()).price
+    said = f"{offer.provider} {offer.instance}, {offer.dated}: {offer.source}"
+    return offer.per_gpu_hour.micros / 1e6, said
+
+
+def _sources(question: Question, hour: str) -> list[str]:
+    said = [f"Hour of {question.gpu}: {hour}"]
+    for way in question.ways:
+        if way.kind == "api" and way.read_usd is None:
+            price = tokens.find(way.api)
+            said.append(f"{way.api}: {price.dated}, {price.source}")
+        elif way.model:
+            llm = llms.read(way.model)
+            said.append(f"{llm.name}: {llm.parameters / 1e9:.2f} B parameters; {llm.source}")
+    said += [
+        "FLOPs: 6 for each parameter and token (Kaplan et al. 2020), 4 with LoRA (Hu et al. 2021)",
+        f"Utilisation in training {question.mfu.low:.0%} to {question.mfu.high:.0%} (default: PaLM 46%, Llama 3 38 to 43%, GPT-3 21%)",
+    ]
+    return list(dict.fromkeys(said))
+
+
+def _lines(question: Question, answer: Answer) -> list[str]:
+    verdict, result = answer.verdict, answer.result
+    head = (
+        f"Recommended: {verdict.recommended}."
+        if verdict.recommended
+        else "No recommendation: the numbers do not carry one."
+    )
+    lines = [
+        f"{question.task}: {question.requests_per_month.middle:,.0f} requests a month for {question.months:g} months.",
+        "",
+        head,
+    ]
+    lines += [f"  {text}" for text in (*verdict.missing, *verdict.why)]
+    lines += ["", "What would change it:", *(f"  {text}" for text in verdict.would_change), ""]
+    lines += [f"{'way':<16}{'one-off':>12}{'a month':>12}{'in all':>14}{'a right answer':>16}{'best in':>9}"]
+    for outcome in result.outcomes:
+        lines.append(_row(outcome))
+    for outcome in result.outcomes:
+        if outcome.training is not None:
+            spent = outcome.training
+            lines.append(
+                f"{outcome.name}: {spent.flops.value:.2g} FLOPs, {spent.gpu_hours.value:,.1f} GPU-hours "
+                f"({spent.gpu_hours.low:,.1f} to {spent.gpu_hours.high:,.1f}), at least {spent.gpus} GPUs, {spent.cost_usd.value:,.0f} USD"
+            )
+    return [*lines, "", "Sources:", *(f"  {text}" for text in answer.sources)]
+
+
+def _row(outcome: Outcome) -> str:
+    each = "" if outcome.per_accurate_usd is None else f"{outcome.per_accurate_usd.value:.4f} USD"
+    return (
+        f"{outcome.name:<16}{outcome.one_off_usd.value:>12,.0f}{outcome.monthly_usd.value:>12,.0f}"
+        f"{outcome.total_usd.value:>14,.0f}{each:>16}{outcome.best:>9.0%}"
+    )
+
+
+def _draw(answer: Answer, path: Path) -> None:
+    picture = plots.stacked(
+        {
+            outcome.name: {
+                "one-off": outcome.one_off_usd.value,
+                "serving": max(0.0, outcome.total_usd.value - outcome.one_off_usd.value),
+            }
+            for outcome in answer.result.outcomes
+        },
+        title="USD over the months, medians",
+        about=answer.task,
+    )
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+
+
+TRAIN = Verb(configure=_configure, run=_run)

@@ -1,0 +1,80 @@
+"""`macadam rightsize llm` and `macadam decide train`, as they are typed."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from macadam.faces import cli
+
+PRICES = [
+    {
+        "provider": "p", "region": "r", "instance": name, "gpu": gpu, "gpus": 1, "kind": "on-demand",
+        "per_gpu_hour": {"micros": micros}, "dated": "2026-11-01", "source": "a list",
+    }
+    for name, gpu, micros in [("small", "l4-24gb", 700_000), ("large", "a100-sxm-80gb", 1_600_000)]
+]  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    rng = random.Random(3)
+    rows = [
+        f"2026-11-01 10:{second // 60:02}:{second % 60:02}.{rng.randrange(10**6):06},{rng.randrange(1, 2000)},{rng.randrange(1, 200)}"
+        for second in range(120)
+        for _ in range(3)
+    ]
+    (tmp_path / "trace.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    (tmp_path / "prices.json").write_text(json.dumps(PRICES))
+    return tmp_path
+
+
+def rightsize(files: Path, *more: str) -> int:
+    words = ["rightsize", "llm", "--trace", str(files / "trace.csv"), "--model", "llama-3.1-8b", "--slo", "2.0,0.1"]
+    return cli.main([*words, "--prices", str(files / "prices.json"), "--tp", "1", *more])
+
+
+def test_the_answer_names_the_fleet_its_cost_and_how_far_the_model_is_off(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rightsize(files, "--no-sensitivity", "--plot", str(files / "cost.svg")) == 0
+    said = capsys.readouterr().out
+    assert "Cheapest fleet that kept it:" in said
+    assert "USD a million tokens" in said
+    assert "published measurements" in said
+    assert (files / "cost.svg").read_text().startswith("<svg")
+
+
+def test_json_is_one_document(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rightsize(files, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["best"]["attained"] >= 0.995
+    assert said["requests"] == 360
+    assert {"load +20%", "promise -20%"} <= {change["what"] for change in said["sensitivity"]}
+
+
+@pytest.mark.parametrize("slo", ["fast", "1.0", "0,0.1", "nan,1"])
+def test_a_promise_that_is_none_is_said_to_be(files: Path, capsys: pytest.CaptureFixture[str], slo: str) -> None:
+    words = ["rightsize", "llm", "--trace", str(files / "trace.csv"), "--model", "llama-3.1-8b", "--slo", slo]
+    assert cli.main([*words, "--prices", str(files / "prices.json")]) == 2
+    assert "1.0,0.05" in capsys.readouterr().err
+
+
+def test_the_example_question_is_answered_with_its_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["decide", "train", "--example"]) == 0
+    (tmp_path / "q.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["decide", "train", "--question", str(tmp_path / "q.yaml"), "--plot", str(tmp_path / "d.svg")]) == 0
+    said = capsys.readouterr().out
+    assert "What would change it:" in said
+    assert "Sources:" in said
+    assert (tmp_path / "d.svg").read_text().startswith("<svg")
+    assert cli.main(["decide", "train", "--question", str(tmp_path / "q.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["seed"] == 0
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "task: x", "task: [", "ways: 3\nmonths: 1"])
+def test_a_file_that_is_no_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (tmp_path / "q.yaml").write_text(text)
+    assert cli.main(["decide", "train", "--question", str(tmp_path / "q.yaml")]) == 2
+    assert "--example" in capsys.readouterr().err
