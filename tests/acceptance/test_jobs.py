@@ -284,7 +284,7 @@ def require_ended_once(leaves: list[Leaf], declared: Declared) -> None:
         elif leaf.kind == bookkeeping.END:
             assert open_ones.pop(job) == leaf.body["attempt"]
             finals[job] += leaf.body["state"] in ("succeeded", "failed", "cancelled")
-        elif leaf.kind == "compute.cancel_job" and leaf.body["state"] == "cancelled":
+        elif leaf.kind == "compute.cancel_job" and leaf.body["before"] == "waiting":
             finals[job] += 1  # it had not begun
     assert finals == Counter(dict.fromkeys(declared, 1))
 

@@ -22,7 +22,9 @@ from macadam.values import Money
 
 ACTOR = "system:jobs"
 HORIZON = 300.0
-"""s; work without a time limit holds so much of its project's budget ahead, and is stopped when no more is to be had."""
+"""s; work without a time limit starts if its project's budget has room for so much of it."""
+AHEAD = 120.0
+"""s; so much it holds ahead while it runs, and is stopped when no more is to be had: two looks of the queue."""
 START, STOP, END, SEEN = "jobs.start", "jobs.stop", "jobs.end", "jobs.machines"
 
 
@@ -70,7 +72,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     def hold(self, job: Job, row: AttemptRow) -> str:
         """Reserves what the attempt may cost, or what it costs until a while from now. '' or why the budget refuses."""
         elapsed = (self.now - row.started).total_seconds()
-        ahead = max(job.spec.time_limit, elapsed) if job.spec.time_limit else elapsed + HORIZON
+        limit = job.spec.time_limit
+        ahead = max(limit, elapsed) if limit else elapsed + AHEAD if elapsed else HORIZON
         estimate = self.rate.of_places(row.places, ahead)
         if estimate is None:
             return ""  # without a price no sum can be compared with a budget

@@ -149,8 +149,9 @@ def read_log(tx: Transaction, request: ReadLog) -> LogText:
 def cancel_job(tx: Transaction, request: CancelJob) -> Job:
     """A job that is cancelled already, or is being, is left as it is. Raises Conflict for one that has ended otherwise."""
     job = registry.find_job(tx.sql, request.project, request.job)
+    before = job.state
     if job.state == "cancelled" or job.wish == "cancel":
-        tx.record(job.ref, state=job.state)
+        tx.record(job.ref, state=job.state, before=before)
         return job
     if job.ended is not None:
         raise Conflict(f"{job.ref} has {job.state} already.", next_step="Nothing is left to cancel.")
@@ -164,7 +165,7 @@ def cancel_job(tx: Transaction, request: CancelJob) -> Job:
             job, state="cancelled", ended=tx.now, ending="cancelled", message=words, ready=None
         )
         registry.save_job(tx.sql, job)
-    tx.record(job.ref, state=job.state)
+    tx.record(job.ref, state=job.state, before=before)
     return job
 
 

@@ -1,0 +1,314 @@
+"""The live queue, turn by turn, with everything that can go wrong between two of them."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from unit.compute.jobs.bench import Bench, gpu_node, open_bench
+
+from macadam.compute.billing.budget_types import SetBudget
+from macadam.compute.jobs import bookkeeping, registry
+from macadam.compute.jobs.holdings import holdings, used
+from macadam.compute.jobs.loop import claimed, policy
+from macadam.compute.jobs.types import CancelJob, Resources
+from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
+from macadam.ledger import service as ledger
+from macadam.settings import Jobs
+
+PRICED = {
+    "MACADAM_PRICE_GPU_HOUR": "3600000",
+    "MACADAM_PRICE_CPU_HOUR": "0",
+}  # one GPU-second is a thousandth of a dollar
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with open_bench() as made:
+        yield made
+
+
+def test_a_job_starts_runs_and_ends_with_a_leaf_for_each(bench: Bench) -> None:
+    job = bench.submit(resources=Resources(gpus=2, cpus=8, memory=1 << 33))
+    assert bench.turn().started == 1
+    assert bench.now(job).state == "starting"
+    bench.turn()
+    assert bench.now(job).state == "running"
+    order = bench.executor.orders[f"{job.id}.1"]
+    assert [(len(one.gpus), one.cpus, one.memory) for one in order.allotments] == [(2, 8000, 1 << 33)]
+    bench.clock.pass_time(timedelta(seconds=30))
+    bench.executor.end(f"{job.id}.1", seconds=29.5)
+    assert bench.turn().ended == 1
+    page = bench.page(job)
+    assert (page.job.state, page.job.ending, page.job.attained) == ("succeeded", "succeeded", 29.5)
+    assert page.attempts[0].gpu_ms == 60_000
+    with bench.platform.ports.sql.read() as sql:
+        said = [(entry.leaf.kind, entry.leaf.body.get("milli")) for entry in ledger.find(sql, project="p")]
+    assert [one for one in reversed(said) if one[0].startswith("jobs.")] == [("jobs.start", 2000), ("jobs.end", 2000)]
+
+
+def test_what_is_committed_and_was_not_done_before_a_kill_is_done_after_it(bench: Bench) -> None:
+    job = bench.submit()
+    bench.executor.start = _fails  # type: ignore[method-assign] # the process is killed before it acts
+    with pytest.raises(KeyboardInterrupt):
+        bench.turn()
+    assert bench.now(job).state == "starting"
+    del bench.executor.start
+    bench.new_queue()
+    bench.turn()
+    assert bench.executor.started == [f"{job.id}.1"]
+
+
+def _fails(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_executor_that_does_not_answer_changes_nothing(bench: Bench) -> None:
+    job = bench.submit()
+    bench.executor.down = True
+    with pytest.raises(Temporary):
+        bench.turn()
+    assert bench.now(job).state == "waiting"
+    bench.executor.down = False
+    bench.turn()
+    bench.executor.down = True
+    with pytest.raises(Temporary):
+        bench.turn()
+    assert bench.now(job).state == "starting"
+
+
+def test_a_killed_job_is_tried_again_after_a_pause_and_goes_on_from_its_checkpoint(bench: Bench) -> None:
+    job = bench.submit(max_restarts=1, checkpoint=True)
+    bench.turn()
+    bench.executor.end(f"{job.id}.1", exit_code=137)
+    bench.turn()
+    assert (bench.now(job).state, bench.now(job).restarts) == ("waiting", 1)
+    assert bench.turn().started == 0
+    bench.clock.pass_time(timedelta(seconds=1))
+    bench.turn()
+    assert bench.executor.started == [f"{job.id}.1", f"{job.id}.2"]
+    assert bench.executor.orders[f"{job.id}.2"].checkpoint
+    bench.executor.end(f"{job.id}.2", exit_code=137)
+    bench.turn()
+    assert (bench.now(job).state, bench.now(job).ending) == ("failed", "killed")
+
+
+def test_what_an_executor_has_forgotten_is_lost_and_not_started_twice(bench: Bench) -> None:
+    job = bench.submit()
+    bench.turn()
+    bench.turn()
+    del bench.executor.attempts[f"{job.id}.1"]
+    bench.turn()
+    assert (bench.now(job).state, bench.now(job).ending) == ("failed", "lost")
+    assert bench.executor.started == [f"{job.id}.1"]
+
+
+def test_a_cancelled_job_is_asked_to_stop_and_ends_cancelled(bench: Bench) -> None:
+    job = bench.submit(grace=7)
+    bench.turn()
+    bench.platform.call(CancelJob(project="p", job=job.id))
+    again = bench.platform.call(CancelJob(project="p", job=job.id))
+    assert again.state == "stopping"
+    bench.turn()
+    assert bench.executor.stopped == {f"{job.id}.1": 7}
+    bench.executor.end(f"{job.id}.1", exit_code=143, why="stopped")
+    bench.turn()
+    assert (bench.now(job).state, bench.now(job).ending) == ("cancelled", "cancelled")
+
+
+def test_a_job_cancelled_before_its_start_was_acted_on_never_runs(bench: Bench) -> None:
+    job = bench.submit()
+    bench.executor.start = _fails  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        bench.turn()
+    del bench.executor.start
+    bench.platform.call(CancelJob(project="p", job=job.id))
+    bench.turn()
+    bench.turn()
+    assert bench.now(job).state == "cancelled"
+    assert bench.executor.started == []
+
+
+def test_a_machine_that_goes_away_is_left_in_time_and_gets_no_new_work(bench: Bench) -> None:
+    job, stubborn = bench.submit(grace=60), bench.submit(preemptible=False)
+    bench.turn()
+    gone = bench.clock() + timedelta(seconds=35)
+    bench.executor.machines = (gpu_node(leaving=gone), gpu_node("n2", gpus=1))
+    bench.turn()
+    assert bench.executor.stopped == {f"{job.id}.1": 30}  # five seconds before the machine goes
+    bench.executor.end(f"{job.id}.1", exit_code=75, why="stopped")
+    bench.turn()
+    assert (bench.now(job).preemptions, bench.now(job).restarts) == (0, 0)
+    assert bench.executor.orders[f"{job.id}.2"].allotments[0].node == "n2"
+    assert bench.now(stubborn).state == "running"
+
+
+def test_jobs_without_gpus_share_processors_and_memory_by_priority(bench: Bench) -> None:
+    bench.executor.machines = (gpu_node(gpus=0, cpus=3000),)
+    low = bench.submit(resources=Resources(cpus=2), priority=0)
+    high = bench.submit(resources=Resources(cpus=2), priority=5)
+    small = bench.submit(resources=Resources(cpus=1), priority=0)
+    bench.turn()
+    assert [bench.now(one).state for one in (low, high, small)] == ["waiting", "starting", "starting"]
+
+
+def test_a_spent_budget_keeps_work_from_starting_and_stops_what_runs() -> None:
+    with open_bench(settings=PRICED) as bench:
+        bench.platform.call(SetBudget(project="p", amount="1.00", hard=True))
+        first, second = bench.submit(time_limit=900), bench.submit(time_limit=900)
+        bench.turn()
+        assert [bench.now(one).state for one in (first, second)] == ["starting", "waiting"]
+        endless = bench.submit(time_limit=0)
+        bench.executor.end(f"{first.id}.1", seconds=1)
+        bench.clock.pass_time(timedelta(seconds=100))
+        bench.turn()
+        assert [bench.now(one).state for one in (first, second, endless)] == ["succeeded", "starting", "waiting"]
+        bench.executor.end(f"{second.id}.1", seconds=1)
+        bench.turn()
+        bench.turn()
+        assert bench.now(endless).state == "running"
+        for _ in range(20):
+            bench.clock.pass_time(timedelta(seconds=61))
+            bench.turn()
+            if bench.now(endless).state == "stopping":
+                break
+        assert "has only" in bench.now(endless).message
+        assert bench.now(endless).attained == 0
+        bench.executor.end(f"{endless.id}.1", exit_code=143, why="stopped")
+        bench.turn()
+        assert (bench.now(endless).state, bench.now(endless).ending) == ("waiting", "money")
+
+
+def test_old_logs_and_checkpoints_are_removed_after_their_time(bench: Bench) -> None:
+    job = bench.submit()
+    bench.turn()
+    bench.executor.end(f"{job.id}.1")
+    bench.turn()
+    bench.clock.pass_time(timedelta(days=8))
+    bench.turn()
+    bench.clock.pass_time(timedelta(days=8))
+    bench.turn()
+    assert (bench.executor.forgotten, bench.executor.removed) == ([f"{job.id}.1"], [job.id])
+
+
+def test_holdings_say_who_had_which_device_when_and_usage_what_of_it(bench: Bench) -> None:
+    begin = bench.clock()
+    job = bench.submit(resources=Resources(milli=250))
+    bench.turn()
+    bench.clock.pass_time(timedelta(seconds=100))
+    with bench.platform.ports.sql.read() as sql:
+        (held,) = holdings(sql, begin, bench.clock())
+        (usage,) = used(sql, begin, bench.clock(), "p")
+    assert (held.project, held.owner, held.share, held.end) == ("p", job.ref, 0.25, None)
+    assert usage.gpu_seconds == 25
+    bench.executor.end(f"{job.id}.1")
+    bench.turn()
+    with bench.platform.ports.sql.read() as sql:
+        assert holdings(sql, begin, bench.clock())[0].end == bench.clock()
+        assert holdings(sql, bench.clock(), bench.clock() + timedelta(hours=1)) == ()
+
+
+def test_one_process_at_a_time_works_the_queue_of_a_home(bench: Bench) -> None:
+    home = bench.platform.settings.home
+    with claimed(home), pytest.raises(Busy, match="Another process"), claimed(home):
+        pass
+    with claimed(home):
+        pass
+
+
+def test_a_policy_that_is_none_is_said() -> None:
+    with pytest.raises(SettingInvalid, match="order"):
+        policy(Jobs(order="alphabetical"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_in_whatever_order_each_job_ends_once_and_nothing_is_held_twice(seed: int) -> None:
+    """Random walks: kills of the queue between commit and act, ends of every kind, cancellations, machines that come and go."""
+    moments = random.Random(seed)
+    with open_bench() as bench:
+        jobs = []
+        for _ in range(60):
+            _step(bench, moments, jobs)
+        bench.executor.machines = (gpu_node(), gpu_node("n2"))
+        for _ in range(200):
+            bench.clock.pass_time(timedelta(seconds=300))
+            _quietly(bench)
+            for attempt, seen in list(bench.executor.attempts.items()):
+                if seen.state == "running":
+                    bench.executor.end(attempt)
+            if all(bench.now(job).ended for job in jobs):
+                break
+        assert all(bench.now(job).ended for job in jobs)
+        assert Counter(bench.executor.started).most_common(1)[0][1] == 1
+        _require_sound(bench)
+
+
+def _step(bench: Bench, moments: random.Random, jobs: list) -> None:  # type: ignore[type-arg]
+    running = [one for one, seen in bench.executor.attempts.items() if seen.state == "running"]
+    match moments.choice(
+        ["submit", "submit", "turn", "turn", "turn", "kill", "end", "end", "cancel", "machines", "time"]
+    ):
+        case "submit":
+            shape = moments.choice([{"gpus": 1}, {"gpus": 3}, {"milli": 400}, {}])
+            restarts, preemptible = moments.randint(0, 3), moments.random() < 0.8
+            jobs.append(bench.submit(resources=Resources(**shape), max_restarts=restarts, preemptible=preemptible))
+        case "turn":
+            _quietly(bench)
+        case "kill":
+            verb = moments.choice(["start", "stop", "look"])
+            setattr(bench.executor, verb, _fails)
+            _quietly(bench)
+            delattr(bench.executor, verb)
+            bench.new_queue()
+        case "end" if running:
+            code, why = moments.choice([(0, ""), (3, ""), (75, ""), (137, ""), (137, "lost"), (137, "memory")])
+            bench.executor.end(moments.choice(running), code, why)
+        case "cancel" if jobs:
+            with_luck = moments.choice(jobs)
+            try:
+                bench.platform.call(CancelJob(project="p", job=with_luck.id))
+            except MacadamError:
+                assert bench.now(with_luck).ended
+        case "machines":
+            leaving = bench.clock() + timedelta(seconds=60) if moments.random() < 0.5 else None
+            bench.executor.machines = (gpu_node(leaving=leaving), *([gpu_node("n2")] if moments.random() < 0.5 else []))
+        case _:
+            bench.clock.pass_time(timedelta(seconds=moments.choice([0.1, 5, 400])))
+    _require_nothing_twice(bench)
+
+
+def _quietly(bench: Bench) -> None:
+    try:
+        bench.turn()
+    except KeyboardInterrupt:
+        return
+
+
+def _require_nothing_twice(bench: Bench) -> None:
+    with bench.platform.ports.sql.read() as sql:
+        rows = registry.open_attempts(sql)
+    held: Counter[str] = Counter()
+    for row in rows:
+        for place in row.places:
+            held.update(place.devices)
+    assert all(milli <= 1000 for milli in held.values())
+    assert len({row.job for row in rows}) == len(rows)
+
+
+def _require_sound(bench: Bench) -> None:
+    """By the ledger: each attempt that began has ended, and each job has come to one end."""
+    with bench.platform.ports.sql.read() as sql:
+        leaves = [entry.leaf for entry in ledger.find(sql, project="p", limit=100_000)][::-1]
+    begun = [(leaf.subject, leaf.body["attempt"]) for leaf in leaves if leaf.kind == bookkeeping.START]
+    over = [(leaf.subject, leaf.body["attempt"]) for leaf in leaves if leaf.kind == bookkeeping.END]
+    assert len(set(begun)) == len(begun)
+    assert sorted(begun) == sorted(over)
+    finals = Counter(
+        leaf.subject
+        for leaf in leaves
+        if (leaf.kind == bookkeeping.END and leaf.body["state"] != "waiting")
+        or (leaf.kind == "compute.cancel_job" and leaf.body["before"] == "waiting")
+    )
+    submitted = [leaf.subject for leaf in leaves if leaf.kind == "compute.submit_job"]
+    assert finals == Counter(dict.fromkeys(submitted, 1))
