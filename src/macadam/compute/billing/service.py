@@ -97,6 +97,7 @@ def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared) -> De
     read = prepared.read
     known = store.known(tx.sql, read.files, read.content)
     if known is not None:
+        tx.record(f"delivery:{known.id}", repeated=1, files=read.files, content=read.content)
         return known
     if (prepared.mapping, prepared.projects) != (store.mapping(tx.sql).version, store.projects(tx.sql)):
         raise Conflict("Whose charges are was changed while the bill was read.", next_step="Import it again.")
