@@ -77,6 +77,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.decide_verb:TRAIN",
         "Train from scratch, fine-tune, LoRA, prompt or buy: what each costs and is worth",
     ),
+    "simulate spot": (
+        "macadam.faces.study_verbs:SPOT",
+        "Measure on traces of spot machines what a job with a deadline saves, and that it is never late",
+    ),
 }
 _INTERRUPTED = 130  # what shells expect after SIGINT
 _BROKEN_PIPE = 141  # and after SIGPIPE

@@ -1,18 +1,25 @@
 """`macadam simulate packing | spot`: what policies would have done on traces. Files in, figures and a picture out; no home is needed."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from macadam import plots
 from macadam.compute.scheduling.placement import Name
-from macadam.compute.simulation import packing
+from macadam.compute.scheduling.spot import SPOT_PRICE, Job
+from macadam.compute.scheduling.spot import Name as SpotName
+from macadam.compute.scheduling.spot import Policy as SpotPolicy
+from macadam.compute.simulation import packing, spot
 from macadam.errors import InvalidInput
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
 
 _NAMES: tuple[Name, ...] = get_args(Name)
+_SPOT_NAMES: tuple[SpotName, ...] = get_args(SpotName)
 _ALL = "all"
+_HOUR = 3600.0
+_Name = TypeVar("_Name", bound=str)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +34,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
-    names = _names(getattr(options, "policy", ["balanced"]))
+    names = _names(getattr(options, "policy", ["balanced"]), _NAMES)
     machines, pods = packing.read_nodes(Path(options.nodes)), packing.read_pods(Path(options.pods))
     with printing.progress(shown=not session.json) as progress:
         found = packing.study(
@@ -60,14 +67,15 @@ def _row(summary: packing.Summary) -> dict[str, object]:
     }
 
 
-def _names(given: list[str]) -> list[Name]:
-    known = dict(zip(map(str, _NAMES), _NAMES, strict=True))
+def _names(given: Sequence[str], names: Sequence[_Name]) -> list[_Name]:
+    """The policies that were named, each once. Raises InvalidInput."""
+    known = {str(name): name for name in names}
     unknown = [name for name in given if name not in known and name != _ALL]
     if unknown:
         raise InvalidInput(
-            f"There is no policy {unknown[0]!r}.", next_step=f"Choose one of: {', '.join(_NAMES)} or all."
+            f"There is no policy {unknown[0]!r}.", next_step=f"Choose one of: {', '.join(known)} or all."
         )
-    return list(_NAMES) if _ALL in given else list(dict.fromkeys(known[name] for name in given))
+    return list(names) if _ALL in given else list(dict.fromkeys(known[name] for name in given))
 
 
 def _plot(path: Path, found: packing.Study) -> None:
@@ -88,4 +96,80 @@ def _save(path: Path, drawn: str) -> None:
         raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
 
 
+def _configure_spot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--zones", metavar="FILE", nargs="+", required=True, help="a trace of availability for each zone"
+    )
+    parser.add_argument("--work", metavar="H", type=float, default=48.0, help="hours without any interruption")
+    parser.add_argument("--deadline", metavar="H", type=float, nargs="+", required=True, help="hours from the start")
+    known = ", ".join(_SPOT_NAMES)
+    parser.add_argument("--policy", metavar="NAME", action="append", help=f"{known} or all; may be repeated")
+    parser.add_argument("--starts", metavar="N", type=int, default=50, help="jobs, spread evenly over the traces")
+    parser.add_argument("--changeover", metavar="H", type=float, default=0.2, help="hours until a new machine goes on")
+    parser.add_argument("--checkpoint-every", metavar="H", type=float, default=0.0, help="0: all is saved all the time")
+    parser.add_argument(
+        "--checkpoint-cost", metavar="H", type=float, default=0.0, help="hours that one checkpoint takes"
+    )
+    parser.add_argument("--spot-price", metavar="X", type=float, default=SPOT_PRICE, help="part of the on-demand price")
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw savings by deadline")
+
+
+def _run_spot(options: argparse.Namespace, session: Session) -> int:
+    zones = [spot.read_zone(Path(name)) for name in options.zones]
+    job = Job(
+        work=options.work * _HOUR,
+        deadline=min(options.deadline) * _HOUR,
+        changeover=options.changeover * _HOUR,
+        checkpoint_every=options.checkpoint_every * _HOUR,
+        checkpoint_cost=options.checkpoint_cost * _HOUR,
+        step=zones[0].gap,
+    )
+    names = _names(getattr(options, "policy", ["expected-cost"]), _SPOT_NAMES)
+    with printing.progress(shown=not session.json) as progress:
+        found = spot.study(
+            zones,
+            [SpotPolicy(name=name) for name in names],
+            [hours * _HOUR for hours in options.deadline],
+            job=job,
+            starts=options.starts,
+            price=options.spot_price,
+            progress=progress,
+        )
+    if hasattr(options, "plot"):
+        _save(Path(options.plot), _spot_picture(found, names, job))
+    if session.json:
+        session.show(found)
+        return 0
+    session.say(
+        f"{options.work:g} h of work in {len(zones)} zone(s), {found[0].starts} starts; "
+        f"spot at {options.spot_price:g} of the on-demand price:"
+    )
+    session.show([_spot_row(summary) for summary in found], title="Savings against on demand")
+    return 0
+
+
+def _spot_row(summary: spot.Summary) -> dict[str, object]:
+    return {
+        "policy": summary.policy,
+        "deadline": f"{summary.deadline / _HOUR:g} h",
+        "missed": summary.missed,
+        "savings": f"{summary.savings:.1%}",
+        "worst tenth": f"{summary.low:.1%}",
+        "time on spot": f"{summary.on_spot_part:.0%}",
+        "interruptions": f"{summary.interruptions:.1f}",
+    }
+
+
+def _spot_picture(found: Sequence[spot.Summary], names: Sequence[str], job: Job) -> str:
+    return plots.lines(
+        {name: [(one.deadline / job.work, 100 * one.savings) for one in found if one.policy == name] for name in names},
+        title="Savings against on demand",
+        about=f"Mean of {found[0].starts} starts in {', '.join(found[0].zones)}",
+        x_label="deadline / work",
+        y_label="savings, %",
+        marks=True,
+    )
+
+
 PACKING = Verb(configure=_configure, run=_run)
+SPOT = Verb(configure=_configure_spot, run=_run_spot)
