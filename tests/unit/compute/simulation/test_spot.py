@@ -17,7 +17,13 @@ NAMES = ("on-demand", "greedy", "time-sliced", "uniform-progress", "expected-cos
 HOUR = 3600.0
 GAP = 300.0
 
-traces = st.lists(st.lists(st.booleans(), min_size=1, max_size=60), min_size=1, max_size=3)
+# Runs of up to two hours with and without spot, and single probes.
+runs = st.builds(lambda up, length: [up] * length, st.booleans(), st.integers(1, 24))
+traces = st.lists(
+    st.lists(runs, min_size=1, max_size=8).map(lambda parts: [up for part in parts for up in part]),
+    min_size=1,
+    max_size=3,
+)
 
 
 def zones(*up, gap=GAP):
@@ -28,7 +34,7 @@ def job(**more):
     return Job(**({"work": 2 * HOUR, "deadline": 3 * HOUR, "changeover": 600.0, "step": GAP} | more))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(
     traces,
     st.sampled_from(NAMES),
