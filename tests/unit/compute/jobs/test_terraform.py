@@ -50,7 +50,7 @@ def test_an_expression_that_cannot_be_checked_is_refused(module: dict[str, Any],
 def test_a_dependency_that_leads_nowhere_is_found() -> None:
     made = terraform.render("aws", POOLS["aws"])
     made["resource"]["aws_eks_node_group"]["pool_h100"]["depends_on"] = ["aws_iam_role.nobody"]
-    with pytest.raises(InvalidInput, match="aws_iam_role.nobody"):
+    with pytest.raises(InvalidInput, match=r"aws_iam_role\.nobody"):
         terraform.check(made)
 
 
