@@ -129,8 +129,9 @@ def _repeats(reading: "Ints", who: "Ints", doubt: "Ints") -> "Floats":
 
 def _joules(frame: Frame) -> "Floats":
     """By reading: by the counter, else by the power that was shown; NaN if neither was."""
-    power = frame.number("power")[frame.first] * frame.seconds
-    return np.where(frame.counted >= 0, frame.counted, np.where(np.isfinite(power) & (power >= 0), power, np.nan))
+    power = frame.number("power")[frame.first]
+    drawn = np.where(np.isfinite(power) & (power >= 0), power, np.nan) * frame.seconds
+    return np.where(frame.counted >= 0, frame.counted, drawn)
 
 
 def _part(seconds: "Floats", whole: "Floats") -> "Floats":
@@ -164,7 +165,7 @@ def _known_sum(values: "Floats", edges: "Ints") -> "Floats":
 def _mean(values: "Floats", weights: "Floats", edges: "Ints") -> "Floats":
     known = np.isfinite(values)
     weight = _sums(np.where(known, weights, 0.0), edges)
-    total = _sums(np.where(known, values * weights, 0.0), edges)
+    total = _sums(np.where(known, values, 0.0) * weights, edges)
     return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)
 
 

@@ -38,6 +38,8 @@ AHEAD = timedelta(hours=1)
 _SUFFIX = ".parquet"
 _HOUR_FORMAT, _DAY_FORMAT = "%Y-%m-%dT%H", "%Y-%m-%d"
 _NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2})?-[0-9a-f]{32}\.parquet")
+_MANY, _SMALL = 24, 4 * 1024 * 1024
+"""Deliveries of fewer bytes than that are merged when there are so many of them in an hour."""
 _ROW_GROUP = 16_384
 """Rows: small enough that one device's are found without reading the others'."""
 
@@ -89,12 +91,29 @@ class Store:
             folder = self._incoming / hour.strftime(_HOUR_FORMAT)
             digests.append(self._write(part, folder, "").digest)
             hours.append(hour)
+            self._merge(folder)
         return Delivery(
             samples=len(samples),
             hours=tuple(hours),
             digests=tuple(digests),
             refused={reason: count for reason, count in refused.items() if count},
         )
+
+    def _merge(self, folder: Path) -> None:
+        """Makes one of many small deliveries, so that an open hour is read in a few files. A kill leaves both: no harm."""
+        sizes = {}
+        for path in folder.glob(f"*{_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
+        small = sorted(path for path, size in sizes.items() if size < _SMALL)
+        if len(small) < _MANY:
+            return
+        try:
+            merged = pa.concat_tables([read(path) for path in small])
+        except FileNotFoundError:
+            return  # sealed, or merged by another process
+        written = folder / self._write(merged, folder, "").name
+        self.forget([path for path in small if path != written])
 
     def waiting(self) -> dict[datetime, tuple[Path, ...]]:
         """Deliveries that are not sealed, by hour."""

@@ -200,8 +200,9 @@ def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
     """Mean power against the counter's growth, over windows: sampled power scatters around the mean, so the allowance has
     four standard errors of it beside a quarter of the value.
     """
-    power = frame.number("power")[frame.first]
-    usable = (frame.seconds > 0) & np.isfinite(power) & (frame.counted >= 0)
+    shown = frame.number("power")[frame.first]
+    usable = (frame.seconds > 0) & np.isfinite(shown) & (frame.counted >= 0)
+    power = np.where(usable, shown, 0.0)
     window = frame.at[frame.first] // (_WINDOW * SECOND)
     new = np.ones(len(window), dtype=bool)
     new[1:] = ~frame.before[1:] | (window[1:] != window[:-1])
@@ -213,8 +214,8 @@ def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
 
     count = total(np.ones(len(power)))
     seconds = np.maximum(total(frame.seconds), 1e-9)
-    mean = total(np.nan_to_num(power) * frame.seconds) / seconds
-    spread = np.sqrt(np.maximum(total(np.nan_to_num(power) ** 2 * frame.seconds) / seconds - mean**2, 0.0))
+    mean = total(power * frame.seconds) / seconds
+    spread = np.sqrt(np.maximum(total(power**2 * frame.seconds) / seconds - mean**2, 0.0))
     counted = total(np.nan_to_num(frame.counted)) / seconds
     allowed = 0.25 * np.maximum(mean, counted) + 25.0 + 4 * spread / np.sqrt(np.maximum(count, 1))
     odd = (count >= _LEAST) & (np.abs(mean - counted) > allowed)
