@@ -145,7 +145,8 @@ class RecordedNvml:
 
     def nvmlGpmMetricsGet(self, metrics: Any) -> Any:
         assert metrics.version == pynvml.NVML_GPM_METRICS_GET_VERSION
-        assert metrics.sample1 and metrics.sample2
+        assert metrics.sample1
+        assert metrics.sample2
         for metric in metrics.metrics[: metrics.numMetrics]:
             known = metric.metricId in self._measured
             metric.nvmlReturn = pynvml.NVML_SUCCESS if known else pynvml.NVML_ERROR_NOT_SUPPORTED
