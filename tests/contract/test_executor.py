@@ -340,11 +340,46 @@ def test_a_node_says_when_it_goes_away(here: LocalExecutor) -> None:
     (node,) = here.nodes()
     assert node.leaving is None
     assert [device.id for device in node.devices] == [device.id for device in GPUS]
-    at = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    at = datetime.now(UTC) + timedelta(seconds=90)
     here.notice(at)
     assert here.nodes()[0].leaving == at
     here.notice(None)
     assert here.nodes()[0].leaving is None
+
+
+def test_a_notice_that_cannot_be_read_counts_and_one_of_long_ago_does_not(here: LocalExecutor, tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "leaving").write_text("soon")
+    leaving = here.nodes()[0].leaving
+    assert leaving is not None
+    assert abs(leaving - datetime.now(UTC) - timedelta(seconds=30)) < timedelta(seconds=20)
+    here.notice(datetime.now(UTC) - timedelta(hours=1))
+    assert here.nodes()[0].leaving is None
+
+
+def test_a_gpu_that_is_gone_or_a_bundle_that_is_damaged_refuses_the_attempt(
+    here: LocalExecutor, tmp_path: Path
+) -> None:
+    here.start(attempt("print(1)", name="j1.1", gpus={"gpu:GPU-gone": 1000}))
+    here.start(attempt("print(1)", name="j2.1", bundle="sha256:" + "0" * 64))
+    assert [seen.why for seen in here.look(["j1.1", "j2.1"]).values()] == ["refused", "refused"]
+
+
+def test_a_supervisor_that_cannot_begin_leaves_the_attempt_to_be_started_anew(
+    here: LocalExecutor, tmp_path: Path
+) -> None:
+    place = tmp_path / "jobs" / "attempts" / "j1.1"
+    place.mkdir(parents=True)
+    (place / "begun.new").mkdir()  # stands where it writes
+    here.start(attempt("print('ran')"))
+    limit = time.monotonic() + 10
+    while here.look(["j1.1"])["j1.1"].state != "unknown" and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert here.look(["j1.1"])["j1.1"].state == "unknown"
+    assert said(here, "j1.1") == ""
+    (place / "begun.new").rmdir()
+    here.start(attempt("print('ran')"))
+    assert until(here, "j1.1", "ended").exit_code == 0
+    assert said(here, "j1.1") == "ran\n"
 
 
 def test_killing_whoever_starts_at_any_instant_leaves_it_started_once_or_not_at_all(tmp_path: Path) -> None:

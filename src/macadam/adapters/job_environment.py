@@ -14,14 +14,16 @@ from macadam.errors import MacadamError
 
 def main(directory: Path, requirements: Path) -> int:
     try:
-        python = SubprocessRunner(directory).python(
-            requirements.read_text(), lambda line: sys.stderr.write(f"{line}\n")
-        )
+        python = SubprocessRunner(directory).python(requirements.read_text(), _complain)
     except MacadamError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     sys.stdout.write(f"{python}\n")
     return 0
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 if __name__ == "__main__":

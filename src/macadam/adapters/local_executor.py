@@ -15,17 +15,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from macadam.adapters import supervisor
-from macadam.errors import InvalidInput, NotFound, StorageFull, Temporary
+from macadam.errors import InvalidInput, MacadamError, NotFound, StorageFull, Temporary
 from macadam.lazy import lazy
 from macadam.ports import Allotment, Attempt, Device, LogPage, Node, Objects, Sighting
-from macadam.values import parse_instant
+from macadam.values import parse_instant, utc_now
 
 if TYPE_CHECKING:
     import psutil
@@ -38,7 +38,11 @@ _SUPERVISOR = Path(supervisor.__file__)
 _LEAVING = "leaving"
 _TOKEN = "MACADAM_ATTEMPT"  # noqa: S105 - the name of a variable
 _MILLI = 1000
-_STRAYS_SECONDS = 10.0
+_CANNOT_RUN = 126  # as shells say
+_STRAYS_SECONDS = 2.0
+_SHORTEST_NOTICE = timedelta(seconds=30)
+"""What the hastiest cloud gives: Azure's and GCP's spot machines go 30 s after their notice."""
+_NOTICE_IS_OVER = timedelta(minutes=10)  # the machine is still here
 # What a program needs to find its way on the machine. A list of what may pass: whatever else the platform's own
 # environment holds, cloud credentials above all, is nobody's business.
 _PASSED = (
@@ -132,10 +136,15 @@ class LocalExecutor:
             supervisor.write(path, leaving.astimezone(UTC).isoformat())
 
     def _leaving(self) -> datetime | None:
+        """What the notice says. One that cannot be read is one all the same, since somebody wrote it; an old one is over."""
+        path, now = self._place / _LEAVING, utc_now()
         try:
-            return parse_instant(msgspec.json.decode((self._place / _LEAVING).read_bytes(), type=str))
+            at = parse_instant(msgspec.json.decode(path.read_bytes(), type=str))
         except FileNotFoundError:
             return None
+        except (msgspec.DecodeError, InvalidInput):
+            at = datetime.fromtimestamp(path.stat().st_mtime, UTC) + _SHORTEST_NOTICE
+        return at if at > now - _NOTICE_IS_OVER else None
 
     # --- the verbs
 
@@ -149,6 +158,11 @@ class LocalExecutor:
             raise StorageFull(
                 f"{place} could not be written: {error.strerror}.", next_step="Free space on the disk of the home."
             ) from error
+        except Temporary:
+            raise
+        except MacadamError as error:
+            _settle(place, why="refused", exit_code=_CANNOT_RUN, message=str(error))
+            return
         self._spawn(attempt.id, place)
 
     def look(self, attempts: Sequence[str]) -> dict[str, Sighting]:
@@ -163,10 +177,7 @@ class LocalExecutor:
         wished = self._wish(place)
         if wished is None or grace < wished:
             supervisor.write(place / supervisor.STOP, grace)
-        with _held(place) as free:
-            # Under its lock nobody can begin it meanwhile; afterwards its outcome stands there.
-            if free and not (place / supervisor.BEGUN).exists() and not (place / supervisor.OUTCOME).exists():
-                _write_outcome(place, why="stopped", exit_code=128 + signal.SIGTERM)
+        _settle(place, why="stopped", exit_code=128 + signal.SIGTERM)
 
     def log(self, attempt: str, *, offset: int = 0, limit: int = 65536, rank: int = 0) -> LogPage:
         place = self._directory(attempt)
@@ -192,6 +203,11 @@ class LocalExecutor:
     # --- starting
 
     def _bring(self, attempt: Attempt, place: Path) -> None:
+        if attempt.image:
+            raise InvalidInput(
+                f"This executor runs no containers, so not {attempt.image} either.",
+                next_step="Submit with requirements, or choose another MACADAM_EXECUTOR.",
+            )
         for part in (place, place / "work", place / "tmp", place / "log"):
             part.mkdir(mode=0o700, exist_ok=True)
         bundle = place / "bundle.tar" if attempt.bundle else None
@@ -221,12 +237,6 @@ class LocalExecutor:
             ),
         )
         supervisor.write(place / supervisor.WORK, msgspec.to_builtins(order))
-        if attempt.image:
-            with _held(place) as free:
-                if free:
-                    _write_outcome(
-                        place, why="refused", exit_code=126, message="this executor runs no container images"
-                    )
 
     def _member(self, attempt: Attempt, rank: int, place: Path) -> dict[str, Any]:
         given = attempt.allotments[rank]
@@ -336,7 +346,8 @@ class LocalExecutor:
         """Of an attempt that nobody stands over any more: it has begun and is lost, or it has not begun yet."""
         with _held(place) as free:
             if free and _outcome(place) is None and (begun := _begun(place)) is not None:
-                _end_strays(attempt, begun)
+                if not _end_strays(attempt, begun):
+                    return Sighting(attempt=attempt, state="running", started=_instant(begun.started))
                 message = "its supervisor was killed, or the machine started anew"
                 _write_outcome(place, why="lost", exit_code=137, message=message, started=begun.started)
         outcome = _outcome(place)
@@ -387,6 +398,13 @@ def _begun(place: Path) -> _Begun | None:
         return msgspec.json.decode((place / supervisor.BEGUN).read_bytes(), type=_Begun)
     except FileNotFoundError:
         return None
+
+
+def _settle(place: Path, *, why: str, exit_code: int, message: str = "") -> None:
+    """Ends one that has not begun. Under its lock nobody can begin it meanwhile; afterwards its outcome stands there."""
+    with _held(place) as free:
+        if free and not (place / supervisor.BEGUN).exists() and not (place / supervisor.OUTCOME).exists():
+            _write_outcome(place, why=why, exit_code=exit_code, message=message)
 
 
 def _write_outcome(place: Path, *, why: str, exit_code: int, message: str = "", started: float = 0) -> None:
@@ -476,10 +494,13 @@ def _cuda_name(device: Device) -> str:
     return f"MIG-{gpu}/{instance}/0" if instance else gpu
 
 
-def _end_strays(attempt: str, begun: _Begun) -> None:
-    """Ends what a killed supervisor left behind: its members die with it, what they started is known by the token."""
+def _end_strays(attempt: str, begun: _Begun) -> bool:
+    """Ends what a killed supervisor left behind: its members die with it, what they started is known by the token.
+
+    False if some do not end, as processes that wait for a device: what they hold is not free yet.
+    """
     if begun.boot != supervisor.boot():
-        return
+        return True
     limit = time.monotonic() + _STRAYS_SECONDS
     while strays := [
         *_marked(attempt),
@@ -489,10 +510,9 @@ def _end_strays(attempt: str, begun: _Begun) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > limit:
-            raise Temporary(
-                f"Processes of {attempt} do not end: {strays}.", next_step="Look at them; they may wait for a device."
-            )
+            return False
         time.sleep(0.01)
+    return True
 
 
 def _marked(attempt: str) -> list[int]:

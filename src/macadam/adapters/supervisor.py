@@ -26,7 +26,7 @@ from pathlib import Path
 LOCK, WORK, BEGUN, STOP, OUTCOME = "lock", "work.json", "begun.json", "stop", "outcome.json"
 SEGMENT = 1 << 20  # bytes of one file of a log; the first and the newest are kept
 _TICK = 0.1  # s between two looks at limits and wishes: how late a stop or a memory limit is noticed
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS, _FULL_SECONDS = 1.0, 1.0
 _SAMPLE = 0.5  # s between two sums of resident memory: reading /proc costs more than the tick
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _MOST_FILES, _NICE = 100_000, 5
@@ -88,20 +88,24 @@ class Supervision:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def run(self) -> None:
-        began = time.time()
+        """What goes wrong before it has begun leaves no outcome: somebody may start it anew."""
+        began, known = time.time(), False
         try:
-            if self._prepare():
+            known = not self._prepare()
+            if not known:
                 for rank, member in enumerate(self._work["members"]):
                     self._members.append(self._start(rank, member))
-                if not self._begin(began):
+                if self._begin(began):
+                    self._watch()
+                else:
                     self._why, self._code = "stopped", 128 + signal.SIGTERM
-                    return
-                self._watch()
+                known = True
         finally:
             self._end_all()
             for member in self._members:
                 member.log.drain(member.output)
-            self._write_outcome(began)
+            if known:
+                self._write_outcome(began)
 
     # --- before it runs
 
@@ -275,7 +279,13 @@ class Supervision:
             "cpu_seconds": self._cpu,
             "peak_bytes": self._peak,
         }
-        write(self._directory / OUTCOME, facts)
+        while True:
+            try:
+                write(self._directory / OUTCOME, facts)
+            except OSError:  # a full disk: nobody else knows how it ended, so it is waited for
+                time.sleep(_FULL_SECONDS)
+            else:
+                return
 
 
 class Log:

@@ -32,7 +32,7 @@ from macadam.compute.scheduling.decide import decide
 from macadam.compute.scheduling.packed import packed
 from macadam.compute.scheduling.placement import Policy as Placement
 from macadam.compute.scheduling.types import Decision, Estimates, Policy, Preempt, Spent
-from macadam.errors import Busy, SettingInvalid, Temporary
+from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ports import Allotment, Attempt, Executor, Node, Ports, Sighting
 from macadam.settings import Jobs as Settings
 
@@ -283,8 +283,8 @@ class Queue:
                     self._executor.stop(row.id, grace=self._grace(row, job, going))
                 elif row.began is None and seen.get(row.id, _UNSEEN).state == "unknown":
                     self._executor.start(_attempt(row, job))
-            except Temporary as error:
-                _log.warning("an executor does not answer", extra={"facts": {"attempt": row.id, "detail": str(error)}})
+            except MacadamError as error:
+                _log.warning("an executor refuses", extra={"facts": {"attempt": row.id, "detail": str(error)}})
 
     def _grace(self, row: AttemptRow, job: Job, going: dict[str, datetime]) -> float:
         grace = job.spec.grace if job.grace < 0 or row.wish != "cancel" else job.grace

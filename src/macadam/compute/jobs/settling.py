@@ -30,10 +30,9 @@ def judge(job: Job, attempt: AttemptRow, seen: Sighting) -> Verdict:
     """seen: must have ended. Raises InvalidInput otherwise."""
     if seen.state != "ended":
         raise InvalidInput(f"{attempt.id} is {seen.state}.", next_step="Judge an attempt once it has ended.")
-    if seen.why == "" and seen.exit_code == 0:
-        return Verdict(ending="succeeded", state="succeeded")
-    if seen.why == "stopped" and seen.exit_code == 0:
-        return Verdict(ending="succeeded", state="succeeded", message="it finished when it was asked to stop")
+    if seen.why in ("", "stopped") and seen.exit_code == 0:
+        message = "it finished when it was asked to stop" if seen.why else ""
+        return Verdict(ending="succeeded", state="succeeded", message=message)
     if seen.why in ("refused", "memory", "time limit"):
         return Verdict(ending=_NAMED[seen.why], state="failed", message=seen.message)
     if attempt.wish == "cancel":
@@ -41,7 +40,7 @@ def judge(job: Job, attempt: AttemptRow, seen: Sighting) -> Verdict:
     if attempt.wish:
         return _stopped(job, attempt)
     if seen.why in ("lost", "stopped"):  # nobody here asked it to stop
-        return _again(job, "lost", seen.message or "it was stopped by somebody else")
+        return _lost(job, attempt, seen)
     if seen.exit_code in job.spec.restart_codes:
         return _again(job, "failed", f"it ended with code {seen.exit_code}, which asks for another attempt")
     if seen.exit_code > _SIGNALLED:
@@ -57,6 +56,12 @@ def _stopped(job: Job, attempt: AttemptRow) -> Verdict:
     if job.spec.preemptible:
         return Verdict(ending=ending, state="waiting")
     return Verdict(ending=ending, state="failed", message="it was stopped and said that it cannot be started again")
+
+
+def _lost(job: Job, attempt: AttemptRow, seen: Sighting) -> Verdict:
+    if attempt.began is None and not seen.seconds:
+        return Verdict(ending="lost", state="waiting", message="it was lost before it began")
+    return _again(job, "lost", seen.message or "it was stopped by somebody else")
 
 
 def _again(job: Job, ending: Ending, message: str) -> Verdict:

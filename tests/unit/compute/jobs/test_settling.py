@@ -25,7 +25,7 @@ def attempt(wish: Wish = "") -> AttemptRow:
 
 
 def ended(code: int = 0, why: str = "") -> Sighting:
-    return Sighting(attempt="j.1", state="ended", exit_code=code, why=why, message="m")  # type: ignore[arg-type]
+    return Sighting(attempt="j.1", state="ended", exit_code=code, why=why, message="m", seconds=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,12 @@ def test_whoever_has_used_its_restarts_fails_and_says_so(code: int, why: str) ->
 def test_what_cannot_be_started_again_fails_when_it_is_stopped() -> None:
     verdict = settling.judge(job(preemptible=False), attempt("money"), ended(143, "stopped"))
     assert (verdict.ending, verdict.state) == ("money", "failed")
+
+
+def test_what_never_began_waits_again_whatever_its_restarts() -> None:
+    seen = Sighting(attempt="j.1", state="ended", exit_code=143, why="stopped")
+    verdict = settling.judge(job(max_restarts=0), attempt(), seen)
+    assert (verdict.ending, verdict.state, verdict.restart) == ("lost", "waiting", False)
 
 
 def test_what_still_runs_is_not_judged() -> None:
