@@ -3,10 +3,11 @@
 Translates between the queue's jobs (a gang's whole need, memory in bytes, 0 = not limited) and demands of single members.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from macadam.compute.scheduling.cluster import Assignment, Cluster, Demand, Machine, Part
+from macadam.compute.scheduling.fragmentation import Typical, typical
 from macadam.compute.scheduling.placement import Placer, Policy
 from macadam.compute.scheduling.types import WHOLE, Node, Placement, Places, Slot, Work
 from macadam.errors import InvalidInput
@@ -19,6 +20,13 @@ _UNLIMITED = 2**40  # more thousandths of cores or MiB than any machine has, and
 def packed(policy: Policy) -> Callable[[Sequence[Node]], Places]:
     """How to place, for `decide`."""
     return lambda nodes: Packed(nodes, policy)
+
+
+def typical_work(seen: Iterable[Work]) -> tuple[Typical, ...]:
+    """What usually arrives, from jobs that were submitted before: what `Policy.typical` wants. A job over several machines counts
+    as its members.
+    """
+    return typical(_whole(work) for work in seen)
 
 
 class Packed:

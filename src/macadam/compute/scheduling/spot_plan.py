@@ -20,7 +20,7 @@ else:
     np = lazy("numpy")
 
 Mode = Literal["spot", "on-demand", "nowhere"]
-_CELLS = 512  # steps of time at least: finer ones change the cost by less than the trace's own noise
+_CELLS = 512  # steps of time, and less than twice as many where a changeover takes several
 # What a second of waiting costs. Without it, to begin now and to begin later cost the same while there is time enough, and slack would
 # be spent for nothing; it is worth most where spot behaves worse than was expected.
 _IMPATIENCE = 0.01
@@ -49,9 +49,11 @@ class Plan:
         comeback: float,
     ) -> None:
         self._unit = deadline / _CELLS
-        self._lag = max(1, math.ceil(changeover / self._unit))
-        if changeover > 0:
-            self._unit = changeover / self._lag
+        if changeover > self._unit:
+            self._unit = changeover / math.ceil(changeover / self._unit)
+        # A changeover takes whole steps; what is over of the last one is worked.
+        self._lag = max(1, round(changeover / self._unit))
+        self._gain = self._lag - changeover / self._unit
         self._times = math.floor(deadline / self._unit)
         self._works = math.ceil(work / self._unit)
         self._price = price
@@ -65,6 +67,11 @@ class Plan:
         self._spot = np.full(shape[1:], np.inf, dtype=np.float32)
         for time in range(self._times + 1):
             self._solve(time)
+
+    @property
+    def cells(self) -> int:
+        """The size of the grid."""
+        return self._spot.size
 
     def best(self, now: Mode, left: float, work: float, *, spot: bool) -> Mode:
         """The cheapest of the three for a job that runs `now` there, with `left` seconds to its deadline and `work` seconds to do.
@@ -124,15 +131,16 @@ class Plan:
     def _begin_on_demand(self, time: int, spot: int) -> "Floats":
         if time < self._lag:
             return np.full(self._works + 1, np.inf)
-        return np.asarray(self._lag * self._unit + self._demand[spot, time - self._lag])
+        then = self._demand[spot, time - self._lag]
+        return np.asarray(self._lag * self._unit + _mean(self._gain, _less(then), then))
 
     def _begin_spot(self, time: int) -> "Floats":
         if time < self._lag:
             return np.full(self._works + 1, np.inf)
         then = time - self._lag
         lost = _mean(self._elsewhere, self._nowhere[1, then], self._nowhere[0, then])
-        survives = (1 - self._lost) ** self._lag
-        return self._price * self._lag * self._unit + _mean(survives, self._spot[then], lost)
+        after = _mean((1 - self._lost) ** self._lag, self._spot[then], lost)
+        return np.asarray(self._price * self._lag * self._unit + _mean(self._gain, _less(after), after))
 
 
 def _less(costs: "Floats") -> "Floats":

@@ -1,7 +1,7 @@
 import pytest
 
 from macadam.compute.scheduling.decide import decide
-from macadam.compute.scheduling.packed import packed
+from macadam.compute.scheduling.packed import packed, typical_work
 from macadam.compute.scheduling.placement import Policy
 from macadam.compute.scheduling.types import Node, Running, Slot, State, Work
 from macadam.compute.scheduling.types import Policy as QueuePolicy
@@ -62,3 +62,10 @@ def test_the_queue_decides_with_it():
     state = State(nodes=tuple(NODES), waiting=(Work(id="b", tenant="t", submitted=1, gpus=2),), running=(running,))
     (start,) = decide(1.0, state, QueuePolicy(), places=packed(Policy(name="best-fit"))).starts
     assert start.placement == (Slot(node="n2", milli=2000, devices=(6, 7)),)
+
+
+def test_typical_work_comes_from_jobs_that_were_submitted():
+    found = typical_work([work(0, milli=500), work(0, milli=500), work(8, nodes=2, cpu_milli=8000)])
+    assert {(one.demand.gpus, one.demand.gpu_milli): one.weight for one in found} == {(1, 500): 0.5, (4, 1000): 0.5}
+    places = packed(Policy(typical=found))(NODES)
+    assert places.place(work(8, nodes=2, cpu_milli=8000))

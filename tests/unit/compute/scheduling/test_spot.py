@@ -99,6 +99,14 @@ def test_a_plan_costs_what_can_be_worked_out_by_hand():
     assert always.cost("nowhere", 15 * HOUR, 10 * HOUR, spot=True) == pytest.approx(0.33 * 10.2 * HOUR, rel=0.01)
 
 
+@pytest.mark.parametrize("changeover", [0.0, 1.0, 60.0, 5 * HOUR])
+def test_plans_of_long_jobs_with_quick_or_slow_changeovers_are_as_small_as_any(changeover):
+    plan = spot_plan.plan(300 * HOUR, 720 * HOUR, changeover, 0.33, 0.0, 0.0, 0.0)
+    assert plan.cells <= 2 * 1024 * 1024
+    on_demand = plan.cost("nowhere", 720 * HOUR, 300 * HOUR, spot=False)
+    assert on_demand == pytest.approx(300 * HOUR + changeover, rel=0.01)
+
+
 @given(st.floats(0, 1), st.floats(0.05, 0.95))
 def test_more_time_never_costs_more(late, part):
     plan = spot_plan.plan(10 * HOUR, 20 * HOUR, 720, 0.33, 1 / (3 * HOUR), 0.2, 1 / HOUR)
