@@ -13,7 +13,8 @@ Kind = Literal[
     "idle", "consolidate", "fewer-gpus", "smaller-gpu", "commit", "spot", "scale-to-zero", "precision", "batch"
 ]
 Risk = Literal["low", "medium", "high"]
-Status = Literal["open", "taken", "dismissed"]
+Status = Literal["open", "taken", "dismissed", "past"]
+"""past: it was open, and was not found again."""
 Verdict = Literal["saved", "nothing shown", "cost more", "too early"]
 AdviceId = Annotated[str, msgspec.Meta(pattern=r"^(advice:)?[0-9a-f-]{36}\Z", description="advice:ID, or the ID alone")]
 
@@ -63,10 +64,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     before, after: money for 1,000 petaFLOP-hours that the devices could have done while their multiprocessors were at
     work, or for 1,000 active hours where the GPU is not in the catalogue. saving: of 30 days at the pace since; low,
-    high: a 90% interval. days: before, and since.
+    high: a 90% interval. days: before, and since. scope: whether its subjects were looked at, who worked before and since, or
+    all of their project.
     """
 
     verdict: Verdict
+    scope: Literal["subjects", "project"] = "project"
     days: tuple[int, int]
     before: float = 0
     after: float = 0
