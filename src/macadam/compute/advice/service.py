@@ -17,8 +17,8 @@ from macadam.compute.advice.types import (
     DismissAdvice,
     FindAdvice,
     ListAdvice,
-    Measured,
     MeasureAdvice,
+    Measured,
     Proposal,
     Saving,
     Status,
@@ -105,7 +105,9 @@ def find_advice(tx: Transaction, request: FindAdvice, found: _Found) -> tuple[Ad
 
 def _known(sql: sa.Connection, project: str) -> dict[str, Advice]:
     """The newest advice on each topic."""
-    rows = sql.execute(sa.select(table.c.topic, table.c.document).where(table.c.project == project).order_by(table.c.id))
+    rows = sql.execute(
+        sa.select(table.c.topic, table.c.document).where(table.c.project == project).order_by(table.c.id)
+    )
     return {row.topic: msgspec.convert(row.document, Advice) for row in rows}
 
 
@@ -122,7 +124,7 @@ def _is_alike(new: Saving, old: Saving) -> bool:
     return all(abs(now - was) <= _SAME * abs(was) for now, was in pairs)
 
 
-def _keep(  # noqa: PLR0913 - what one row says
+def _keep(
     tx: Transaction, about: str, proposal: Proposal, found: _Found, project: str, known: dict[str, Advice]
 ) -> Advice:
     old = known.get(about)

@@ -103,8 +103,8 @@ def test_dismissed_advice_stays_away_and_what_is_gone_is_put_away(platform: Plat
 
 
 def test_advice_is_of_its_project_and_only_who_works_there_decides(platform: Platform, clock: Clock) -> None:
-    live(platform, clock, 0, ("gpu:b", "job:idle", 0.0))
-    found = find(platform)["idle"]
+    live(platform, clock, 0, ("gpu:b", "job:idle", 0.0), days=2)
+    found = find(platform, days=2)["idle"]
     platform.call(CreateProject(project="search"))
     with pytest.raises(NotFound):
         platform.call(TakeAdvice(project="search", advice=found.ref))
@@ -118,8 +118,8 @@ def test_advice_is_of_its_project_and_only_who_works_there_decides(platform: Pla
 
 
 def test_what_was_not_taken_cannot_be_measured_nor_decided_twice(platform: Platform, clock: Clock) -> None:
-    live(platform, clock, 0, ("gpu:b", "job:idle", 0.0))
-    found = find(platform)["idle"]
+    live(platform, clock, 0, ("gpu:b", "job:idle", 0.0), days=2)
+    found = find(platform, days=2)["idle"]
     with pytest.raises(Conflict, match="only what was taken"):
         platform.call(MeasureAdvice(project="ads", advice=found.ref))
     platform.call(TakeAdvice(project="ads", advice=found.ref))
