@@ -323,18 +323,6 @@ class Jobs(Section):
         unit="never | lower-priority | any",
         why="what was lent comes back when it is needed",
     )
-    patience: float = setting(
-        7.0,
-        env="MACADAM_JOBS_PATIENCE",
-        unit="days",
-        why="whoever has waited so long goes first: no job waits for ever",
-    )
-    quantum: float = setting(
-        60.0,
-        env="MACADAM_JOBS_QUANTUM",
-        unit="s",
-        why="a started job is left alone so long: stopping it costs about 30 s",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

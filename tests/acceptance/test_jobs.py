@@ -37,7 +37,6 @@ SETTINGS = {
     "MACADAM_GPUS": str(GPUS),
     "MACADAM_JOBS_EVERY": "0.05",
     "MACADAM_JOBS_RESTART_DELAY": "0.05",
-    "MACADAM_JOBS_QUANTUM": "0.5",
 }
 # Six GPUs, of three cohorts: two that lend to each other, and one that lends and borrows nothing.
 QUOTAS = {

@@ -62,14 +62,7 @@ def policy(settings: Settings) -> Policy:
     """Raises SettingInvalid, naming what may be chosen."""
     try:
         return msgspec.convert(
-            {
-                "order": settings.order,
-                "preempt": settings.preempt,
-                "reclaim": settings.reclaim,
-                "patience": settings.patience * 86400,
-                "quantum": settings.quantum,
-            },
-            Policy,
+            {"order": settings.order, "preempt": settings.preempt, "reclaim": settings.reclaim}, Policy
         )
     except msgspec.ValidationError as error:
         raise SettingInvalid(
