@@ -1,9 +1,47 @@
-"""Who starts, who stops and why the others wait: one pure function for the live queue, replay of history and studies."""
+"""Who starts, who stops and why the others wait: one pure function for the live queue, replay of history and studies.
 
-from collections.abc import Callable, Sequence
+1. What a budget or a lost machine ends is stopped.
+2. Jobs that are due on their tenant's own share (`promise`) are held: they get GPUs whoever else must stop, and go on.
+3. The others start in order, as limits and room allow. The first that does not fit may stop those that rank behind it; a tenant may
+   take back what it lends; what passes the first is the policy's backfill.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush
+
+import msgspec
 
 from macadam.compute.scheduling.first_fit import FirstFit
-from macadam.compute.scheduling.types import Decision, Estimates, Node, Places, Policy, Start, State, Wait
+from macadam.compute.scheduling.order import LEVELS, level, rank, tolerated
+from macadam.compute.scheduling.quota import Limits
+from macadam.compute.scheduling.types import (
+    WHOLE,
+    Decision,
+    Estimates,
+    Node,
+    Placement,
+    Places,
+    Policy,
+    Preempt,
+    Running,
+    Start,
+    State,
+    Wait,
+    Work,
+)
+
+Key = tuple[float, float, float, str]
+_IN_GPUS = {"limit", "cohort"}
+_LIMITS = _IN_GPUS | {"gpu-hours", "money"}
+_WHY = {
+    "due": "{by} is due on {owner}'s own share.",
+    "reclaimed": "{owner} takes back GPUs that it had lent, for {by}.",
+    "priority": "{by} has a higher priority.",
+    "order": "{by} is expected to finish much more for the GPU time it needs.",
+    "gpu-hours": "{owner} has used up its GPU-hours.",
+    "money": "{owner} has used up its money.",
+    "node-lost": "A machine that it ran on is gone.",
+}
 
 
 def decide(
@@ -17,16 +55,276 @@ def decide(
 
     estimates: from history, None = nothing is known. places: how to place, given the nodes.
     """
-    free = places(state.nodes)
-    for running in state.running:
-        free.take(running.work, running.placement)
-    starts: list[Start] = []
-    waits: dict[str, Wait] = {}
-    for work in sorted(state.waiting, key=lambda work: (work.submitted, work.id)):
-        placement = None if waits and policy.backfill == "none" else free.place(work)
-        if placement is not None:
-            starts.append(Start(id=work.id, placement=placement))
-        else:
-            needs = max(0, work.demand - free.free())
-            waits[work.id] = Wait(reason="no-gpus", words="No GPUs are free for it.", ahead=len(waits), needs=needs)
-    return Decision(starts=tuple(starts), waits=waits, look_again=now + policy.quantum if waits and estimates else None)
+    return _Round(now, state, policy, estimates, places(state.nodes)).decide()
+
+
+class _Round:
+    """One decision while it is made."""
+
+    def __init__(self, now: float, state: State, policy: Policy, estimates: Estimates | None, places: Places) -> None:
+        self.now, self.state, self.policy, self.estimates, self.places = now, state, policy, estimates, places
+        self.limits = Limits(now, state)
+        self.running: dict[str, Running] = {}
+        self.starts: dict[str, Start] = {}
+        self.preemptions: dict[str, Preempt] = {}
+        self.waits: dict[str, Wait] = {}
+        self.held: set[str] = set()
+        self.blocked: tuple[Work, float, int] | None = (
+            None  # the first that does not fit, when it can start, what is spare then
+        )
+
+    def decide(self) -> Decision:
+        self._take_stock()
+        waiting = {work.id: work for work in self.state.waiting}
+        for work in self._due():
+            waiting.update((stopped.id, stopped) for stopped in self._hold(work))
+        queue = [self._entry(work) for work in waiting.values() if work.id not in self.running]
+        heapify(queue)
+        while queue:
+            work = heappop(queue)[1]
+            for stopped in self._consider(work):
+                heappush(queue, self._entry(stopped))
+        return Decision(
+            starts=tuple(self.starts.values()),
+            preemptions=tuple(self.preemptions.values()),
+            waits=self.waits,
+            look_again=self._look_again(),
+        )
+
+    # --- 1 what runs
+
+    def _take_stock(self) -> None:
+        nodes = {node.name for node in self.state.nodes}
+        exhausted = {running.work.id: reason for running, reason in self.limits.exhausted()}
+        for running in self.state.running:
+            work = running.work
+            if any(slot.node not in nodes for slot in running.placement):
+                self.limits.remove(running)
+                self._note(running, "node-lost", "", work.tenant)
+            elif work.id in exhausted:
+                self.limits.remove(running)
+                self._note(running, exhausted[work.id], "", work.tenant)
+            else:
+                self.places.take(work, running.placement)
+                self.running[work.id] = running
+
+    # --- 2 promises
+
+    def _due(self) -> list[Work]:
+        """What is due, in order, as far as it fits into its tenant's own share."""
+        works = [*(running.work for running in self.running.values()), *self.state.waiting]
+        due = [(at, work.submitted, work.id, work) for work in works if (at := self._due_at(work)) <= self.now]
+        taken: dict[str, int] = {}
+        chosen = []
+        for *_, work in sorted(due, key=lambda entry: entry[:3]):
+            owner = "" if self.limits.unlimited else work.tenant
+            taken[owner] = taken.get(owner, 0) + work.demand
+            if taken[owner] <= self.limits.own(work.tenant):
+                chosen.append(work)
+        self.held.update(work.id for work in chosen)
+        return chosen
+
+    def _due_at(self, work: Work) -> float:
+        if self.policy.reclaim == "never":
+            return float("inf")
+        if work.due is not None:
+            return work.due
+        return work.submitted + self.policy.ageing if self.limits.unlimited else float("inf")
+
+    def _hold(self, work: Work) -> list[Work]:
+        """Gives it GPUs, if it has none. Returns whom that stopped."""
+        if work.id in self.running:
+            return []
+        wait = self.limits.why_not(work)
+        if wait and wait.reason not in _IN_GPUS:
+            return []  # its budget is what it waits for; it is considered with the others
+        return self._make_room(work, self._stoppable(), "due") or []
+
+    # --- 3 the others in order
+
+    def _entry(self, work: Work) -> tuple[Key, Work]:
+        return self._key(work, work.attained), work
+
+    def _key(self, work: Work, attained: float) -> Key:
+        past = 0.0
+        if self.policy.half_life and self.limits.used[work.tenant] + work.demand > self.limits.own(work.tenant):
+            past = self.limits.spent(work.tenant).decayed / self.limits.quota(work.tenant).weight
+        return past, self._rank(work, attained), work.submitted, work.id
+
+    def _rank(self, work: Work, attained: float) -> float:
+        return rank(work, attained, self.policy.order, self.estimates)
+
+    def _consider(self, work: Work) -> Iterable[Work]:
+        """Starts it or says why it waits. Returns whom it stopped."""
+        limit = self.limits.why_not(work)
+        if limit is None and self._may_pass(work):
+            placement = self.places.place(work)
+            if placement is not None:
+                self._start(work, placement)
+                return ()
+        for victims, reason in self._claims(work, limit):
+            stopped = self._make_room(work, victims, reason)
+            if stopped is not None:
+                return stopped
+        self._wait(work, limit)
+        return ()
+
+    def _claims(self, work: Work, limit: Wait | None) -> Iterable[tuple[list[Running], str]]:
+        """Whom this work may stop, and by which right. Stopping others of its cohort makes room under limits in GPUs too."""
+        if limit is not None and limit.reason not in _IN_GPUS:
+            return
+        if self.blocked is None and self.policy.preempt == "order":
+            most = tolerated(self._rank(work, work.attained), self.policy)
+            yield [one for one in self._stoppable() if self._rank(one.work, one.attained(self.now)) > most], "order"
+        if self.policy.preempt == "lower-priority":
+            mine = [one for one in self._stoppable() if one.work.tenant == work.tenant]
+            yield [one for one in mine if one.work.priority < work.priority], "priority"
+        within = self.limits.used[work.tenant] + work.demand <= self.limits.own(work.tenant)
+        if within and self.policy.reclaim in {"any", "lower-priority"} and not self.limits.unlimited:
+            any_priority = self.policy.reclaim == "any"
+            lent = [one for one in self._stoppable() if self.limits.borrowed(one.work.tenant)]
+            yield [one for one in lent if any_priority or one.work.priority < work.priority], "reclaimed"
+
+    def _stoppable(self) -> list[Running]:
+        """What may be stopped, the last in order first."""
+        free = [one for one in self.running.values() if one.work.preemptible and one.work.id not in self.held]
+        return sorted(free, key=lambda one: self._key(one.work, one.attained(self.now)), reverse=True)
+
+    def _make_room(self, work: Work, victims: Sequence[Running], reason: str) -> list[Work] | None:
+        """Starts it, stopping as few as will do; None, and nothing stopped, if all of them would not do."""
+        stopped: list[Running] = []
+        placement = self._room(work)
+        for victim in victims:
+            if placement is not None:
+                break
+            if reason == "reclaimed" and not self.limits.borrowed(victim.work.tenant):
+                continue
+            self._suspend(victim)
+            stopped.append(victim)
+            placement = self._room(work)
+        if placement is None:
+            for victim in stopped:
+                self._resume(victim)
+            return None
+        for victim in reversed(stopped):
+            placement = self._spare(victim, work, placement)
+        self._start(work, placement)
+        gone = [victim for victim in stopped if victim.work.id not in self.running]
+        for victim in gone:
+            self._note(victim, reason, work.id, work.tenant)
+        return [msgspec.structs.replace(victim.work, attained=victim.attained(self.now)) for victim in gone]
+
+    def _room(self, work: Work) -> Placement | None:
+        return None if self.limits.why_not(work) else self.places.place(work)
+
+    def _suspend(self, victim: Running) -> None:
+        del self.running[victim.work.id]
+        self.limits.remove(victim)
+        self.places.release(victim.work, victim.placement)
+
+    def _resume(self, victim: Running) -> None:
+        self.places.take(victim.work, victim.placement)
+        self.limits.add(victim)
+        self.running[victim.work.id] = victim
+
+    def _spare(self, victim: Running, work: Work, placement: Placement) -> Placement:
+        """Lets a job go on after all if there is room for both. Returns where the work goes then."""
+        self.places.release(work, placement)
+        self._resume(victim)
+        other = self._room(work)
+        if other is not None:
+            return other
+        self._suspend(victim)
+        self.places.take(work, placement)
+        return placement
+
+    # --- what comes of it
+
+    def _start(self, work: Work, placement: Placement) -> None:
+        before = self.limits.borrowed(work.tenant)
+        running = Running(work=work, placement=placement, started=self.now)
+        self.running[work.id] = running
+        self.limits.add(running)
+        borrowed = 0 if self.limits.unlimited else self.limits.borrowed(work.tenant) - before
+        self.starts[work.id] = Start(id=work.id, placement=placement, borrowed=borrowed)
+
+    def _note(self, running: Running, reason: str, by: str, owner: str) -> None:
+        """Records a stop: of a job that ran before this decision, as a preemption; of one that it started, as a start taken back."""
+        if self.starts.pop(running.work.id, None) is None:
+            words = _WHY[reason].format(by=by, owner=owner)
+            self.preemptions[running.work.id] = Preempt(id=running.work.id, by=by, reason=reason, words=words)  # type: ignore[arg-type]
+
+    def _wait(self, work: Work, limit: Wait | None) -> None:
+        # A cohort that has nothing to lend because the cluster is full is no limit of its own.
+        if limit is not None and not (limit.reason == "cohort" and self.places.free() < work.demand):
+            self.waits[work.id] = limit
+            return
+        ahead = sum(wait.reason not in _LIMITS for wait in self.waits.values())
+        self.waits[work.id] = self._no_room(work, ahead)
+        if self.blocked is None and self.waits[work.id].reason != "impossible":
+            self.blocked = self._shadow(work)
+
+    def _no_room(self, work: Work, ahead: int) -> Wait:
+        fitting = [node for node in self.state.nodes if not work.models or node.model in work.models]
+        free, need = self.places.free(), work.demand
+        if sum(node.gpus for node in fitting) * WHOLE < need:
+            words = f"The cluster has no {need / WHOLE:g} GPUs of the kind it accepts."
+            return Wait(reason="impossible", words=words, ahead=ahead, needs=need)
+        if free < need:
+            words = f"It needs {need / WHOLE:g} GPUs and {free / WHOLE:g} are free; {ahead} jobs go first."
+            return Wait(reason="no-gpus", words=words, ahead=ahead, needs=need - free)
+        if not self._may_pass(work) and self.blocked is not None:
+            words = f"{self.blocked[0].id} goes first, and this would make it later."
+            return Wait(reason="behind" if self.policy.backfill == "none" else "reserved", words=words, ahead=ahead)
+        words = f"{free / WHOLE:g} GPUs are free, and nowhere {need / WHOLE:g} together with what else it needs."
+        return Wait(reason="fragmented", words=words, ahead=ahead)
+
+    # --- backfill
+
+    def _may_pass(self, work: Work) -> bool:
+        """Whether it may start although the first in order waits."""
+        if self.blocked is None or self.policy.backfill == "any":
+            return True
+        if self.policy.backfill == "none":
+            return False
+        first, at, spare = self.blocked
+        if self.now + self._lasts(work, work.attained) <= at:
+            return True
+        if work.demand > spare or not self.places.free() >= work.demand:
+            return False
+        self.blocked = first, at, spare - work.demand
+        return True
+
+    def _shadow(self, first: Work) -> tuple[Work, float, int]:
+        """When the first can start as running work is expected to end, and how much is spare then (EASY: Lifka 1995)."""
+        free = self.places.free()
+        ends = sorted(
+            (self.now + self._lasts(one.work, one.attained(self.now)), one.work.demand) for one in self.running.values()
+        )
+        for at, demand in ends:
+            free += demand
+            if free >= first.demand:
+                return first, at, free - first.demand
+        return first, float("inf"), 0
+
+    def _lasts(self, work: Work, attained: float) -> float:
+        """How long it goes on at most, as far as is known: its limit, or what nine of ten like it do not exceed."""
+        if work.time_limit:
+            return max(0.0, work.time_limit - attained)
+        if self.policy.order == "oracle":
+            return max(0.0, work.seconds - attained)
+        return self.estimates.remaining(work, attained, 0.9) if self.estimates else float("inf")
+
+    def _look_again(self) -> float | None:
+        """The next instant at which the answer may be another although nothing happens."""
+        instants = [self._due_at(work) for work in self.state.waiting]
+        if self.waits and self.policy.preempt == "order":
+            for one in self.running.values():
+                passed = level(one.attained(self.now))
+                if passed < len(LEVELS):
+                    instants.append(one.started + LEVELS[passed] - one.work.attained)
+        exhausts = self.limits.exhausts_at()
+        later = [
+            at for at in [*instants, *([exhausts] if exhausts is not None else [])] if self.now < at < float("inf")
+        ]
+        return min(later, default=None)

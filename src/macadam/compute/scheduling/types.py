@@ -17,7 +17,7 @@ EVERYBODY = "all"
 Order = Literal["fifo", "priority", "least-attained", "shortest", "gittins", "oracle"]
 Backfill = Literal["none", "easy", "any"]
 Preemption = Literal["never", "lower-priority", "order"]
-Reclaim = Literal["never", "lower-priority", "any"]
+Reclaim = Literal["never", "due", "lower-priority", "any"]
 Reason = Literal[
     "impossible", "limit", "cohort", "gpu-hours", "money", "no-gpus", "fragmented", "behind", "reserved", "deferred"
 ]
@@ -33,7 +33,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     which it is stopped, 0 = none. checkpoint_every, checkpoint_cost: seconds; what a preemption loses is what ran since the
     last checkpoint plus the cost. attained: seconds it has run so far. preemptions: how often it was stopped. group: whose
     durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price. seconds: how
-    long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it.
+    long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it. due: when its tenant's own share would have started it (`promise.due_times`), infinity = not yet, None =
+    not known: then `Policy.ageing` counts.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     micros_per_gpu_hour: int = 0
     seconds: float = 0
+    due: float | None = None
 
     def __post_init__(self) -> None:
         whole, part = self.gpus > 0 and not self.milli, not self.gpus and 0 < self.milli < WHOLE
@@ -173,26 +175,32 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """How to decide. order: who goes first. backfill: what may pass the first that does not fit: nothing, what ends before the first can
-    start (EASY), anything. preempt: who may stop others within their share; reclaim: who may take lent GPUs back. patience: seconds
-    after which a waiting job goes before all others of its tenant's share, in order of submission, and is not stopped again: no starvation. half_life:
-    seconds in which past use counts half in the fair share of borrowed GPUs, 0 = past use does not count. quantum: seconds for which
-    a started job is not stopped for the order's sake.
+    """How to decide.
+
+    order: who goes first. backfill: what may pass the first that does not fit: nothing, what ends before the first can start (EASY),
+    anything. preempt: who may be stopped for those before them in order: nobody, those of the same tenant with lower priority, any that rank
+    behind. reclaim: when a tenant gets back what it lends: never, when its own share would have started the job (`promise`), at once
+    from borrowers with lower priority, at once from any. patience: seconds by which jobs count as submitted
+    later where it is found when they are due.
+    ageing: seconds after which a job that nothing is promised counts as due where there are no quotas: no starvation. half_life: seconds in
+    which past use counts half in the fair share of borrowed GPUs, 0 = past use does not count. margin: a job is stopped for the
+    order's sake only if its rank is more than so many times that of who gets its GPUs.
     """
 
     order: Order = "gittins"
     backfill: Backfill = "any"
     preempt: Preemption = "order"
-    reclaim: Reclaim = "any"
-    patience: float = 7 * 86400
+    reclaim: Reclaim = "due"
+    patience: float = 0
+    ageing: float = 14 * 86400
     half_life: float = 0
-    quantum: float = 60
+    margin: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (self.patience > 0 and self.half_life >= 0 and self.quantum >= 0):
+        if not (min(self.patience, self.ageing, self.half_life) >= 0 and self.margin >= 1):
             raise InvalidInput(
-                f"The policy has patience {self.patience}, half-life {self.half_life}, quantum {self.quantum}.",
-                next_step="Give seconds: a patience above 0, the others 0 or more.",
+                f"The policy has patience {self.patience}, ageing {self.ageing}, half-life {self.half_life}, margin {self.margin}.",
+                next_step="Give seconds of 0 or more, and a margin of 1 or more.",
             )
 
 
@@ -243,7 +251,7 @@ class Preempt(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     by: str
-    reason: Literal["reclaimed", "priority", "order", "overdue", "gpu-hours", "money", "node-lost"]
+    reason: Literal["reclaimed", "due", "priority", "order", "gpu-hours", "money", "node-lost"]
     words: str
 
 
