@@ -78,3 +78,13 @@ def test_a_file_that_is_no_question_is_refused(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "q.yaml").write_text(text)
     assert cli.main(["decide", "train", "--question", str(tmp_path / "q.yaml")]) == 2
     assert "--example" in capsys.readouterr().err
+
+
+def test_replicas_follow_the_load(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["rightsize", "elastic", "--trace", str(files / "trace.csv"), "--capacity", "1.5", "--hourly", "2.50"]
+    assert cli.main([*words, "--step", "30s", "--up", "0s", "--down", "1m", "--plot", str(files / "e.svg")]) == 0
+    assert "Saved:" in capsys.readouterr().out
+    assert (files / "e.svg").read_text().startswith("<svg")
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["static"] >= 2
+    assert cli.main([*words[:-1], "cheap"]) == 2

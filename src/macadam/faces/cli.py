@@ -73,6 +73,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.rightsize_verb:LLM",
         "The cheapest GPUs that keep a promise on a trace of LLM requests",
     ),
+    "rightsize elastic": (
+        "macadam.faces.elastic_verb:ELASTIC",
+        "How many replicas each part of the day needs, and what that saves",
+    ),
     "decide train": (
         "macadam.faces.decide_verb:TRAIN",
         "Train from scratch, fine-tune, LoRA, prompt or buy: what each costs and is worth",

@@ -1,6 +1,10 @@
 """`macadam rightsize llm`: the cheapest machines that keep a promise on a request trace."""
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from macadam import plots
@@ -53,7 +57,7 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         providers=getattr(options, "provider", []),
         only=getattr(options, "gpu", []),
     )
-    with printing.progress(shown=not session.json) as progress:
+    with printing.progress(shown=not session.json) as progress, _solver_silenced():
         said = report.rightsize(
             traces.faster(found.trace, options.load),
             llms.read(options.model),
@@ -73,6 +77,20 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     for text in _lines(said, found, options.model):
         session.say(text)
     return 0
+
+
+@contextmanager
+def _solver_silenced() -> Iterator[None]:
+    """HiGHS now and then prints to the process's stdout, past Python: one JSON document must stay one."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _slo(text: str, attainment: float) -> Slo:
@@ -128,6 +146,10 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
             cost = "no fleet keeps it" if change.hourly is None else f"{change.hourly.micros / 1e6:.2f} USD/h"
             lines.append(f"  {change.what:<32} {change.attained:>8.2%}   {cost}{' (the same)' if change.same else ''}")
     error = said.error
+    lines += [
+        f"No published measurement of {gpu} stands behind this: it is taken to be as efficient as the others."
+        for gpu in dict.fromkeys(line.gpu for line in said.best.lines if not line.measured)
+    ]
     lines += [
         "",
         (

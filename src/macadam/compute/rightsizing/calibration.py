@@ -5,6 +5,7 @@ judged on those marked 'test', which it never saw: other engines, other years, o
 """
 
 import importlib.resources
+import math
 import statistics
 from collections.abc import Iterable
 from functools import cache
@@ -23,7 +24,9 @@ _BATCH_AT_LOAD = 2048  # more than fits; memory decides
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One published figure. kind: 'static' batch, 'first' token, a 'step' of decoding, or maximum 'load'."""
+    """One published figure. kind: 'static' batch, 'first' token, a 'step' of decoding, or a steady 'load', whose batch is the number of requests at
+    once, 0 for as many as fit.
+    """
 
     kind: Literal["static", "first", "step", "load"]
     gpu: str
@@ -68,7 +71,7 @@ def predicted(row: Measured, efficiency: Efficiency) -> float:
         return pace.decode(row.batch, row.batch * (row.prompt + row.output // 2))
     if row.kind == "static":
         return row.batch * row.output / (_prefill(pace, row.batch, row.prompt) + _decoding(pace, row))
-    together = min(_BATCH_AT_LOAD, pace.kv_tokens // (row.prompt + row.output // 2))
+    together = min(row.batch or _BATCH_AT_LOAD, pace.kv_tokens // (row.prompt + row.output // 2))
     return together / capacity.iteration(pace, together, row.prompt, row.output)
 
 
@@ -77,6 +80,16 @@ def ratios(efficiency: Efficiency, use: str) -> list[float]:
     rows = [row for row in published() if row.use == use]
     said = [predicted(row, efficiency) / row.value for row in rows]
     return [ratio if row.kind in ("static", "load") else 1 / ratio for row, ratio in zip(rows, said, strict=True)]
+
+
+def loss(efficiency: Efficiency) -> float:
+    """What the efficiencies were chosen to make small: the mean of how far the fitted rows are off, as |ln| of the ratio."""
+    return statistics.fmean(abs(math.log(ratio)) for ratio in ratios(efficiency, "fit"))
+
+
+def rows_of(gpu: str) -> int:
+    """How many published figures are of that GPU. None: what is said of it stands on its data sheet and on the others' efficiencies."""
+    return sum(1 for row in published() if row.gpu == gpu)
 
 
 def error(found: Iterable[float]) -> Error:

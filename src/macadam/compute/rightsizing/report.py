@@ -25,7 +25,9 @@ _HOUR = 3600
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a fleet. tp: GPUs that share a replica. dated: when the price was read."""
+    """A part of a fleet. tp: GPUs that share a replica. dated: when the price was read. measured: published measurements of that GPU which the
+    model was held against.
+    """
 
     machine: str
     gpu: str
@@ -35,6 +37,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     hourly: Money
     dated: str
     source: str
+    measured: int
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +199,7 @@ def _lines(asked: Problem, plan: Plan) -> list[Line]:
                 hourly=Money(micros=option.offer.hourly * machines),
                 dated=option.offer.dated,
                 source=option.offer.source,
+                measured=calibration.rows_of(option.offer.gpu),
             )
         )
     return found

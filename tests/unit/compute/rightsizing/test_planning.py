@@ -6,6 +6,7 @@ import random
 from datetime import date
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from macadam.compute.catalogue import gpus, llms
@@ -163,6 +164,15 @@ def test_the_model_is_near_measurements_that_it_was_not_fitted_to() -> None:
     assert error.typical < 0.1
     assert error.low > 0.7
     assert error.high < 1.6
+
+
+def test_no_efficiencies_nearby_fit_the_measurements_better() -> None:
+    own = Efficiency()
+    least = calibration.loss(own)
+    for compute in (-0.05, 0.0, 0.05):
+        for bandwidth in (-0.05, 0.0, 0.05):
+            other = msgspec.structs.replace(own, compute=own.compute + compute, bandwidth=own.bandwidth + bandwidth)
+            assert calibration.loss(other) >= least - 1e-12
 
 
 def test_no_published_measurement_beats_physics() -> None:
