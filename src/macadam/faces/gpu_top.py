@@ -119,8 +119,8 @@ Look = tuple[datetime, tuple[Device, ...]]
 def _looks(options: argparse.Namespace, session: Session, every: float) -> Iterator[Look]:
     if hasattr(options, "replay"):
         speed = float(getattr(options, "speed", 10.0))
-        pause = 0.0 if getattr(options, "once", False) or not speed > 0 else 1 / speed
-        return _replayed(Path(options.replay), pause)
+        once = bool(getattr(options, "once", False))
+        return _replayed(Path(options.replay), 1 / speed if speed > 0 else 0.0, once=once)
     if getattr(options, "local", False):
         return _local(every, once=bool(getattr(options, "once", False)))
     return _known(session)
@@ -148,16 +148,19 @@ def _local(every: float, *, once: bool) -> Iterator[Look]:
             yield utc_now(), _seen(memory, utc_now())
 
 
-def _replayed(path: Path, pause: float) -> Iterator[Look]:
-    """Each instant of a recording in turn. pause: s for each second that was recorded, at most 2 s in all."""
+def _replayed(path: Path, pause: float, *, once: bool) -> Iterator[Look]:
+    """Each instant of a recording in turn, or once: as it ended. pause: s for each second that was recorded, at most 2 s."""
     memory: list[Sample] = []
     before: datetime | None = None
     for now, samples in _turns(path):
-        if before is not None and pause:
+        if before is not None and not once:
             time.sleep(min(2.0, (now - before).total_seconds() * pause))
         before = now
         memory = [s for s in (*memory, *samples) if s.at > now - _WINDOW]
-        yield now, _seen(memory, now)
+        if not once:
+            yield now, _seen(memory, now)
+    if once and before is not None:
+        yield before, _seen(memory, before)
 
 
 def _turns(path: Path) -> Iterator[tuple[datetime, list[Sample]]]:

@@ -52,7 +52,7 @@ def _device(row: dict[str, Any], minutes: list[dict[str, Any]], now: datetime) -
         product=row["product"],
         at=row["at"],
         age=max(0.0, (now - row["at"]).total_seconds()),
-        owners=tuple(Holder(project=m["project"], owner=m["owner"], share=m["share"]) for m in current if m["owner"]),
+        owners=_owners(current),
         **{name: _finite(row[name]) for name in _SHOWN},
         xid=row["xid"],
         throttle=row["throttle"],
@@ -61,6 +61,16 @@ def _device(row: dict[str, Any], minutes: list[dict[str, Any]], now: datetime) -
         suspect=next((m["suspect"] for m in reversed(current) if m["suspect"]), ""),
         error=row["error"],
     )
+
+
+def _owners(current: list[dict[str, Any]]) -> tuple[Holder, ...]:
+    """Each once: time that is doubted is a row beside that which is believed."""
+    found = {
+        (m["project"], m["owner"]): Holder(project=m["project"], owner=m["owner"], share=m["share"])
+        for m in current
+        if m["owner"]
+    }
+    return tuple(found.values())
 
 
 def _trend(minutes: list[dict[str, Any]]) -> tuple[float | None, ...]:

@@ -19,6 +19,7 @@ else:
 Text = Annotated[str, msgspec.Meta(max_length=253)]
 """A label's value: Kubernetes names have at most 253 characters."""
 
+Aware = Annotated[datetime, msgspec.Meta(tz=True)]
 GPU = "gpu:"
 HOST = "host:"
 
@@ -56,8 +57,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     device: Text
-    at: datetime
-    received: datetime | None = None
+    at: Aware
+    received: Aware | None = None
     node: Text = ""
     product: Text = ""
     source: Text = "nvml"
