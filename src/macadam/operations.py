@@ -77,6 +77,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "macadam.compute.billing.service",
             "macadam.compute.waterfall.service",
+            "macadam.compute.waterfall.allocation_service",
             "macadam.serving.cost_service",
         ),
         "What compute costs, and where the money goes",

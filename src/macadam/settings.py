@@ -269,6 +269,15 @@ class Prices(Section):
     cpu_hour_micros: int = setting(
         48_000, env="MACADAM_PRICE_CPU_HOUR", unit="µ$ per core-hour", why="typical on-demand price of a vCPU, 2026"
     )
+    pue: float = setting(
+        0.0,
+        env="MACADAM_PUE",
+        unit="ratio",
+        why="energy of the place over that of its machines; 0: not known, 1.56 (1.1 to 2.0) is taken",
+    )
+    grid: str = setting(
+        "", env="MACADAM_GRID", unit="region", why="whose electricity it is; empty: the world's mean, with its extremes"
+    )
     gpu_hour_micros: int = setting(
         0, env="MACADAM_PRICE_GPU_HOUR", unit="µ$ per GPU-hour", why="0: not known, and then no price is made up"
     )

@@ -12,9 +12,10 @@ import pytest
 
 from macadam import catalog
 from macadam.app.platform import Platform
+from macadam.compute.waterfall.requests import ShowStages
 from macadam.ledger.types import ShowCheckpoint, VerifyLedger
 from macadam.models.types import ListEvaluations
-from macadam.serving.types import LiveAccuracy, Prove
+from macadam.serving.types import CostAccuracy, LiveAccuracy, Prove
 from macadam.settings import Settings
 from macadam_verify.__main__ import verify
 
@@ -58,6 +59,21 @@ def test_the_story_ends_with_a_proof_and_equal_counts(demo):
     assert "PROVED" in said
     assert "BROKEN at" in said
     assert "0 problems" in said
+
+
+def test_the_road_has_a_price_by_stage_and_for_a_correct_prediction(demo):
+    said, platform, _ = demo
+    assert "What this road cost" in said
+    found = platform.call(ShowStages(project="flights"))
+    costs = {one.stage: one for one in found.stages}
+    assert {"ingest", "features", "train", "evaluate", "deploy", "serve"} <= costs.keys()
+    assert costs["serve"].calls == len(_answered(platform))
+    assert found.total.low.micros == sum(one.cost.low.micros for one in found.stages)
+    version = platform.call(CostAccuracy(project="flights", model="delay-risk")).versions[0]
+    live = platform.call(LiveAccuracy(project="flights", endpoint="delay-risk"))
+    assert version.judged.labelled == live.labelled
+    assert version.accuracy == pytest.approx(live.metrics["accuracy"])
+    assert 0 < version.per_accurate.low <= version.per_accurate.value <= version.per_accurate.high
 
 
 def test_each_of_two_hundred_random_answers_is_proved_by_a_small_file(demo):

@@ -126,7 +126,7 @@ class Platform:
         Closing twice does nothing. Raises what the sequencer's close does.
         """
         if self._closing.acquire(blocking=False):
-            self._keep_work(least=metering.LEAST)
+            self.keep_work(least=metering.LEAST)
             with ExitStack() as last_first:
                 last_first.callback(self.ports.sql.close)
                 last_first.callback(self.ports.online.close)
@@ -149,10 +149,12 @@ class Platform:
         self._sequencer.nudge()
         self._publisher.nudge()
         if self._work.due():
-            self._keep_work()
+            self.keep_work()
 
-    def _keep_work(self, *, least: float = 0.0) -> None:
-        """Adds what operations took to SQL. A figure that cannot be kept must not make a change that is durable fail."""
+    def keep_work(self, *, least: float = 0.0) -> None:
+        """Adds what operations took so far to SQL, as happens every few seconds. A figure that cannot be kept makes no
+        durable change fail.
+        """
         measured = self._work.drain(least=least)
         if not measured:
             return

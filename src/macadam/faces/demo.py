@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from macadam.app.platform import Platform
+from macadam.compute.waterfall.requests import RecordWork
 from macadam.delivery import flows
 from macadam.errors import Conflict, GateRefused, IntegrityError, NotFound
-from macadam.faces import replay
+from macadam.faces import costs, replay
 from macadam.faces.session import Session, Verb
 from macadam.faces.story import Story
 from macadam.features.types import ListTrainingSets
@@ -100,6 +101,8 @@ def _chapters(demo: Demo) -> None:
         _approve(demo, applied)
     with demo.story.chapter("Two weeks of July, live through the gateway"):
         predictions = _live(demo, held_out)
+    with demo.story.chapter("What this road cost"):
+        costs.tell(demo.story, demo.platform, PROJECT, MODEL)
     with demo.story.chapter("Prove one prediction, offline"):
         _prove(demo, predictions)
     with demo.story.chapter("Is everything still as it was recorded?"):
@@ -258,12 +261,17 @@ def _live(demo: Demo, held_out: Evaluation) -> list[str]:
     finally:
         sys.path.remove(str(demo.project))
     events = replay.Events(**{name: script[name](demo.raw) for name in ("questions", "facts", "labels")})
+    work = replay.Work()
     with (
-        replay.gateway(demo.platform.settings, demo.port) as address,
+        replay.gateway(demo.platform.settings, demo.port, work) as address,
         demo.story.bar("asking", len(events.questions)) as bars,
     ):
         player = replay.Player(platform=demo.platform, project=PROJECT, endpoint=ENDPOINT, address=address, token=token)
         outcome = player.play(events, lambda n: bars.advance(bars.task_ids[0], n))
+    asked = len(outcome.predictions)
+    demo.platform.call(
+        RecordWork(project=PROJECT, subject=f"endpoint:{ENDPOINT}", calls=asked, wall=work.wall, cpu=work.cpu)
+    )
     sealed = replay.seal(demo.platform, PROJECT)
     _tell_live(demo, held_out, outcome, sealed)
     return outcome.predictions

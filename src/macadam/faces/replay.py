@@ -8,6 +8,7 @@ import bisect
 import contextlib
 import http.client
 import json
+import resource
 import socket
 import statistics
 import subprocess
@@ -91,12 +92,21 @@ def run_facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "cost at the configured price", str(run.cost)
 
 
+@dataclass(kw_only=True)
+class Work:
+    """What a gateway process took, known once it has ended. wall, cpu: seconds."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
 @contextlib.contextmanager
-def gateway(settings: Settings, port: int) -> Iterator[tuple[str, int]]:
-    """A gateway process for the block, ready when the block begins and drained when it ends."""
+def gateway(settings: Settings, port: int, work: Work) -> Iterator[tuple[str, int]]:
+    """A gateway process for the block, ready when the block begins and drained when it ends. work: filled in at the end."""
     command = [sys.executable, "-m", "macadam.serving.gateway", "--home", str(settings.home), "--port", str(port)]
     log = settings.home / "logs" / "demo-gateway.log"
     log.parent.mkdir(exist_ok=True)
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)  # noqa: S603 - our own gateway
     try:
@@ -105,6 +115,9 @@ def gateway(settings: Settings, port: int) -> Iterator[tuple[str, int]]:
     finally:
         process.terminate()
         process.wait(timeout=_START_SECONDS)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # no other child ends while the block runs
+        work.wall = time.monotonic() - began
+        work.cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _await_ready(process: "subprocess.Popen[bytes]", host: str, port: int) -> None:

@@ -65,14 +65,14 @@ def test_training_is_spread_over_the_predictions_that_are_expected(deployed, ans
 
 def test_work_of_a_gateway_is_a_stage_and_leaves_a_leaf(deployed):
     deployed.call(RecordWork(project=PROJECT, subject=f"endpoint:{ENDPOINT}", calls=10, wall=20, cpu=3600))
-    deployed._keep_work()
+    deployed.keep_work()
     found = deployed.call(ShowStages(project=PROJECT))
     stages = {one.stage: one for one in found.stages}
     assert stages["serve"].cost.low.micros == 48_000
     assert "deploy" in stages
     assert found.total.value.micros == sum(one.cost.value.micros for one in found.stages)
     assert (
-        len(deployed.call(ShowLog(project=PROJECT, kind="compute.record_work", text=f"endpoint:{ENDPOINT}")).leaves)
+        len(deployed.call(ShowLog(project=PROJECT, kind="compute.record_work", text=f"endpoint:{ENDPOINT}")).entries)
         == 1
     )
 

@@ -104,6 +104,11 @@ def carbon(region: str) -> Carbon:
     return _find(region, _tables().carbon, "carbon intensity")
 
 
+def intensities() -> tuple[float, ...]:
+    """Grams per kWh of every grid that is known."""
+    return tuple(one.grams_per_kwh for one in _tables().carbon)
+
+
 def electricity(region: str, kind: Literal["business", "household"] = "business") -> Electricity:
     """Raises NotFound."""
     return _find(region, tuple(e for e in _tables().electricity if e.kind == kind), f"{kind} price of electricity")

@@ -4,10 +4,12 @@ Every sum is over whole micros, and the whole is compared with the bill before a
 to its bill is an error of ours and raises one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
 
 from macadam.compute.billing.types import Charge
 from macadam.compute.waterfall import activity, joining, sharing
@@ -239,6 +241,28 @@ def waterfalls(
             cells.setdefault((currency, ""), {})
     made = [_waterfall(key, currency, cell) for (currency, key), cell in cells.items()]
     return tuple(sorted(made, key=lambda one: (one.bill.currency, -one.bill.micros, one.key)))
+
+
+def dearest(found: Sequence[Waterfall], limit: int) -> tuple[Waterfall, ...]:
+    """The dearest of each currency, and one more that sums up the rest of it."""
+    kept: list[Waterfall] = []
+    for currency in dict.fromkeys(one.bill.currency for one in found):
+        own = [one for one in found if one.bill.currency == currency]
+        rest = own[limit:]
+        kept += own[:limit]
+        if rest:
+            kept.append(_together(f"{len(rest)} others", rest))
+    return tuple(kept)
+
+
+def _together(key: str, several: Sequence[Waterfall]) -> Waterfall:
+    currency = several[0].bill.currency
+    cell: dict[tuple[str, str], tuple[int, float]] = {}
+    for one in several:
+        for line in one.lines:
+            known = cell.get((line.step, ""), (0, 0.0))
+            cell[line.step, ""] = (known[0] + line.amount.micros, known[1] + line.gpu_hours)
+    return msgspec.structs.replace(_waterfall(key, currency, cell), bases={})
 
 
 def _keys(rows: "pa.Table", by: By | None, models: Mapping[str, str]) -> list[str]:

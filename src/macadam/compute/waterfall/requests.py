@@ -79,11 +79,13 @@ class BreakDown(Request[Breakdown], frozen=True, kw_only=True):
 
     by: what the parts are of; model, run, endpoint and job are of owners of that kind, and the rest is the part without a
     name
+    limit: parts and other lists; what is dearer comes first, and the rest of the parts is summed up
     """
 
     project: Somewhere
     month: MonthText = ""
     by: By = "project"
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
 class OwnerCost(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What operations take on this machine."""
+"""What operations take on this machine, and months that were divided."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,3 +20,12 @@ def upgrade() -> None:
         sa.Column("wall_micros", _WHOLE, nullable=False),
         sa.Column("cpu_micros", _WHOLE, nullable=False),
     )
+    op.create_table(
+        "waterfall_allocations",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("month", sa.String(7), nullable=False),
+        sa.Column("at", sa.String(27), nullable=False),
+        sa.Column("facts", sa.String(80), nullable=False),
+        sa.Column("document", sa.Text, nullable=False),
+    )
+    op.create_index("ix_waterfall_allocations_month_at", "waterfall_allocations", ["month", "at"])
