@@ -1,0 +1,165 @@
+"""A month divided on a real home: a FOCUS bill, samples of a fleet, and what each may see of it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from unit.compute.billing import bills
+from unit.compute.telemetry import fleets
+
+from macadam import testing
+from macadam.access.types import CreateProject
+from macadam.app.platform import Platform
+from macadam.compute.billing.types import ImportBill
+from macadam.compute.telemetry import service as telemetry
+from macadam.compute.telemetry.requests import DeclarePods, PodOwner
+from macadam.compute.waterfall.requests import (
+    AllocateCosts,
+    BreakDown,
+    Breakdown,
+    ListAllocations,
+    ShowOwnerCost,
+)
+from macadam.errors import InvalidInput, NotAuthorised, NotFound
+from macadam.ledger.types import ShowLog, VerifyLedger
+from macadam.testing import Clock
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+START = datetime(2026, 11, 20, tzinfo=UTC)
+MONTH = "2026-11"
+
+
+def hour(number: int, of: int, **changed: str) -> dict[str, str]:
+    """20 dollars for an hour of a machine."""
+    period = {"ChargePeriodStart": f"2026-11-20T{of:02}:00:00Z", "ChargePeriodEnd": f"2026-11-20T{of + 1:02}:00:00Z"}
+    billing = {"BillingPeriodStart": "2026-11-01T00:00:00Z", "BillingPeriodEnd": "2026-12-01T00:00:00Z"}
+    money = {"BilledCost": "20.00", "EffectiveCost": "20.00"}
+    return bills.usage(number) | period | billing | money | {"ResourceId": f"node-{number:04d}"} | changed
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    home = tmp_path_factory.mktemp("waterfall")
+    with testing.open_platform(home / "home", clock=Clock(NOW)) as opened:
+        furnish(opened, home)
+        yield opened
+
+
+def furnish(platform: Platform, folder: Path) -> None:
+    """Two machines with eight GPUs each for two hours; a third one is paid and was never seen."""
+    for name in ("vision", "speech"):
+        platform.call(CreateProject(project=name))
+    rows = [hour(n, h) for n in (0, 1) for h in (0, 1)]
+    rows.append(hour(7, 0, EffectiveCost="3.333333", BilledCost="3.333333"))
+    rows.append(hour(8, 0, ChargeCategory="Tax", EffectiveCost="1.90", BilledCost="1.90", PricingCategory=""))
+    platform.call(ImportBill(path=str(bills.write_csv(folder / "bill.csv", rows)), lenient=True))
+    pods = [
+        PodOwner(
+            namespace=f"team-{n % 7}",
+            name=f"job-{n // 4}",
+            project="vision" if n < 8 else "speech",
+            owner=f"job:{n // 4}",
+        )
+        for n in range(16)
+        if n % 5 != 4
+    ]
+    platform.call(DeclarePods(pods=tuple(pods)))
+    samples: pa.Table = fleets.fleet(16, 7200, every=60, start=START)
+    telemetry.deliver(platform.ports, samples, NOW)
+    platform.call(AllocateCosts(month=MONTH))
+
+
+def shown(platform: Platform, project: str = "*", **asked: object) -> Breakdown:
+    return platform.call(BreakDown(project=project, month=MONTH, **asked))
+
+
+def test_the_waterfall_of_a_real_bill_sums_to_it_to_the_cent(platform):
+    (whole,) = shown(platform).whole
+    assert whole.bill.micros == 4 * 20_000_000 + 3_333_333 + 1_900_000
+    assert sum(line.amount.micros for line in whole.lines) == whole.bill.micros
+    amounts = {line.step: line.amount.micros for line in whole.lines}
+    assert amounts["tax"] == 1_900_000
+    assert amounts["unallocated"] > 0
+    assert amounts["effective"] > 0
+    assert set(whole.bases) == {"tensor"}
+
+
+def test_projects_sum_to_the_whole_and_each_sees_its_own(platform):
+    everything = shown(platform)
+    parts = {one.key: one.bill.micros for one in everything.parts}
+    assert sum(parts.values()) == everything.whole[0].bill.micros
+    for project in ("vision", "speech"):
+        own = shown(platform, project)
+        assert own.whole[0].bill.micros == parts[project] > 0
+        assert own.doubts == own.flags == ()
+        assert {one.key for one in own.parts} == {project}
+
+
+def test_a_reader_of_a_project_sees_that_project_and_no_other(platform):
+    reader = testing.token_of(platform, "principal:rita", {"vision": "viewer"})
+    request = BreakDown(project="vision", month=MONTH, by="owner")
+    assert platform.call(request, token=reader).whole[0].bill.micros > 0
+    for project in ("speech", "*"):
+        with pytest.raises(NotAuthorised):
+            platform.call(BreakDown(project=project, month=MONTH), token=reader)
+    with pytest.raises(NotAuthorised):
+        platform.call(AllocateCosts(month=MONTH), token=reader)
+    with pytest.raises(NotFound):
+        platform.call(ShowOwnerCost(project="vision", owner="job:3", month=MONTH), token=reader)
+
+
+def test_dividing_needs_leave_to_read_all_bills_and_all_telemetry(platform):
+    operator = testing.token_of(platform, "principal:otto", {"*": "operator"})
+    with pytest.raises(NotAuthorised, match="bills:read"):
+        platform.call(AllocateCosts(month=MONTH), token=operator)
+
+
+def test_a_jobs_page_has_its_cost_its_energy_and_its_likely_bottleneck(platform):
+    found = platform.call(ShowOwnerCost(project="vision", owner="job:0", month=MONTH))
+    assert found.waterfalls[0].bill.micros > 0
+    assert found.energy.devices_kwh.value > 0
+    assert found.energy.co2_kg.low < found.energy.co2_kg.value < found.energy.co2_kg.high
+    (profile,) = found.profiles
+    assert profile.gpu == "h100-sxm-80gb"
+    assert profile.roofline is not None
+    assert profile.likely.evidence
+    assert profile.mfu is None
+
+
+def test_declared_model_flops_make_the_effective_part_theirs(platform):
+    platform.call(AllocateCosts(month=MONTH, flops={"job:0": 1e18}))
+    found = platform.call(ShowOwnerCost(project="vision", owner="job:0", month=MONTH))
+    assert 0 < found.profiles[0].mfu < 1
+    assert set(found.waterfalls[0].bases) == {"mfu"}
+    with pytest.raises(InvalidInput, match="times the peak"):
+        platform.call(AllocateCosts(month=MONTH, flops={"job:0": 1e25}))
+    platform.call(AllocateCosts(month=MONTH))
+
+
+def test_an_allocation_is_evidence_and_the_newest_of_a_month_counts(platform):
+    first = platform.call(ListAllocations())[0]
+    second = platform.call(AllocateCosts(month=MONTH))
+    assert platform.call(ListAllocations())[0] == second
+    assert (first.rows, first.bill) == (second.rows, second.bill)  # the same bytes for the same bills and telemetry
+    assert shown(platform).allocation == second.id
+    entry = platform.call(ShowLog(kind="compute.allocate_costs", limit=1)).entries[0]
+    assert second.id in entry.subject
+    assert platform.call(VerifyLedger(deep=True)).problems == ()
+
+
+def test_parts_beyond_the_limit_are_summed_up(platform):
+    found = shown(platform, by="owner", limit=2)
+    assert [one.key for one in found.parts][-1].endswith("others")
+    assert sum(one.bill.micros for one in found.parts) == found.whole[0].bill.micros
+
+
+def test_a_month_without_bills_or_without_an_allocation_says_what_to_do(platform):
+    with pytest.raises(NotFound, match="No bill"):
+        platform.call(AllocateCosts(month="2020-01"))
+    with pytest.raises(NotFound, match="have not been divided") as raised:
+        platform.call(BreakDown(project="*", month="2020-01"))
+    assert "cost allocate --month 2020-01" in raised.value.next_step
+    with pytest.raises(InvalidInput):
+        platform.call(BreakDown(project="*", month="2026-13"))
