@@ -24,7 +24,7 @@ _STYLE = (
 )
 _WIDTH, _ROW, _TOP, _MARGIN = 860, 28, 58, 16
 _LABEL_WIDTH, _VALUE_WIDTH = 250, 150
-_PLOT_HEIGHT, _LEFT, _BELOW = 300, 76, 46
+_PLOT_HEIGHT, _LEFT, _BELOW, _LEGEND_ROW = 300, 76, 46, 18
 _MOST = 100_000
 """Points of all series together: more are no picture, and a browser chokes on them."""
 _LONGEST = 42  # characters of a label before it is cut
@@ -88,7 +88,8 @@ def stacked(values: Mapping[str, Mapping[str, float]], *, title: str, about: str
         raise InvalidInput("Parts of a bar cannot be negative.", next_step="Show them as bars of their own.")
     totals = {label: sum(parts.values()) for label, parts in values.items()}
     across = _across(min(0.0, *totals.values()), max(0.0, *totals.values()))
-    below = _TOP + (24 if names != [""] else 0)
+    legend, high = _legend(names, _TOP - 6)
+    below = _TOP + high
     rows = []
     for place, (label, parts) in enumerate(values.items()):
         at, spans = 0.0, []
@@ -97,7 +98,6 @@ def stacked(values: Mapping[str, Mapping[str, float]], *, title: str, about: str
                 spans.append((at, at + parts[name], index))
                 at += parts[name]
         rows.append(_bar_row(place, label, text(totals[label]), spans, across, top=below))
-    legend = _legend(names, _TOP - 6) if names != [""] else ""
     return _frame(legend + "".join(rows), below + _ROW * len(values) + _MARGIN, title, about)
 
 
@@ -122,7 +122,8 @@ def lines(  # noqa: PLR0913 - a picture's own description, each by its name
     found = {name: sorted(points) for name, points in series.items()}
     xs = _axis([x for points in found.values() for x, _ in points], x_scale, zero=False)
     ys = _axis([y for points in found.values() for _, y in points], y_scale, zero=y_scale == "linear")
-    width, top = _WIDTH - _LEFT - _MARGIN, _TOP + 24
+    legend, high = _legend(list(found), _TOP - 6)
+    width, top = _WIDTH - _LEFT - _MARGIN, _TOP + high + (12 if y_label else 0)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return _LEFT + xs.at(x) * width, top + (1 - ys.at(y)) * _PLOT_HEIGHT
@@ -134,7 +135,7 @@ def lines(  # noqa: PLR0913 - a picture's own description, each by its name
         if marks or len(points) == 1:
             for x, y in (place(*point) for point in points):
                 drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
-    return _frame(_legend(list(found), _TOP - 6) + "".join(drawn), top + _PLOT_HEIGHT + _BELOW, title, about)
+    return _frame(legend + "".join(drawn), top + _PLOT_HEIGHT + _BELOW, title, about)
 
 
 # --- axes
@@ -257,16 +258,21 @@ def _bar_row(
     return "".join(drawn)
 
 
-def _legend(names: Sequence[str], y: int) -> str:
-    drawn, x = [], _MARGIN
+def _legend(names: Sequence[str], y: int) -> tuple[str, int]:
+    """The names with their colours, in as many rows as they need, and how high those are; nothing if none has a name."""
+    drawn, x, row = [], _MARGIN, 0
     for index, name in enumerate(names):
         if not name:
             continue
         shown = _cut(name)
-        drawn.append(f'<rect x="{x}" y="{y - 9}" width="11" height="11" fill="{PALETTE[index % len(PALETTE)]}"/>')
-        drawn.append(_text(x + 16, y + 1, shown))
-        x += 32 + 8 * len(shown)
-    return "".join(drawn)
+        width = 34 + 8 * len(shown)  # generous: the reader's font is not ours
+        if x > _MARGIN and x + width > _WIDTH:
+            x, row = _MARGIN, row + 1
+        at = y + row * _LEGEND_ROW
+        drawn.append(f'<rect x="{x}" y="{at - 9}" width="11" height="11" fill="{PALETTE[index % len(PALETTE)]}"/>')
+        drawn.append(_text(x + 16, at + 1, shown))
+        x += width
+    return "".join(drawn), (row + 1) * _LEGEND_ROW + 6 if drawn else 0
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "") -> str:

@@ -64,6 +64,11 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
     "jobs follow": ("macadam.faces.job_verbs:FOLLOW", "Print a job's log as it grows, until it has ended"),
     "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
     "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),
+    "cost waterfall": (
+        "macadam.faces.cost_verbs:WATERFALL",
+        "Where a month's money went, from the bill to what was effective",
+    ),
+    "cost report": ("macadam.faces.cost_verbs:REPORT", "A month's costs as one page with pictures"),
     "models verify": ("macadam.faces.model_verbs:VERIFY", "Check a model in a folder against its signature, offline"),
     "simulate packing": (
         "macadam.faces.study_verbs:PACKING",

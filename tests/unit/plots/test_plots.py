@@ -104,6 +104,15 @@ def test_nothing_and_too_much_are_refused_and_so_is_zero_on_a_log_axis():
         plots.lines({"a": [(0.0, 1.0)]}, title="T", x_scale="log")
 
 
+def test_a_legend_takes_as_many_rows_as_it_needs():
+    names = [f"a step with a long name {n}" for n in range(8)]
+    root = ET.fromstring(plots.stacked({"a": dict.fromkeys(names, 1.0)}, title="T"))  # noqa: S314 - our own output
+    legend = {n.text: (float(n.get("x")), float(n.get("y"))) for n in root.iter(f"{SVG}text") if n.text in names}
+    assert legend.keys() == set(names)
+    assert len({y for _, y in legend.values()}) > 1
+    assert all(x + 7 * len(name) < 860 for name, (x, _) in legend.items())
+
+
 def test_large_numbers_are_written_short():
     assert [plots.number(n) for n in (0, 12.5, 9999, 12345, 2.5e6, -3e9)] == [
         "0",

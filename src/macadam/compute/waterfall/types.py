@@ -34,7 +34,7 @@ STEPS: dict[Step, tuple[str, str]] = {
         "purchases",
         "bought at once and not written off over its use; a commitment's purchase is nothing here",
     ),
-    "other": ("other services", "what is no machine: storage, network, support"),
+    "other": ("other services", "no machine that was seen or says it has GPUs: storage, network, support"),
     "unused": ("unused commitment", "paid in advance, for machines or reservations, and not used"),
     "no_telemetry": ("unattributed: no telemetry", "machine time that nothing was seen of"),
     "not_believed": ("unattributed: not believed", "machine time whose telemetry is flagged; nobody is charged on it"),
