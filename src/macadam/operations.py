@@ -83,8 +83,14 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "What compute costs, and where the money goes",
     ),
     "budgets": (("macadam.compute.billing.budget_service",), "What a project may spend: forecast, alerts, hard stops"),
-    "jobs": (("macadam.compute.jobs.service",), "Work on shared machines: submit, explain, logs, cancel"),
-    "quotas": (("macadam.compute.jobs.quota_service",), "Who may use how much, and who lends to whom"),
+    "jobs": (
+        ("macadam.compute.jobs.service", "macadam.compute.jobs.render_service"),
+        "Work on shared machines: submit, explain, logs, cancel",
+    ),
+    "quotas": (
+        ("macadam.compute.jobs.quota_service", "macadam.compute.jobs.render_service"),
+        "Who may use how much, and who lends to whom",
+    ),
     "advice": (("macadam.compute.advice.service",), "What would cost less, and what it saved once taken"),
     "simulate": ((), "Studies on traces: packing, queues, spot"),
     "rightsize": ((), "The cheapest machines that keep a promise"),

@@ -374,6 +374,57 @@ class Telemetry(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clusters(Section):
+    """Clusters that carry jobs out instead of this machine: MACADAM_EXECUTOR=kubernetes or ray."""
+
+    kubernetes_config: str = setting(
+        "",
+        env="MACADAM_KUBERNETES_CONFIG",
+        unit="file",
+        why="a kubeconfig; empty: the service account of the pod that Macadam runs in",
+    )
+    kubernetes_context: str = setting(
+        "", env="MACADAM_KUBERNETES_CONTEXT", unit="name", why="empty: the kubeconfig's current one"
+    )
+    kubernetes_namespace: str = setting(
+        "macadam",
+        env="MACADAM_KUBERNETES_NAMESPACE",
+        unit="name",
+        why="one role in one namespace is all that is needed",
+    )
+    kubernetes_image: str = setting(
+        "", env="MACADAM_KUBERNETES_IMAGE", unit="image", why="of jobs that name none; empty: they are refused"
+    )
+    kubernetes_storage: str = setting(
+        "", env="MACADAM_KUBERNETES_STORAGE", unit="storage class", why="of checkpoints; empty: the cluster's default"
+    )
+    kubernetes_checkpoint: int = setting(
+        10, env="MACADAM_KUBERNETES_CHECKPOINT", unit="GiB", why="a volume for each job that keeps checkpoints"
+    )
+    ray_address: str = setting(
+        "http://127.0.0.1:8265",
+        env="MACADAM_RAY_ADDRESS",
+        unit="URL",
+        why="where Ray's dashboard listens by itself; over a network put TLS before it",
+    )
+    ray_token: str = setting(
+        "", env="MACADAM_RAY_TOKEN", unit="token", why="for a cluster that asks for one", secret=True
+    )
+    ray_checkpoints: str = setting(
+        "",
+        env="MACADAM_RAY_CHECKPOINTS",
+        unit="directory",
+        why="one that all nodes see; empty: jobs with checkpoints are refused",
+    )
+    ray_prefix: str = setting(
+        "macadam-",
+        env="MACADAM_RAY_PREFIX",
+        unit="text",
+        why="of submission ids: another one for each home on a cluster",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All sections and the home directory that embedded state lives under."""
 
@@ -389,6 +440,7 @@ class Settings:
     link: Link = dataclasses.field(default_factory=Link)
     prices: Prices = dataclasses.field(default_factory=Prices)
     jobs: Jobs = dataclasses.field(default_factory=Jobs)
+    clusters: Clusters = dataclasses.field(default_factory=Clusters)
     telemetry: Telemetry = dataclasses.field(default_factory=Telemetry)
 
     @classmethod
@@ -412,5 +464,6 @@ class Settings:
             link=Link.read(env),
             prices=Prices.read(env),
             jobs=Jobs.read(env),
+            clusters=Clusters.read(env),
             telemetry=Telemetry.read(env),
         )

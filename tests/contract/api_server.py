@@ -164,11 +164,16 @@ class Cluster:
         return owners[0]["uid"] if owners else ""
 
     def _list(self, kind: str, space: str, query: dict[str, str]) -> Object:
-        wanted = dict(part.split("=", 1) for part in query.get("labelSelector", "").split(",") if part)
+        selector = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
+        wanted = {name: value for name, sign, value in selector if sign}
+        present = {name for name, _, _ in selector}
         found = [
             o
             for (k, s, _), o in sorted(self.objects.items(), key=lambda item: item[0])
-            if k == kind and space in ("", s) and wanted.items() <= o["metadata"].get("labels", {}).items()
+            if k == kind
+            and space in ("", s)
+            and wanted.items() <= labels_of(o).items()
+            and present <= set(labels_of(o))
         ]
         at = int(query.get("continue", "0"))
         size = min(self.page, int(query.get("limit", "500")))
@@ -342,6 +347,11 @@ class Cluster:
         metadata = self.objects[key]["metadata"]
         if "deletionTimestamp" in metadata and not metadata.get("finalizers") and metadata["uid"] not in self.processes:
             del self.objects[key]
+
+
+def labels_of(found: Object) -> dict[str, str]:
+    labels: dict[str, str] = found["metadata"].get("labels", {})
+    return labels
 
 
 def merge(found: Object, change: Object) -> None:

@@ -47,6 +47,11 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+def open_api(config: str, context: str = "") -> "KubernetesApi":
+    """config: a kubeconfig file; '' = the service account of this pod. Raises SettingInvalid."""
+    return KubernetesApi(from_kubeconfig(Path(config), context) if config else in_cluster())
+
+
 def in_cluster(environment: Mapping[str, str] = os.environ, account: Path = _ACCOUNT) -> Access:
     """The access of a pod. Raises SettingInvalid outside a cluster."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")

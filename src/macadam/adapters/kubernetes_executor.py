@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from macadam.adapters.kubernetes_api import KubernetesApi, Object
+from macadam.adapters.kubernetes_api import KubernetesApi, Object, open_api
 from macadam.adapters.kubernetes_sight import LABELS, MESSAGE, OUTCOME, WHY, nodes_of, of_stone, outcome, ranked, sight
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.ports import Attempt, LogPage, Node, Objects, Sighting
@@ -30,6 +30,13 @@ class Rendering(Protocol):
     def bundle(self, attempt: str, data: bytes, owner: str) -> Object: ...
     def checkpoint(self, attempt: Attempt) -> Object: ...
     def tombstone(self, attempt: str, *, why: str, message: str) -> Object: ...
+
+
+def open_executor(
+    config: str, context: str, render: Rendering, objects: Objects, directory: Path, *, recognise: Callable[[str], str]
+) -> "KubernetesExecutor":
+    """The executor of the cluster that a kubeconfig names, '' = of the one around this pod. Raises SettingInvalid."""
+    return KubernetesExecutor(open_api(config, context), render, objects, directory, recognise=recognise)
 
 
 class KubernetesExecutor:

@@ -80,7 +80,7 @@ class _Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RayExecutor:
-    """address: of the cluster's dashboard, http(s)://…; token: if it asks for one. checkpoints: a directory that all its nodes see, '' = jobs
+    """address: of the cluster's dashboard, http(s)://…; token: if it asks for one. objects: None for whoever only looks. checkpoints: a directory that all its nodes see, '' = jobs
     with checkpoints are refused. pin: whether members run on the nodes that they were allotted; otherwise Ray chooses.
     prefix: of submission ids, where several platforms share a cluster. recognise: the catalogue's name for what Ray calls a GPU.
     """
@@ -88,7 +88,7 @@ class RayExecutor:
     def __init__(
         self,
         address: str,
-        objects: Objects,
+        objects: Objects | None,
         *,
         token: str = "",
         checkpoints: str = "",
@@ -290,7 +290,7 @@ class RayExecutor:
         ]
         if lines:
             found["pip"] = {"packages": lines, "pip_check": False}
-        if attempt.bundle:
+        if attempt.bundle and self._objects is not None:
             found["working_dir"] = self._upload(self._objects.get(attempt.bundle))
         return found
 

@@ -16,7 +16,7 @@ from macadam.access import revoking
 from macadam.access import service as access
 from macadam.app import belonging
 from macadam.app.dispatcher import Dispatcher, no_progress
-from macadam.compute.jobs import machine
+from macadam.compute.jobs import clusters
 from macadam.compute.waterfall import metering
 from macadam.errors import MacadamError, NotFound, SettingInvalid
 from macadam.ledger import service as ledger
@@ -231,6 +231,6 @@ def _connect(settings: Settings) -> Ports:
         tables=cast("Any", adapter("iceberg")(home / "warehouse")),
         online=cast("Any", adapter("lmdb")(home / "online")),
         runner=cast("Any", adapter(settings.storage.runner)(home / "work")),
-        executor=cast("Any", adapter(settings.jobs.executor)(home / "jobs", objects, machine.devices(settings.jobs))),
+        executor=clusters.open_executor(settings, objects),
         secrets=open_secrets(settings),
     )

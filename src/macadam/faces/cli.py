@@ -62,6 +62,20 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
     "policy test": ("macadam.faces.policy_verbs:TEST", "Hold a table of who may do what against policies"),
     "jobs run": ("macadam.faces.job_verbs:RUN", "Work the queue here, as `macadam up` does by itself"),
     "jobs follow": ("macadam.faces.job_verbs:FOLLOW", "Print a job's log as it grows, until it has ended"),
+    "jobs render": (
+        "macadam.faces.cluster_verbs:JOB",
+        "Write a job for Kubernetes, Kueue, Ray or SkyPilot, checked before it is written",
+    ),
+    "jobs terraform": (
+        "macadam.faces.cluster_verbs:TERRAFORM",
+        "Write a Terraform module: pools of GPU nodes, a bucket and an identity",
+    ),
+    "quotas render": ("macadam.faces.cluster_verbs:QUOTAS", "Write all quotas as Kueue's objects"),
+    "gpu cluster": (
+        "macadam.faces.cluster_verbs:CLUSTER",
+        "Tell whose the pods of the Kubernetes cluster are, until Ctrl-C",
+    ),
+    "gpu ray": ("macadam.faces.cluster_verbs:RAY", "Show what Ray believes is used, by node and job"),
     "models signature": ("macadam.faces.model_verbs:SIGNATURE", "Write a version's files and their signature"),
     "models provenance": ("macadam.faces.model_verbs:PROVENANCE", "Show how a version came to be, as it was signed"),
     "cost waterfall": (

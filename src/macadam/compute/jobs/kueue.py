@@ -19,7 +19,7 @@ _API = "kueue.x-k8s.io/v1beta2"
 _GPU = "nvidia.com/gpu"
 _MILLI = 1000
 _FLAVORS = 64  # Kueue's limit for one resource group
-_RECLAIM = {"never": "Never", "lower-priority": "LowerPriority", "any": "Any"}
+_RECLAIM = {"never": "Never", "due": "Any", "lower-priority": "LowerPriority", "any": "Any"}
 _PREEMPT = {"never": "Never", "lower-priority": "LowerPriority", "order": "LowerOrNewerEqualPriority"}
 
 
@@ -219,6 +219,8 @@ def _notes(quotas: Sequence[Quota], flavors: Sequence[Flavor], policy: Policy) -
         yield "Each quota is shared out among the flavors by their size: of one flavor a tenant's own part is smaller than its quota."
     if policy.order not in ("fifo", "priority"):
         yield f"Kueue orders by priority and time; the order {policy.order!r} holds only for jobs that Macadam submits."
+    if policy.reclaim == "due":
+        yield "Kueue takes back what was lent at once, not only when a tenant's own share would have started its job."
     if policy.backfill == "easy":
         yield "Kueue has no reservations: StrictFIFO lets nothing pass the first job of a queue."
 

@@ -14,7 +14,7 @@ LABEL = 63  # RFC 1123's longest label, which is also the longest value of a Kub
 _HASH = 12  # hex digits: two of a million names meet with a chance of 1 in 500
 _FITS = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")
 _VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?\Z")
-_MADE = re.compile(rf"(.*-)?[0-9a-f]{{{_HASH}}}\Z", re.DOTALL)
+_MADE = re.compile(rf".*-h[0-9a-f]{{{_HASH}}}\Z", re.DOTALL)  # no UUID ends like this
 _CORES = re.compile(r"(\d+)(m?)\Z")
 _BYTES = re.compile(r"(\d+)(Ki|Mi|Gi|Ti)?\Z")
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
@@ -30,16 +30,16 @@ def dns_label(text: str, *, limit: int = LABEL) -> str:
         raise InvalidInput("A name is empty.", next_step="Give a name.")
     if len(text) <= limit and _FITS.match(text) and not _MADE.match(text):
         return text
-    readable = re.sub(r"[^a-z0-9]+", "-", text.lower())[: limit - _HASH - 1].strip("-")
-    return f"{readable}-{_digest(text)}" if readable else f"x-{_digest(text)}"
+    readable = re.sub(r"[^a-z0-9]+", "-", text.lower())[: limit - _HASH - 2].strip("-")
+    return f"{readable or 'x'}-h{_digest(text)}"
 
 
 def label_value(text: str) -> str:
     """A label's value: at most 63 characters, letters, digits, '-', '_', '.'; empty stays empty."""
     if not text or (len(text) <= LABEL and _VALUE.match(text) and not _MADE.match(text)):
         return text
-    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[: LABEL - _HASH - 1].strip("-_.")
-    return f"{readable}-{_digest(text)}" if readable else f"x-{_digest(text)}"
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[: LABEL - _HASH - 2].strip("-_.")
+    return f"{readable or 'x'}-h{_digest(text)}"
 
 
 def cores(milli: int) -> str:

@@ -156,7 +156,8 @@ def test_what_kueue_cannot_hold_is_said() -> None:
     assert any("GPU-hours and money" in note for note in rendered.notes)
     assert any("shared out among the flavors" in note for note in rendered.notes)
     assert any("gittins" in note for note in rendered.notes)
-    plain = kueue.render([Quota(tenant="a", gpus=1)], [flavor()], Policy(order="priority"))
+    assert any("takes back what was lent at once" in note for note in rendered.notes)
+    plain = kueue.render([Quota(tenant="a", gpus=1)], [flavor()], Policy(order="priority", reclaim="any"))
     assert plain.notes == ()
 
 

@@ -10,7 +10,7 @@ from macadam.compute.jobs.naming import LABEL, cores, dns_label, label_value, pa
 from macadam.errors import InvalidInput
 
 ANY_TEXT = st.text(min_size=1, max_size=200)
-LIKE_NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,80}(-[0-9a-f]{12})?", fullmatch=True)
+LIKE_NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,80}(-h[0-9a-f]{12})?", fullmatch=True)
 
 
 @given(ANY_TEXT | LIKE_NAMES, st.integers(20, LABEL))
@@ -36,6 +36,7 @@ def test_a_long_name_keeps_its_readable_part() -> None:
     first, second = "train-" + "a" * 70 + "-1", "train-" + "a" * 70 + "-2"
     assert dns_label(first).startswith("train-aaaa")
     assert dns_label(first) != dns_label(second)
+    assert dns_label("01a1fe95-6bfe-7bd3-8d12-530c06374c61") == "01a1fe95-6bfe-7bd3-8d12-530c06374c61"
     assert dns_label("delay_risk") != dns_label("delay-risk") == "delay-risk"
 
 
