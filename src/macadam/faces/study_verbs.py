@@ -60,7 +60,7 @@ def _row(summary: packing.Summary) -> dict[str, object]:
     return {
         "policy": summary.policy,
         "unallocated": f"{summary.unallocated:.1f}",
-        "between seeds": f"± {summary.deviation:.1f}",
+        "between seeds": f"± {summary.deviation:.1f}" if summary.seeds > 1 else "",
         "allocated": f"{summary.allocated_part:.2%}",
         "pods dropped": f"{summary.dropped:.0f}",
         "seconds": f"{summary.seconds:.1f}",

@@ -128,7 +128,8 @@ class Cluster:
     """The free amounts of each node, as arrays that policies read.
 
     cpu, memory: shape (n,). gpu: shape (n, most devices), free thousandths, -1 where a node has no such device. slots: the same
-    shape, for partitioned devices the bit mask of MIG memory slots in use, else -1. model: index into models. version counts
+    shape, for partitioned devices the bit mask of MIG memory slots in use, else -1. model: index into models. largest_cpu,
+    largest_gpu: those of the largest nodes when empty, at least 1: for costs between 0 and 1. version counts
     changes, so that scores can be kept and only what moved is computed again. Not for several threads at once.
     """
 
@@ -148,6 +149,8 @@ class Cluster:
         self.slots: Ints = np.full((len(self.nodes), width), -1, dtype=np.int64)
         for i, node in enumerate(self.nodes):
             (self.slots if node.partitioned else self.gpu)[i, : node.gpus] = 0 if node.partitioned else WHOLE
+        self.largest_cpu = max((node.cpu_milli for node in self.nodes), default=0) or 1
+        self.largest_gpu = width * WHOLE
         self.version = 0
         self._changed: list[int] = []
 

@@ -159,7 +159,7 @@ def _slot_table(model: str, name: str) -> "Floats":
 def rule(cluster: Cluster, name: str, typical: Sequence[Typical], capability: Mapping[str, float]) -> "Rule":
     """The scoring of a policy. Those that need typical work and have none score by best fit."""
     if name in ("gradient", "balanced", "least-capable") and typical:
-        base = _gradient(Measure(cluster, typical), rounded=name == "gradient")
+        base: Rule = _Gradient(Measure(cluster, typical), rounded=name == "gradient")
     else:
         base = {"random": _any, "packing": _packing(cluster), "dot-product": _dot_product}.get(name, _best_fit)
     return _least_capable(cluster, base, capability) if name == "least-capable" else base
@@ -176,14 +176,14 @@ def _any(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]
 
 
 def _best_fit(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
-    gpu = (_free(cluster, rows) - demand.gpus * demand.gpu_milli) / _largest_gpu(cluster)
-    cpu = (cluster.cpu[rows] - demand.cpu_milli) / _largest_cpu(cluster)
+    gpu = (_free(cluster, rows) - demand.gpus * demand.gpu_milli) / cluster.largest_gpu
+    cpu = (cluster.cpu[rows] - demand.cpu_milli) / cluster.largest_cpu
     return (gpu + cpu) / 2, _tightest(cluster, demand, rows)
 
 
 def _dot_product(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
-    gpu = _free(cluster, rows) / _largest_gpu(cluster) * demand.gpus * demand.gpu_milli / _largest_gpu(cluster)
-    cpu = cluster.cpu[rows] / _largest_cpu(cluster) * demand.cpu_milli / _largest_cpu(cluster)
+    gpu = _free(cluster, rows) / cluster.largest_gpu * demand.gpus * demand.gpu_milli / cluster.largest_gpu
+    cpu = cluster.cpu[rows] / cluster.largest_cpu * demand.cpu_milli / cluster.largest_cpu
     return gpu + cpu, _tightest(cluster, demand, rows)
 
 
@@ -209,7 +209,7 @@ def _packing(cluster: Cluster) -> "Rule":
     return score
 
 
-def _gradient(measure: Measure, *, rounded: bool) -> "Rule":
+class _Gradient:
     """How much fragmentation grows; per device for a share.
 
     rounded: as FGD's authors do, whose scheduler scores nodes with whole numbers from 0 to 100 and takes the first of the best. That
@@ -217,37 +217,39 @@ def _gradient(measure: Measure, *, rounded: bool) -> "Rule":
     (see Measure.stranded), and nearly equal nodes by what is left on them.
     """
 
-    def amount(cluster: Cluster, cpu: "Ints", memory: "Ints", gpu: "Ints", rows: "Ints") -> "Floats":
-        found = measure.of(cpu, memory, gpu, cluster.model[rows])
-        return found if rounded else found + measure.stranded(cpu, memory, gpu, cluster.model[rows])
+    def __init__(self, measure: Measure, *, rounded: bool) -> None:
+        self._measure, self._rounded = measure, rounded
 
-    def cost(cluster: Cluster, grown: "Floats", cpu: "Ints", gpu: "Ints") -> "Floats":
-        if rounded:
-            return -np.floor(_SCORES / (1 + np.exp(grown / WHOLE)))
-        left = np.maximum(gpu, 0).sum(axis=1) / _largest_gpu(cluster) + cpu / _largest_cpu(cluster)
-        return np.asarray(grown / WHOLE + _TIE * left)
-
-    def score(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
-        before = amount(cluster, cluster.cpu[rows], cluster.memory[rows], cluster.gpu[rows], rows)
+    def __call__(self, cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
         which, device = np.arange(len(rows)), np.full(len(rows), -1)
         if demand.shared:
             which, device = np.nonzero(cluster.gpu[rows] >= demand.gpu_milli)
         at = rows[which]
-        cpu, memory = cluster.cpu[at] - demand.cpu_milli, cluster.memory[at] - demand.memory_mib
         gpu = cluster.gpu[at]
         if demand.shared:
             gpu[np.arange(len(at)), device] -= demand.gpu_milli
         else:
             gpu = _without(gpu, demand.gpus)
-        found = cost(cluster, amount(cluster, cpu, memory, gpu, at) - before[which], cpu, gpu)
+        cpu, memory = cluster.cpu[at] - demand.cpu_milli, cluster.memory[at] - demand.memory_mib
+        before = self._amount(cluster.cpu[rows], cluster.memory[rows], cluster.gpu[rows], cluster.model[rows])
+        grown = self._amount(cpu, memory, gpu, cluster.model[at]) - before[which]
+        cost = self._cost(cluster, grown, cpu, gpu)
         if not demand.shared:
-            return found, device
+            return cost, device
         each = np.full(cluster.gpu[rows].shape, np.inf)
-        each[which, device] = found
+        each[which, device] = cost
         best = each.argmin(axis=1)
         return each[np.arange(len(rows)), best], best
 
-    return score
+    def _amount(self, cpu: "Ints", memory: "Ints", gpu: "Ints", model: "Ints") -> "Floats":
+        found = self._measure.of(cpu, memory, gpu, model)
+        return found if self._rounded else found + self._measure.stranded(cpu, memory, gpu, model)
+
+    def _cost(self, cluster: Cluster, grown: "Floats", cpu: "Ints", gpu: "Ints") -> "Floats":
+        if self._rounded:
+            return -np.floor(_SCORES / (1 + np.exp(grown / WHOLE)))
+        left = np.maximum(gpu, 0).sum(axis=1) / cluster.largest_gpu + cpu / cluster.largest_cpu
+        return np.asarray(grown / WHOLE + _TIE * left)
 
 
 def _least_capable(cluster: Cluster, base: "Rule", capability: Mapping[str, float]) -> "Rule":
@@ -256,6 +258,8 @@ def _least_capable(cluster: Cluster, base: "Rule", capability: Mapping[str, floa
 
     def score(cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
         cost, device = base(cluster, demand, rows)
+        if not demand.gpus:
+            return cost, device
         # Squeezed into (-1, 1), so that it decides among nodes of one rank only.
         return 2 * rank[cluster.model[rows]] + cost / (1 + np.abs(cost)), device
 
@@ -271,11 +275,3 @@ def _without(gpu: "Ints", count: int) -> "Ints":
 
 def _free(cluster: Cluster, rows: "Ints") -> "Ints":
     return np.asarray(np.maximum(cluster.gpu[rows], 0).sum(axis=1))
-
-
-def _largest_gpu(cluster: Cluster) -> int:
-    return WHOLE * max(1, *(node.gpus for node in cluster.nodes), 1)
-
-
-def _largest_cpu(cluster: Cluster) -> int:
-    return max(1, *(node.cpu_milli for node in cluster.nodes), 1)

@@ -47,13 +47,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """How a job stands. elapsed: seconds since its start. saved: seconds of work that no interruption can undo; unsaved: done since.
-    where: ON_DEMAND, the name of a zone, or NOWHERE. available: zone → seconds for which spot has been had there without a break.
+    where: ON_DEMAND, the name of a zone, or NOWHERE. starting: seconds until the machine there goes on with the work.
+    available: zone → seconds for which spot has been had there without a break.
     """
 
     elapsed: float
     saved: float = 0.0
     unsaved: float = 0.0
     where: str = NOWHERE
+    starting: float = 0.0
     available: dict[str, float] = {}
 
     @property
@@ -133,7 +135,8 @@ def safe(job: Job, standing: Standing, where: str) -> bool:
 
 def slack(job: Job, standing: Standing) -> float:
     """Seconds that may be lost before only on-demand machines can meet the deadline."""
-    return job.deadline - standing.elapsed - (job.work - standing.done) - job.changeover
+    left = job.deadline - standing.elapsed - standing.starting
+    return left - (job.work - standing.done) - job.changeover
 
 
 def best_zone(standing: Standing) -> str:
@@ -185,7 +188,9 @@ def _expected_cost(job: Job, standing: Standing, market: Market, _policy: Policy
     now: spot_plan.Mode = "spot" if standing.on_spot and zone == standing.where else "nowhere"
     if standing.where == ON_DEMAND:
         now = "on-demand"
-    chosen = plan.best(now, job.deadline - standing.elapsed, job.work - standing.done, spot=bool(zone))
+    chosen = plan.best(
+        now, job.deadline - standing.elapsed - standing.starting, job.work - standing.done, spot=bool(zone)
+    )
     return {"spot": zone, "on-demand": ON_DEMAND, "nowhere": NOWHERE}[chosen]
 
 

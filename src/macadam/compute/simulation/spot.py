@@ -199,12 +199,13 @@ class _Attempt:
         return self._job.work - self._saved - self._unsaved
 
     def standing(self) -> Standing:
-        """As `decide` is told. A machine that is still starting has done nothing, and counts as had."""
+        """As `decide` is told."""
         return Standing(
-            elapsed=self.elapsed + self._starting,
+            elapsed=self.elapsed,
             saved=self._saved,
             unsaved=self._unsaved,
             where=self._where,
+            starting=self._starting,
             available=self._available,
         )
 
