@@ -61,7 +61,7 @@ def _lines(path: Path) -> Iterator[list[Sample]]:
                 continue
             try:
                 piece.append(decoder.decode(line))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise SourceInvalid(
                     f"Line {number} of {path} is no sample: {error}.", next_step="Record it with macadam gpu watch."
                 ) from error

@@ -20,6 +20,8 @@ Text = Annotated[str, msgspec.Meta(max_length=253)]
 """A label's value: Kubernetes names have at most 253 characters."""
 
 Aware = Annotated[datetime, msgspec.Meta(tz=True)]
+Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a column of 64 bits holds: a number from elsewhere may be any."""
 GPU = "gpu:"
 HOST = "host:"
 
@@ -29,14 +31,14 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
     project: Text
     owner: Text
-    memory: int | None = None
+    memory: Whole | None = None
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """A process on a device. memory: bytes, None where the driver does not say (as under some containers)."""
 
-    pid: int
-    memory: int | None = None
+    pid: Whole
+    memory: Whole | None = None
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,16 +71,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     sm_occupancy: float | None = None
     tensor_active: float | None = None
     dram_active: float | None = None
-    memory_used: int | None = None
-    memory_total: int | None = None
+    memory_used: Whole | None = None
+    memory_total: Whole | None = None
     power: float | None = None
     power_limit: float | None = None
-    energy: int | None = None
+    energy: Whole | None = None
     sm_clock: float | None = None
     memory_clock: float | None = None
-    throttle: int | None = None
+    throttle: Whole | None = None
     temperature: float | None = None
-    xid: int | None = None
+    xid: Whole | None = None
     host_cpu: float | None = None
     pod: Text | None = None
     namespace: Text | None = None

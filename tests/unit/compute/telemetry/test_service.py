@@ -84,7 +84,7 @@ def whole(seed: int = 3, devices: int = 6) -> pa.Table:
 # --- one outcome, however it comes
 
 
-@settings(max_examples=60 if SOAK else 4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60 if SOAK else 3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), pieces=st.integers(1, 6))
 def test_deliveries_in_any_order_twice_and_late_give_what_one_delivery_gives(
     tmp_path_factory: pytest.TempPathFactory, seed: int, pieces: int
