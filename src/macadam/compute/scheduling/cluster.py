@@ -116,7 +116,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing fits. reason: a sentence. lacking: how many nodes fail for 'model', 'cpu', 'memory', 'gpu' (each counted at the
-    first of these that it fails) or 'near'. ever: whether it would fit if nothing else were running.
+    first of these that it fails); 'members' of a gang for all of which there is no room, or not 'near' enough. ever: whether it
+    would fit if nothing else were running.
     """
 
     reason: str

@@ -33,6 +33,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         """Where it still fits on a device whose slots `used` are taken."""
         return tuple(start for start in self.starts if not used & self.mask(start))
 
+    def room(self, used: int) -> int:
+        """How many of it still fit there at once."""
+        count = 0
+        for start in self.starts:
+            if not used & self.mask(start):
+                used, count = used | self.mask(start), count + 1
+        return count
+
 
 # compute slices → (where it may begin, memory slots). Two profiles have one compute slice: the second takes two slots.
 _EIGHTHS = (

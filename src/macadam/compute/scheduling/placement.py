@@ -5,6 +5,7 @@ own history, and the simulator. Who asks often keeps a Placer, which gives the s
 that changed. Order and quota are decided elsewhere.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
@@ -117,21 +118,22 @@ class Placer:
                 return parts
         return () if demand.near and demand.required else self._together(demand, None)
 
-    def _neighbourhoods(self, demand: Demand) -> "list[Flags]":
-        """Sets of nodes that might hold the whole gang, the tightest first: single nodes, and racks unless one node is a must."""
-        room = scoring.room(self.cluster, demand)
+    def _neighbourhoods(self, demand: Demand) -> "Iterator[Flags]":
+        """Sets of nodes with room for the whole gang, single nodes before racks, those with the least free GPUs first."""
+        if not demand.near:
+            return
+        room, nodes = scoring.room(self.cluster, demand), self.cluster.nodes
         total = np.maximum(self.cluster.gpu, 0).sum(axis=1)
-        found: list[tuple[int, int, Flags]] = []
-        if demand.near and not demand.apart:
-            whole = np.flatnonzero(room >= demand.members)
-            found.extend((0, int(total[node]), np.arange(len(room)) == node) for node in whole)
-        if demand.near == "rack" or (demand.near == "node" and not demand.required):
-            racks = np.array([node.rack for node in self.cluster.nodes])
-            for rack in sorted({node.rack for node in self.cluster.nodes} - {""}):
-                inside = racks == rack
-                if int(room[inside].sum()) >= demand.members:
-                    found.append((1, int(total[inside].sum()), inside))
-        return [allowed for _, _, allowed in sorted(found, key=lambda item: item[:2])]
+        if not demand.apart:
+            for node in sorted(np.flatnonzero(room >= demand.members), key=lambda node: int(total[node])):
+                yield np.arange(len(nodes)) == node
+        if demand.near == "rack" or not demand.required:
+            racks = np.array([node.rack for node in nodes])
+            for rack in sorted(
+                {node.rack for node in nodes} - {""}, key=lambda rack: (int(total[racks == rack].sum()), rack)
+            ):
+                if int(room[racks == rack].sum()) >= demand.members:
+                    yield racks == rack
 
     def _together(self, demand: Demand, allowed: "Flags | None") -> tuple[Part, ...]:
         scratch = Placer(self.cluster.copy(), self.policy)

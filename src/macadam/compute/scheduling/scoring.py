@@ -98,6 +98,8 @@ def room(cluster: Cluster, demand: Demand) -> "Ints":
             count = np.minimum(count, free // asked)
     if demand.shared:
         count = np.minimum(count, (np.maximum(cluster.gpu, 0) // demand.gpu_milli).sum(axis=1))
+    elif demand.slice:
+        count = np.minimum(count, _slots_room(cluster, demand.slice))
     elif demand.gpus:
         count = np.minimum(count, (cluster.gpu == WHOLE).sum(axis=1) // demand.gpus)
     return np.where(fits(cluster, demand, rows), count, 0)
@@ -143,6 +145,16 @@ def _slot_costs(cluster: Cluster, demand: Demand, rows: "Ints") -> "Floats":
         used = cluster.slots[rows[mine]]
         costs[mine] = np.where(used >= 0, table[np.maximum(used, 0)], np.inf)
     return costs
+
+
+def _slots_room(cluster: Cluster, name: str) -> "Ints":
+    """How many slices of one kind the devices of each node have room for."""
+    count = np.zeros(len(cluster.nodes), dtype=np.int64)
+    for i in np.flatnonzero((cluster.slots >= 0).any(axis=1)):
+        profile = mig.profiles(cluster.nodes[i].model).get(name)
+        if profile is not None:
+            count[i] = sum(profile.room(int(used)) for used in cluster.slots[i] if used >= 0)
+    return count
 
 
 @cache

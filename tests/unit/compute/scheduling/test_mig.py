@@ -83,3 +83,14 @@ def test_slices_are_packed_so_that_large_ones_still_fit():
         assert isinstance(found, Assignment), name
         cluster.take(Demand(slice=name), found)
     assert isinstance(placer.place(Demand(slice="4g.40gb")), Refusal)
+
+
+def test_a_gang_of_slices_is_placed_whole_or_not_at_all():
+    cluster = Cluster([Machine(name="a", cpu_milli=0, memory_mib=0, gpus=2, model="a100-sxm-40gb", partitioned=True)])
+    placer = Placer(cluster, Policy())
+    found = placer.place(Demand(slice="2g.10gb", members=6, near="node", required=True))
+    assert isinstance(found, Assignment)
+    assert len({(part.devices, part.start) for part in found.parts}) == 6
+    many = placer.place(Demand(slice="2g.10gb", members=7))
+    assert isinstance(many, Refusal)
+    assert many.reason.startswith("There is room for 6 of 7 members.")

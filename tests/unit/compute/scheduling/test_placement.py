@@ -32,6 +32,20 @@ def taken(cluster, demand, policy=None):
     return found
 
 
+def room(cluster, node, demand):
+    """How many members a node could hold, counted one by one."""
+    i, count = cluster.index[node.name], 0
+    cpu, memory, gpus = int(cluster.cpu[i]), int(cluster.memory[i]), [int(free) for free in cluster.gpu[i]]
+    while (not demand.models or node.model in demand.models) and count < 20:
+        fitting = [d for d, free in enumerate(gpus) if free >= demand.gpu_milli][: demand.gpus]
+        if len(fitting) < demand.gpus or cpu < demand.cpu_milli or memory < demand.memory_mib:
+            break
+        for device in fitting:
+            gpus[device] -= demand.gpu_milli
+        cpu, memory, count = cpu - demand.cpu_milli, memory - demand.memory_mib, count + 1
+    return count
+
+
 demands = st.one_of(
     st.builds(Demand, cpu_milli=st.integers(0, 12_000), memory_mib=st.integers(0, 3000), gpus=st.integers(0, 5)),
     st.builds(Demand, cpu_milli=st.integers(0, 6000), gpus=st.just(1), gpu_milli=st.integers(1, 999)),
@@ -68,6 +82,7 @@ def test_remembered_scores_decide_as_fresh_ones_and_nothing_is_ever_overbooked(n
         else:
             assert found.reason
             assert demand.members > 1 or found.lacking
+            assert demand.near or sum(room(cluster, node, demand) for node in nodes) < demand.members
         if ends and running:
             cluster.give_back(*running.pop(0))
     for demand, found in running:
