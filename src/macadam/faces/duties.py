@@ -16,6 +16,7 @@ from macadam.access.types import DenialCount, RecordDenials
 from macadam.app.platform import LOCAL_TOKEN, Platform
 from macadam.errors import Conflict, InvalidInput, MacadamError
 from macadam.faces import logs, telemetry_worker
+from macadam.faces.gateway_meter import GatewayMeter
 from macadam.journal import sealing
 from macadam.journal.layout import CLOSED
 from macadam.journal.types import SealClosed
@@ -103,6 +104,8 @@ DUTIES: tuple[Duty, ...] = (
     Duty(name="seal telemetry", every=60.0, act=telemetry_worker.seal),
     # Retention is counted in hours and days.
     Duty(name="expire telemetry", every=600.0, act=telemetry_worker.expire),
+    # A leaf for each endpoint that answered; what a killed server did not report is let go.
+    Duty(name="meter gateway", every=600.0, act=GatewayMeter()),
     # An overlap is counted in days.
     Duty(name="retire ledger keys", every=60.0, act=retire_ledger_keys),
 )

@@ -100,20 +100,28 @@ class _Child(msgspec.Struct, frozen=True, kw_only=True):
     created: float
 
 
+def running(home: Path) -> "psutil.Process | None":
+    """The gateway that was started on this home last, if it still runs."""
+    try:
+        child = msgspec.json.decode((home / _PID_FILE).read_bytes(), type=_Child)
+        process = psutil.Process(child.pid)
+        return process if process.create_time() == child.created else None
+    except (FileNotFoundError, msgspec.DecodeError, psutil.NoSuchProcess):
+        return None  # none was started, the note is torn, or it has ended
+
+
 def end_leftover(home: Path) -> None:
     """Ends the gateway of a server on this home that was killed, if it still runs. Harmless otherwise."""
-    path = home / _PID_FILE
+    process = running(home)
+    if process is None:
+        return
     try:
-        child = msgspec.json.decode(path.read_bytes(), type=_Child)
-        process = psutil.Process(child.pid)
-        if process.create_time() != child.created:
-            return
         process.terminate()
         if not _has_ended(process):
             process.kill()
             _has_ended(process)
-    except (FileNotFoundError, msgspec.DecodeError, psutil.NoSuchProcess):
-        return  # none was started, the note is torn, or it has ended meanwhile: nothing to end
+    except psutil.NoSuchProcess:
+        return  # it has ended meanwhile: nothing to end
 
 
 def _has_ended(process: "psutil.Process") -> bool:

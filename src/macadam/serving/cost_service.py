@@ -6,7 +6,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam import catalog
-from macadam.compute.waterfall import metering, stages
+from macadam.compute.waterfall import allocation, metering, stages
 from macadam.compute.waterfall.metering import Measured
 from macadam.compute.waterfall.service import core_price
 from macadam.compute.waterfall.stages import CostSpan, Price
@@ -66,7 +66,10 @@ def cost_accuracy(tx: Transaction, request: CostAccuracy, answers: tuple[_Answer
     price = core_price(tx.ports.settings)
     measured = metering.measured(tx.sql, request.project)
     versions = models.versions(tx.sql, request.project, request.model)
-    made = [_version(tx.sql, one, versions, answers, labels, measured, price, request.over) for one in versions]
+    sources = _Sources(
+        measured=measured, billed=allocation.billed(tx.sql, tx.ports.objects, request.project), price=price
+    )
+    made = [_version(tx.sql, one, len(versions), answers, labels, sources, request.over) for one in versions]
     return AccuracyCost(
         project=request.project,
         model=request.model,
@@ -81,39 +84,56 @@ def _labels(sql: sa.Connection, project: str) -> dict[str, float]:
     return {row.prediction: row.label for row in sql.execute(query)}
 
 
+class _Sources(msgspec.Struct, frozen=True, kw_only=True):
+    """What costs are taken from. A bill for an owner's machines takes the place of what was measured and priced here."""
+
+    measured: Sequence[Measured]
+    billed: Mapping[str, Mapping[str, int]]
+    price: Price
+
+    @property
+    def currency(self) -> str:
+        return self.price.core_hour.currency
+
+    def bill_of(self, owner: str) -> CostSpan | None:
+        """In the currency that cores are priced in: currencies are not added up."""
+        micros = self.billed.get(owner, {}).get(self.currency)
+        return None if micros is None else stages.exactly(micros, self.currency)
+
+
 def _version(
     sql: sa.Connection,
     version: ModelVersion,
-    versions: Sequence[ModelVersion],
+    versions: int,
     answers: Sequence[_Answer],
     labels: Mapping[str, float],
-    measured: Sequence[Measured],
-    price: Price,
+    sources: _Sources,
     over: int,
 ) -> VersionCost:
     own = [answer for answer in answers if answer.version == version.ref]
     judged = _judged(own, labels)
     run = models.run(sql, version.project, version.run)
-    training = stages.priced(run.seconds, run.cpu_seconds, price)
-    about = [one for one in measured if one.subject == f"model:{version.model}"]
-    care = stages.by_stage([one for one in about if stages.stage_of(one.operation) != "train"], price)
-    caring = _part_of(stages.total((one.cost for one in care), price.core_hour.currency), 1, len(versions))
+    bill = sources.bill_of(run.ref)
+    training = bill or stages.priced(run.seconds, run.cpu_seconds, sources.price)
+    about = [one for one in sources.measured if one.subject == f"model:{version.model}"]
+    care = stages.by_stage([one for one in about if stages.stage_of(one.operation) != "train"], sources.price)
+    caring = _part_of(stages.total((one.cost for one in care), sources.currency), 1, versions)
     once = "all of it" if over <= judged.predictions else f"{judged.predictions} of {over} predictions expected"
-    serving, how = _serving(own, answers, measured, price)
+    serving, how = _serving(version.ref, own, answers, sources)
     parts = (
         Part(
             what="training",
             cost=accuracy_cost.share_of_once(training, judged.predictions, over),
-            how=f"measured by {run.ref}; {once}",
+            how=f"{'billed for' if bill else 'measured by'} {run.ref}; {once}",
         ),
         Part(
             what="registration, evaluation, gates",
             cost=accuracy_cost.share_of_once(caring, judged.predictions, over),
-            how=f"measured by the dispatcher for the model, one of {len(versions)} versions; {once}",
+            how=f"measured by the dispatcher for the model, one of {versions} versions; {once}",
         ),
         Part(what="serving", cost=serving, how=how),
     )
-    return accuracy_cost.of_version(version.ref, judged, parts, over=over, currency=price.core_hour.currency)
+    return accuracy_cost.of_version(version.ref, judged, parts, over=over, currency=sources.currency)
 
 
 def _judged(own: Sequence[_Answer], labels: Mapping[str, float]) -> Judged:
@@ -124,22 +144,32 @@ def _judged(own: Sequence[_Answer], labels: Mapping[str, float]) -> Judged:
 
 
 def _serving(
-    own: Sequence[_Answer], answers: Sequence[_Answer], measured: Sequence[Measured], price: Price
+    version: str, own: Sequence[_Answer], answers: Sequence[_Answer], sources: _Sources
 ) -> tuple[CostSpan, str]:
-    """The gateways' work for each endpoint, by the version's part of the answers there."""
-    cost, told = stages.nothing(price.core_hour.currency), False
+    """The bill for the version's machines, and of each endpoint's bill, or its gateways' work, the version's part of answers."""
+    bill = sources.bill_of(version)
+    cost = bill or stages.nothing(sources.currency)
+    told = ["billed for the version"] if bill else []
     for endpoint in sorted({one.endpoint for one in own}):
-        work = [m for m in measured if m.operation == stages.GATEWAY and m.subject == f"endpoint:{endpoint}"]
-        here = [one for one in answers if one.endpoint == endpoint]
-        mine = sum(one.endpoint == endpoint for one in own)
-        told = told or bool(work)
-        for one in work:
-            cost = cost.plus(_part_of(stages.priced(one.wall, one.cpu, price), mine, len(here)))
-    if not own:
-        return cost, "it has not answered yet"
-    if not told:
-        return cost, "not measured: no gateway's work was reported for its endpoints (`macadam cost meter`)"
-    return cost, "the gateway's time for its endpoints, by its part of the answers"
+        mine, here = (sum(one.endpoint == endpoint for one in some) for some in (own, answers))
+        found, how = _of_gateways(endpoint, sources)
+        if how:
+            cost = cost.plus(_part_of(found, mine, here))
+            told.append(f"{how}, {mine} of {here} answers")
+    if told:
+        return cost, "; ".join(told)
+    missing = "no bill and no gateway's work (`macadam cost meter`) is known for its endpoints"
+    return cost, f"not measured: {missing}" if own else "it has not answered yet"
+
+
+def _of_gateways(endpoint: str, sources: _Sources) -> tuple[CostSpan, str]:
+    name = f"endpoint:{endpoint}"
+    bill = sources.bill_of(name)
+    if bill:
+        return bill, f"billed for {name}"
+    work = [one for one in sources.measured if one.operation == stages.GATEWAY and one.subject == name]
+    spans = (stages.priced(one.wall, one.cpu, sources.price) for one in work)
+    return stages.total(spans, sources.currency), f"gateways' time for {name}" if work else ""
 
 
 def _part_of(cost: CostSpan, part: int, whole: int) -> CostSpan:

@@ -7,11 +7,12 @@ from unit.serving.test_sealing import records, write
 
 from macadam import testing
 from macadam.app.platform import Platform
-from macadam.compute.waterfall import metering
+from macadam.compute.waterfall import allocation, metering
 from macadam.compute.waterfall.requests import RecordWork, ShowStages
 from macadam.errors import InvalidInput, NotAuthorised, NotFound
 from macadam.journal.types import SealClosed
 from macadam.ledger.types import ShowLog
+from macadam.models.types import ShowModel
 from macadam.serving.types import CostAccuracy, Label, RecordFeedback, ShowEndpoint
 from macadam.values import utc_now
 
@@ -53,6 +54,23 @@ def test_serving_that_nobody_measured_is_said_to_be_missing(deployed, answered):
     assert serving.cost.value.micros == 0
     assert "not measured" in serving.how
     assert first.per_accurate.note == "no label has arrived"
+
+
+def test_a_bill_takes_the_place_of_what_was_measured(deployed, answered, monkeypatch):
+    run = deployed.call(ShowModel(project=PROJECT, model=MODEL)).versions[-1].run
+    bills = {
+        run: {"USD": 5_000_000},
+        f"endpoint:{ENDPOINT}": {"USD": 2_000_000, "EUR": 7},
+        f"model:{MODEL}@1": {"USD": 10},
+    }
+    monkeypatch.setattr(allocation, "billed", lambda *_: bills)
+    deployed.call(RecordWork(project=PROJECT, subject=f"endpoint:{ENDPOINT}", calls=10, wall=20, cpu=4))
+    first = deployed.call(CostAccuracy(project=PROJECT, model=MODEL)).versions[0]
+    parts = {part.what: (part.cost.value.micros, part.how) for part in first.parts}
+    assert parts["training"][0] == 5_000_000
+    assert parts["serving"][0] == 2_000_010
+    assert "billed for" in parts["training"][1]
+    assert "10 of 10 answers" in parts["serving"][1]
 
 
 def test_training_is_spread_over_the_predictions_that_are_expected(deployed, answered):

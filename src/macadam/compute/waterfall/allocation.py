@@ -26,6 +26,7 @@ from macadam.compute.waterfall.schema import allocations
 from macadam.compute.waterfall.types import Flag, Uncharged
 from macadam.errors import NotFound
 from macadam.lazy import lazy
+from macadam.ledger import service as ledger
 from macadam.operations import Context
 from macadam.ports import Objects
 from macadam.settings import Settings
@@ -33,9 +34,11 @@ from macadam.values import Money, uuid7
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 else:
     pa = lazy("pyarrow")
+    pc = lazy("pyarrow.compute")
     pq = lazy("pyarrow.parquet")
 
 PUE = Span(value=1.56, low=1.1, high=2.0)
@@ -47,13 +50,14 @@ _LONGEST = timedelta(days=400)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept beside the pieces."""
+    """What is kept beside the pieces. models: run → the model that it trained, as its leaf says."""
 
     bill: dict[str, int]
     uncharged: tuple[Uncharged, ...]
     flags: tuple[Flag, ...]
     energy: tuple[Energy, ...]
     profiles: tuple[Profile, ...]
+    models: dict[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,9 @@ def divide(context: Context, request: AllocateCosts) -> Divided:
     context.progress(f"dividing {len(charges)} charges over {usage.num_rows} rows of usage", 0, 0)
     mfu = profiles.mfus(usage, request.flops, request.number_format)
     spread = cascade.spread(charges, usage, mfu=mfu, now=now)
-    facts = _facts(context.ports.settings, request, spread, usage)
+    with context.read() as sql:
+        models = _models(sql, spread)
+    facts = msgspec.structs.replace(_facts(context.ports.settings, request, spread, usage), models=models)
     made = _allocation(context, month, (start, until), spread, charges, usage.num_rows)
     return Divided(allocation=made, facts=context.ports.objects.put(msgspec.json.encode(facts)))
 
@@ -102,6 +108,17 @@ def _facts(settings: Settings, request: AllocateCosts, spread: Spread, usage: "p
         energy=energy.by_owner(usage, pue=pue_of(settings), grams_per_kwh=grid_of(settings)),
         profiles=profiles.by_owner(usage, number_format=request.number_format, model_flops=request.flops),
     )
+
+
+def _models(sql: sa.Connection, spread: Spread) -> dict[str, str]:
+    """Runs say in their leaves which model they trained."""
+    owners = [str(owner) for owner in pc.unique(spread.rows["owner"]).to_pylist()]
+    found: dict[str, str] = {}
+    for owner in owners:
+        if owner.startswith("run:"):
+            for entry in ledger.find(sql, kind="models.train", subject=owner, outcome="done", limit=1):
+                found[owner] = f"model:{entry.leaf.body['model']}"
+    return found
 
 
 def pue_of(settings: Settings) -> Span:
@@ -175,3 +192,22 @@ def listed(sql: sa.Connection, limit: int) -> tuple[Allocation, ...]:
     a = allocations.c
     query = sa.select(a.document).order_by(a.month.desc(), a.at.desc(), a.id.desc()).limit(limit)
     return tuple(msgspec.convert(document, Allocation) for document in sql.execute(query).scalars())
+
+
+Billed = dict[str, dict[str, int]]
+"""Owner → currency → micros."""
+
+
+def billed(sql: sa.Connection, objects: Objects, project: str) -> Billed:
+    """What each owner of a project cost over all months that were divided, by each month's newest allocation.
+
+    Raises IntegrityError.
+    """
+    found: Billed = {}
+    for month in sql.execute(sa.select(allocations.c.month).distinct().order_by(allocations.c.month)).scalars().all():
+        _, spread, _ = newest(sql, objects, month)
+        for one in cascade.waterfalls(spread.of_project(project), "owner"):
+            if one.key:
+                sums = found.setdefault(one.key, {})
+                sums[one.bill.currency] = sums.get(one.bill.currency, 0) + one.bill.micros
+    return found

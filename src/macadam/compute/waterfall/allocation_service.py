@@ -60,7 +60,7 @@ def list_allocations(tx: Transaction, request: ListAllocations) -> tuple[Allocat
 def break_down(tx: Transaction, request: BreakDown) -> Breakdown:
     """A project's readers get its own part; whose role is in all projects gets the whole. Raises NotFound."""
     month, _, _ = allocation.month_of(request.month, tx.now)
-    made, spread, _ = allocation.newest(tx.sql, tx.ports.objects, month)
+    made, spread, facts = allocation.newest(tx.sql, tx.ports.objects, month)
     everything = request.project == ALL
     seen = spread if everything else spread.of_project(request.project)
     return Breakdown(
@@ -69,7 +69,7 @@ def break_down(tx: Transaction, request: BreakDown) -> Breakdown:
         allocation=made.id,
         by=request.by,
         whole=cascade.waterfalls(seen),
-        parts=cascade.dearest(cascade.waterfalls(seen, request.by), request.limit),
+        parts=cascade.dearest(cascade.waterfalls(seen, request.by, models=facts.models), request.limit),
         days=cascade.days(seen),
         uncharged=seen.uncharged[: request.limit],
         doubts=cascade.doubts(seen)[: request.limit] if everything else (),

@@ -121,6 +121,11 @@ def nothing(currency: str) -> CostSpan:
     return _span(0, 0, 0, currency)
 
 
+def exactly(micros: int, currency: str) -> CostSpan:
+    """What is known, as a bill says it."""
+    return _span(micros, micros, micros, currency)
+
+
 def total(spans: Iterable[CostSpan], currency: str) -> CostSpan:
     summed = nothing(currency)
     for span in spans:

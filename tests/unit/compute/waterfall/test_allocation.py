@@ -15,6 +15,7 @@ from macadam.app.platform import Platform
 from macadam.compute.billing.types import ImportBill
 from macadam.compute.telemetry import service as telemetry
 from macadam.compute.telemetry.requests import DeclarePods, PodOwner
+from macadam.compute.waterfall import allocation
 from macadam.compute.waterfall.requests import (
     AllocateCosts,
     BreakDown,
@@ -153,6 +154,13 @@ def test_parts_beyond_the_limit_are_summed_up(platform):
     found = shown(platform, by="owner", limit=2)
     assert [one.key for one in found.parts][-1].endswith("others")
     assert sum(one.bill.micros for one in found.parts) == found.whole[0].bill.micros
+
+
+def test_what_owners_were_billed_is_found_over_all_months(platform):
+    with platform.ports.sql.read() as sql:
+        found = allocation.billed(sql, platform.ports.objects, "vision")
+    parts = {one.key: one.bill.micros for one in shown(platform, "vision", by="owner").parts if one.key}
+    assert {owner: sums["USD"] for owner, sums in found.items()} == parts
 
 
 def test_a_month_without_bills_or_without_an_allocation_says_what_to_do(platform):
