@@ -1,0 +1,84 @@
+"""Jobs under a running server, and from the command line: real processes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from faces.test_up import Up
+
+from macadam.access.types import CreateProject
+from macadam.compute.jobs.types import Job, ReadLog, ShowJob, SubmitJob
+from macadam.faces import cli
+from macadam.faces.client import Client
+from macadam.faces.gateway_process import end_leftover
+from macadam.testing import local_token, open_platform
+
+FAST = {"MACADAM_JOBS_EVERY": "0.1", "MACADAM_GPUS": "2"}
+pytestmark = pytest.mark.slow
+
+
+def until(client: Client, job: Job, *states: str, within: float = 30) -> Job:
+    limit = time.monotonic() + within
+    while (found := client.call(ShowJob(project="p", job=job.id)).job).state not in states:
+        assert time.monotonic() < limit, found
+        time.sleep(0.05)
+    return found
+
+
+def test_a_server_works_its_queue_and_what_runs_survives_its_kill(tmp_path: Path) -> None:
+    home, ran = tmp_path / "home", tmp_path / "ran"
+    with open_platform(home) as platform:
+        platform.call(CreateProject(project="p"))
+        token = local_token(platform)
+    up = Up(home, **FAST)
+    try:
+        up.healthy()
+        with Client(f"http://127.0.0.1:{up.port}", token) as client:
+            code = f"import time; open({str(ran)!r}, 'a').write('began '); time.sleep(3); open({str(ran)!r}, 'a').write('ended'); print('bye')"
+            job = client.call(SubmitJob(project="p", command=("python", "-c", code)))
+            until(client, job, "running")
+        up.process.kill()
+        up.process.communicate()
+    finally:
+        end_leftover(home)
+    up = Up(home, **FAST)
+    try:
+        up.healthy()
+        with Client(f"http://127.0.0.1:{up.port}", token) as client:
+            assert until(client, job, "running", "succeeded").attempt == 1
+            assert until(client, job, "succeeded", "failed").exit_code == 0
+            assert client.call(ReadLog(project="p", job=job.id)).text == "bye\n"
+        assert ran.read_text() == "began ended"
+        memory = sum(
+            p.memory_info().rss for p in (psutil.Process(up.process.pid), *psutil.Process(up.process.pid).children())
+        )
+        assert memory < 300e6
+    finally:
+        up.stop()
+
+
+def test_a_queue_in_the_foreground_ends_when_nothing_is_left_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("MACADAM_HOME", str(home))
+    monkeypatch.setenv("MACADAM_PROJECT", "p")
+    for name, value in FAST.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["projects", "create", "p"]) == 0
+    capfd.readouterr()
+    command = json.dumps(["python", "-c", "for n in range(3): print('line', n)"])
+    assert cli.main(["jobs", "submit", "--command", command, "--resources", '{"gpus": 1}', "--json"]) == 0
+    job = json.loads(capfd.readouterr().out)["id"]
+    run = [sys.executable, "-m", "macadam.faces.cli", "jobs", "run", "--until-idle"]
+    subprocess.run(run, check=True, timeout=60, capture_output=True)
+    assert cli.main(["jobs", "follow", job]) == 0
+    assert capfd.readouterr().out == f"line 0\nline 1\nline 2\njob:{job} has succeeded.\n"
+    assert cli.main(["jobs", "explain", job, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["reason"] == "ended"
+    assert cli.main(["jobs", "cancel", job]) == 7
+    assert "succeeded already" in capfd.readouterr().err
