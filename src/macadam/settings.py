@@ -327,10 +327,10 @@ class Jobs(Section):
         why="only what says it may be is stopped",
     )
     reclaim: str = setting(
-        "any",
+        "due",
         env="MACADAM_JOBS_RECLAIM",
-        unit="never | lower-priority | any",
-        why="what was lent comes back when it is needed",
+        unit="never | due | lower-priority | any",
+        why="what was lent comes back when its owner's own share would have started the job, and not sooner",
     )
 
 

@@ -1,13 +1,14 @@
 """Why a job waits, when it will start and end, what it will cost: in words, from the same decision that the queue takes."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
 from macadam.compute.jobs import forecast, history, registry, spending
-from macadam.compute.jobs.history import Durations
+from macadam.compute.jobs.history import Durations, Memory
 from macadam.compute.jobs.loop import PLACES, policy, refusal
-from macadam.compute.jobs.picture import MakePlaces, Picture
+from macadam.compute.jobs.picture import Picture
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import Explanation, Job, Price, Span
 from macadam.compute.scheduling.types import Wait
@@ -17,9 +18,7 @@ from macadam.ports import Node, Ports
 _UNKNOWN = Span(likely=None, late=None, basis="")
 
 
-def explain(
-    sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, seconds: float = 0, places: MakePlaces = PLACES
-) -> Explanation:
+def explain(sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, seconds: float = 0) -> Explanation:
     """seconds: how long the job is thought to run, 0 = as its like. The job may be one that was not submitted yet."""
     rate = Rate.of(ports.settings.prices)
     lasts = Durations(likely=seconds, late=seconds, basis="as you say") if seconds else history.of(sql, job)
@@ -27,7 +26,9 @@ def explain(
         return _ended(sql, job)
     if job.attempt and job.state != "waiting":
         return _running(sql, job, lasts, rate)
-    seen = _picture(sql, ports, job, rate, now)
+    memory = Memory()
+    memory.update(sql, now)
+    seen = _picture(sql, ports, memory, job, now)
     cost = _price(job, lasts, rate)
     why = _other_reason(sql, seen, job, rate, now)
     if why is not None:
@@ -42,17 +43,23 @@ def explain(
             cost=cost,
             next_step=step,
         )
-    return _waiting(sql, ports, seen, job, lasts, cost, places)
+    return _waiting(sql, ports, seen, job, lasts, cost, memory)
 
 
 def _waiting(
-    sql: sa.Connection, ports: Ports, seen: Picture, job: Job, lasts: Durations, cost: Price, places: MakePlaces
+    sql: sa.Connection, ports: Ports, seen: Picture, job: Job, lasts: Durations, cost: Price, memory: Memory
 ) -> Explanation:
-    known = {one.id: history.of(sql, one) for one in (*seen.waiting, *seen.jobs.values()) if one.id != job.id}
-    known[job.id] = lasts
+    known = _durations(sql, (*seen.waiting, *seen.jobs.values())) | {job.id: lasts}
     rules = policy(ports.settings.jobs)
     likely, late = (
-        forecast.outlook(seen, job, rules, lambda one, at=is_late: known[one].at(at), places=places)  # type: ignore[misc]
+        forecast.outlook(
+            seen,
+            job,
+            rules,
+            lambda one, at=is_late: known[one].at(at),  # type: ignore[misc]
+            places=PLACES,
+            estimates=memory.estimates,
+        )
         for is_late in (False, True)
     )
     basis = "as the queue stands, with nothing more submitted" if likely.seconds is not None else _unsaid(seen, known)
@@ -74,6 +81,18 @@ def _waiting(
     )
 
 
+def _durations(sql: sa.Connection, jobs: Iterable[Job]) -> dict[str, Durations]:
+    """By job's id; asked once for all that are alike."""
+    known: dict[tuple[str, str, float], Durations] = {}
+    found = {}
+    for job in jobs:
+        key = (job.project, job.spec.likeness, job.spec.time_limit)
+        if key not in known:
+            known[key] = history.of(sql, job)
+        found[job.id] = known[key]
+    return found
+
+
 def _unsaid(seen: Picture, known: dict[str, Durations]) -> str:
     open_ended = sum(known[row.job].likely is None for row in seen.attempts)
     return f"it cannot be said: of {open_ended} running jobs nobody knows how long they run"
@@ -92,18 +111,22 @@ def _other_reason(
     return None
 
 
-def _picture(sql: sa.Connection, ports: Ports, job: Job, rate: Rate, now: datetime) -> Picture:
+def _picture(sql: sa.Connection, ports: Ports, memory: Memory, job: Job, now: datetime) -> Picture:
     rows, quotas = registry.open_attempts(sql), registry.all_quotas(sql)
     waiting = registry.waiting(sql)
+    waiting = waiting if any(one.id == job.id for one in waiting) else (*waiting, job)
+    jobs = registry.by_id(sql, [row.job for row in rows])
+    patience = policy(ports.settings.jobs).patience
     return Picture(
         now=now,
         nodes=registry.known_machines(sql) or _machines(ports),
-        waiting=waiting if any(one.id == job.id for one in waiting) else (*waiting, job),
+        waiting=waiting,
         attempts=rows,
-        jobs=registry.by_id(sql, [row.job for row in rows]),
+        jobs=jobs,
+        due=memory.due(quotas, (*waiting, *jobs.values()), now, patience),
         quotas=quotas,
         spent=spending.of_quotas(sql, quotas, now),
-        rate=rate,
+        rate=Rate.of(ports.settings.prices),
     )
 
 

@@ -37,7 +37,7 @@ def outlook(
     state, now = pictures.state(picture), picture.now.timestamp()
     first, begin = None, now
     for _ in range(_MOST_STEPS):
-        decision = decide(now, state, policy, estimates, pictures.staying(places))
+        decision = decide(now, state, policy, estimates, places)
         if any(start.id == job.id for start in decision.starts):
             return Outlook(seconds=now - begin, wait=first)
         first = first or decision.waits.get(job.id)

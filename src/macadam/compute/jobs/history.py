@@ -1,13 +1,19 @@
-"""How long jobs are thought to run, from those like them that succeeded: quantiles of what was, and on what they rest."""
+"""How long jobs are thought to run, from those like them that succeeded, and what scheduling learns from all that ended."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.jobs import registry
-from macadam.compute.jobs.types import Job
+from macadam.compute.jobs.types import WHOLE, Job, Quota
+from macadam.compute.scheduling.estimates import History
+from macadam.compute.scheduling.promise import Past, due_times
 
+_WEEKS = timedelta(days=14)
+"""What ended before that made nobody wait who waits now."""
+_MOST_ESTIMATES = 5000
 _ENOUGH = 3
 """Fewer are no history; a median of two is a guess."""
 
@@ -42,3 +48,56 @@ def of(sql: sa.Connection, job: Job) -> Durations:
 def quantile(ordered: Sequence[float], part: float) -> float:
     """The smallest value that at least `part` of them do not exceed."""
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
+class Memory:
+    """What jobs that have ended say about those that have not: how long they run, and when each project's own share is due to start them.
+
+    Kept from turn to turn and brought up to date with what ended since; nothing is in it that SQL does not say again.
+    """
+
+    def __init__(self) -> None:
+        self.estimates = History()
+        self._since: datetime | None = None
+        self._past: dict[str, dict[str, Past]] = {}
+
+    def update(self, sql: sa.Connection, now: datetime) -> None:
+        """Takes in what has ended since the last time; at the first time, what has in the last weeks."""
+        first = self._since is None
+        ended = registry.ended_after(sql, self._since or now - _WEEKS)
+        for job in registry.finished(sql, _MOST_ESTIMATES) if first else ended:
+            self._learn(job)
+        for job in ended:
+            if job.ended is not None:
+                self._past.setdefault(job.project, {})[job.id] = _past(job)
+        self._since = max((job.ended for job in ended if job.ended), default=self._since)
+        for known in self._past.values():
+            for gone in [one for one, past in known.items() if (past.ended or 0) < (now - _WEEKS).timestamp()]:
+                del known[gone]
+
+    def due(self, quotas: Sequence[Quota], jobs: Iterable[Job], now: datetime, patience: float) -> dict[str, float]:
+        """By job's id, for those of projects with quotas that are due by now. jobs: all with GPUs that have not ended."""
+        still: dict[str, list[Past]] = {one.project: [] for one in quotas}
+        for job in jobs:
+            if job.project in still and job.spec.resources.demand:
+                still[job.project].append(_past(job))
+        found: dict[str, float] = {}
+        for one in quotas:
+            if still[one.project]:
+                past = [*self._past.get(one.project, {}).values(), *still[one.project]]
+                found |= due_times(one.gpus * WHOLE, past, now.timestamp(), patience)
+        return found
+
+    def _learn(self, job: Job) -> None:
+        if job.state != "cancelled" and job.attained > 0:
+            self.estimates.add(job.project, job.spec.resources.gpus, job.spec.likeness, job.attained)
+
+
+def _past(job: Job) -> Past:
+    return Past(
+        id=job.id,
+        gpus=job.spec.resources.demand,
+        submitted=job.submitted.timestamp(),
+        seconds=None if job.ended is None else job.attained,
+        ended=None if job.ended is None else job.ended.timestamp(),
+    )

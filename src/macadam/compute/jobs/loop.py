@@ -25,13 +25,15 @@ import sqlalchemy as sa
 from macadam.compute.billing import budgets
 from macadam.compute.jobs import bookkeeping, picture, registry, spending
 from macadam.compute.jobs.bookkeeping import Books
+from macadam.compute.jobs.history import Memory
 from macadam.compute.jobs.picture import MakePlaces, Picture
 from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.room import Room
 from macadam.compute.jobs.types import AttemptRow, Job, Place, Wish
 from macadam.compute.scheduling.decide import decide
 from macadam.compute.scheduling.packed import packed
 from macadam.compute.scheduling.placement import Policy as Placement
-from macadam.compute.scheduling.types import Decision, Estimates, Policy, Preempt, Spent
+from macadam.compute.scheduling.types import Decision, Policy, Preempt, Spent
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ports import Allotment, Attempt, Executor, Node, Ports, Sighting
 from macadam.settings import Jobs as Settings
@@ -73,7 +75,7 @@ def policy(settings: Settings) -> Policy:
 class Queue:
     """ports: those of the platform. committed: called after each commit that left leaves. clock: the present instant, UTC.
 
-    estimates: durations from history, made anew for each decision; None = nothing is known. places: how jobs are placed.
+    places: how jobs are placed.
     """
 
     def __init__(
@@ -82,7 +84,6 @@ class Queue:
         *,
         clock: Callable[[], datetime],
         committed: Callable[[], None],
-        estimates: Callable[[sa.Connection], Estimates] | None = None,
         places: MakePlaces = PLACES,
     ) -> None:
         self._ports = ports
@@ -92,7 +93,7 @@ class Queue:
         self._rate = Rate.of(ports.settings.prices)
         self._clock = clock
         self._committed = committed
-        self._estimates = estimates
+        self._memory = Memory()
         self._places = places
         self._decayed: tuple[datetime, dict[str, float]] | None = None
         self._held = self._tidied = datetime.min.replace(tzinfo=clock().tzinfo)
@@ -151,14 +152,18 @@ class Queue:
         """Everything that a decision rests on, now."""
         now = self._clock()
         rows = registry.open_attempts(sql)
-        quotas = registry.all_quotas(sql)
+        quotas, waiting = registry.all_quotas(sql), registry.waiting(sql)
+        jobs = registry.by_id(sql, [row.job for row in rows])
+        if waiting:
+            self._memory.update(sql, now)
         return Picture(
             now=now,
             nodes=nodes,
-            waiting=self._payable(sql, registry.waiting(sql), now),
+            waiting=self._payable(sql, waiting, now),
             attempts=rows,
-            jobs=registry.by_id(sql, [row.job for row in rows]),
+            jobs=jobs,
             quotas=quotas,
+            due=self._memory.due(quotas, (*waiting, *jobs.values()), now, self._policy.patience),
             spent=self._spent(sql, spending.of_quotas(sql, quotas, now), now),
             rate=self._rate,
         )
@@ -182,13 +187,12 @@ class Queue:
     def _decide(self, nodes: tuple[Node, ...]) -> tuple[int, int]:
         with self._ports.sql.read() as sql:
             seen = self.look(sql, nodes)
-            estimates = self._estimates(sql) if self._estimates and seen.waiting else None
         leaving = self._leaving(seen)
         broke = self._is_time_to_hold(seen.now)
         decision = Decision()
         if seen.waiting or seen.attempts:
             decision = decide(
-                seen.now.timestamp(), picture.state(seen), self._policy, estimates, picture.staying(self._places)
+                seen.now.timestamp(), picture.state(seen), self._policy, self._memory.estimates, self._places
             )
         if not (decision.starts or decision.preemptions or leaving or broke or seen.waiting):
             return 0, 0
@@ -233,8 +237,10 @@ class Queue:
         if broke:
             stopped += self._hold(books, rows, jobs)
         if registry.all_quotas(sql) == seen.quotas:
+            held = registry.open_attempts(sql)
+            room = Room(msgspec.structs.replace(seen, attempts=held, jobs=jobs))
             for job, given, borrowed in starts:
-                if jobs[job.id] == job and not books.start(job, given, borrowed):
+                if jobs[job.id] == job and room.take(job, given) and not books.start(job, given, borrowed):
                     started += 1
         return started, stopped
 

@@ -19,7 +19,9 @@ MakePlaces = Callable[[Sequence[scheduling.Node]], Places]
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a decision rests on. nodes: all machines there are; jobs: of the open attempts, by id; spent: in each quota's window."""
+    """Everything that a decision rests on. nodes: all machines there are; jobs: of the open attempts, by id; spent: in each quota's window.
+    due: when projects' own shares would have started jobs, by id, for those that they would have by now.
+    """
 
     now: datetime
     nodes: tuple[Node, ...]
@@ -29,6 +31,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     quotas: tuple[Quota, ...]
     spent: dict[str, Spent]
     rate: Rate
+    due: dict[str, float] = {}
 
     def staying(self) -> tuple[Node, ...]:
         """Machines that new work may be put on."""
@@ -36,19 +39,28 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def state(picture: Picture) -> State:
-    """GPU work only. Processors and memory that other jobs hold are taken off the nodes."""
+    """GPU work only. Processors and memory that other jobs hold are taken off the nodes.
+
+    What was asked to stop, and what runs on machines that go away, counts as gone: its GPUs are spoken for already, so that nobody
+    is stopped in its place. That it still holds them is for `room` to see before anything starts there.
+    """
     taken = _taken(row for row in picture.attempts if not row.milli)
     ready = (job for job in picture.waiting if job.ready is None or job.ready <= picture.now)
+    staying = {device.id for node in picture.staying() for device in node.devices}
     return State(
         nodes=tuple(_node(node, taken) for node in picture.staying() if node.devices),
-        waiting=tuple(work(job, picture.rate) for job in ready if job.spec.resources.demand),
-        running=tuple(_running(row, picture) for row in picture.attempts if row.milli),
+        waiting=tuple(work(job, picture) for job in ready if job.spec.resources.demand),
+        running=tuple(
+            running(row, picture)
+            for row in picture.attempts
+            if row.milli and not row.wish and all(place.devices.keys() <= staying for place in row.places)
+        ),
         quotas=tuple(quota(one) for one in picture.quotas),
         spent=picture.spent,
     )
 
 
-def work(job: Job, rate: Rate) -> Work:
+def work(job: Job, picture: Picture) -> Work:
     spec, asked = job.spec, job.spec.resources
     return Work(
         id=job.id,
@@ -68,7 +80,8 @@ def work(job: Job, rate: Rate) -> Work:
         attained=job.attained,
         preemptions=job.preemptions,
         group=spec.likeness,
-        micros_per_gpu_hour=rate.gpu,
+        micros_per_gpu_hour=picture.rate.gpu,
+        due=_due(job, picture),
     )
 
 
@@ -92,16 +105,23 @@ def _node(node: Node, taken: Mapping[str, tuple[int, int]]) -> scheduling.Node:
         name=node.name,
         gpus=len(node.devices),
         model=models.pop() if len(models) == 1 else "",
-        # 0 would mean that they are not limited.
+        # Nothing, or less than a mebibyte, would mean that they are not limited.
         cpu_milli=max(1, node.cpus - cpus),
-        memory=max(1, node.memory - memory),
+        memory=max(1 << 20, node.memory - memory),
         zone=node.zone,
     )
 
 
-def _running(row: AttemptRow, picture: Picture) -> Running:
+def _due(job: Job, picture: Picture) -> float | None:
+    """When its project's own share would have started it; None where nothing is promised."""
+    if not any(one.project == job.project for one in picture.quotas):
+        return None
+    return picture.due.get(job.id, float("inf"))
+
+
+def running(row: AttemptRow, picture: Picture) -> Running:
     return Running(
-        work=work(picture.jobs[row.job], picture.rate),
+        work=work(picture.jobs[row.job], picture),
         placement=tuple(_slot(place, picture) for place in row.places if place.milli),
         started=row.started.timestamp(),
     )
@@ -187,34 +207,3 @@ def _plain(picture: Picture) -> list[Job]:
         for job in picture.waiting
         if not job.spec.resources.demand and (job.ready is None or job.ready <= picture.now)
     ]
-
-
-class Staying:
-    """Places on machines that stay. What runs on others, or on GPUs that are gone, is left out: it counts for quotas alone."""
-
-    def __init__(self, inner: Places, nodes: Iterable[scheduling.Node]) -> None:
-        self._inner = inner
-        self._gpus = {node.name: node.gpus for node in nodes}
-
-    def free(self) -> int:
-        return self._inner.free()
-
-    def place(self, work: Work) -> Placement | None:
-        return self._inner.place(work)
-
-    def take(self, work: Work, placement: Placement) -> None:
-        if known := self._known(placement):
-            self._inner.take(work, known)
-
-    def release(self, work: Work, placement: Placement) -> None:
-        if known := self._known(placement):
-            self._inner.release(work, known)
-
-    def _known(self, placement: Placement) -> Placement:
-        return tuple(
-            slot for slot in placement if all(device < self._gpus.get(slot.node, 0) for device in slot.devices)
-        )
-
-
-def staying(make: MakePlaces) -> MakePlaces:
-    return lambda nodes: Staying(make(nodes), nodes)

@@ -88,8 +88,15 @@ def finished_like(sql: sa.Connection, project: str, likeness: str, limit: int = 
 
 def finished(sql: sa.Connection, limit: int) -> tuple[Job, ...]:
     """The newest that ended by themselves, of all projects, oldest first."""
-    query = sa.select(jobs.c.document).where(jobs.c.state == "succeeded").order_by(jobs.c.id.desc()).limit(limit)
-    return _jobs(sql, query)[::-1]
+    query = sa.select(jobs.c.document).where(jobs.c.state.in_(("succeeded", "failed")))
+    return _jobs(sql, query.order_by(jobs.c.id.desc()).limit(limit))[::-1]
+
+
+def ended_after(sql: sa.Connection, after: datetime) -> tuple[Job, ...]:
+    """Those whose last attempt ended later than that, in the order of their ends."""
+    ids = [row.job for row in sql.execute(sa.select(attempts.c.job).where(attempts.c.ended > after).distinct())]
+    found = (job for job in by_id(sql, ids).values() if job.ended is not None)
+    return tuple(sorted(found, key=lambda job: (job.ended, job.id)))
 
 
 def _jobs(sql: sa.Connection, query: "sa.Select[tuple[object]]") -> tuple[Job, ...]:

@@ -38,6 +38,7 @@ attempts = sa.Table(
     sa.Index("ix_compute_attempts_open", "open"),
     sa.Index("ix_compute_attempts_job", "job"),
     sa.Index("ix_compute_attempts_project", "project", "ended"),
+    sa.Index("ix_compute_attempts_ended", "ended"),
     sa.Index("ix_compute_attempts_kept", "kept", "ended"),
 )
 

@@ -37,6 +37,7 @@ def upgrade() -> None:
     op.create_index("ix_compute_attempts_open", "compute_attempts", ["open"])
     op.create_index("ix_compute_attempts_job", "compute_attempts", ["job"])
     op.create_index("ix_compute_attempts_project", "compute_attempts", ["project", "ended"])
+    op.create_index("ix_compute_attempts_ended", "compute_attempts", ["ended"])
     op.create_index("ix_compute_attempts_kept", "compute_attempts", ["kept", "ended"])
     op.create_table(
         "compute_quotas",

@@ -11,7 +11,6 @@ from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import SetBudget
 from macadam.compute.jobs import bundle, machine
-from macadam.compute.jobs.picture import Staying
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.spending import window_start
 from macadam.compute.jobs.types import (
@@ -30,8 +29,6 @@ from macadam.compute.jobs.types import (
     ShowQuota,
     SubmitJob,
 )
-from macadam.compute.scheduling.first_fit import FirstFit
-from macadam.compute.scheduling.types import Node, Slot, Work
 from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound, SettingInvalid, TooLarge
 from macadam.ledger import service as ledger
 from macadam.operations import load, of_request
@@ -197,7 +194,7 @@ def test_what_has_ended_is_neither_cancelled_nor_prioritised(bench: Bench) -> No
 
 def test_before_submitting_it_is_said_when_it_would_start_and_what_it_would_cost(bench: Bench) -> None:
     for _ in range(2):
-        bench.submit(resources=Resources(gpus=2), time_limit=600)
+        bench.submit(resources=Resources(gpus=2), time_limit=600, preemptible=False)
     bench.turn()
     bench.clock.pass_time(timedelta(seconds=100))
     wanted = EstimateJob(project="p", resources=Resources(gpus=2), seconds=60)
@@ -341,19 +338,6 @@ def test_declared_gpus_are_read_and_nonsense_is_refused() -> None:
             machine.declared(text)
     with pytest.raises(NotFound):
         machine.declared("1xno-such-gpu")
-
-
-def test_what_runs_on_a_machine_that_goes_away_takes_no_place_on_those_that_stay() -> None:
-    nodes = (Node(name="stays", gpus=2),)
-    places = Staying(FirstFit(nodes), nodes)
-    work = Work(id="w", tenant="t", submitted=0, gpus=2)
-    gone = (Slot(node="gone", milli=2000, devices=(0, 1)),)
-    places.take(work, gone)
-    assert places.free() == 2000
-    placed = places.place(work)
-    assert placed == (Slot(node="stays", milli=2000, devices=(0, 1)),)
-    places.release(work, gone)
-    assert places.free() == 0
 
 
 def test_a_gpu_that_disappears_from_a_node_moves_no_others_work(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from macadam.compute.billing.budget_types import SetBudget
 from macadam.compute.jobs import bookkeeping, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
-from macadam.compute.jobs.types import CancelJob, Resources
+from macadam.compute.jobs.types import CancelJob, Resources, SetQuota
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ledger import service as ledger
 from macadam.settings import Jobs
@@ -142,6 +142,40 @@ def test_a_machine_that_goes_away_is_left_in_time_and_gets_no_new_work(bench: Be
     assert (bench.now(job).preemptions, bench.now(job).restarts) == (0, 0)
     assert bench.executor.orders[f"{job.id}.2"].allotments[0].node == "n2"
     assert bench.now(stubborn).state == "running"
+
+
+def test_nothing_starts_on_gpus_whose_job_was_only_asked_to_stop(bench: Bench) -> None:
+    long = bench.submit(resources=Resources(gpus=4))
+    bench.turn()
+    bench.clock.pass_time(timedelta(hours=10))
+    short = bench.submit(resources=Resources(gpus=4))
+    for _ in range(3):
+        bench.turn()
+    assert [bench.now(one).state for one in (long, short)] == ["stopping", "waiting"]
+    assert short.id in bench.now(long).message
+    bench.executor.end(f"{long.id}.1", exit_code=75, why="stopped", seconds=36000)
+    bench.turn()
+    assert [bench.now(one).state for one in (long, short)] == ["waiting", "starting"]
+    assert (bench.now(long).preemptions, bench.now(long).attained) == (1, 36000)
+
+
+def test_a_project_takes_back_what_it_lent_when_its_own_share_is_due() -> None:
+    with open_bench(("ores", "sand")) as bench:
+        for project in ("ores", "sand"):
+            bench.platform.call(SetQuota(tenant=project, gpus=2))
+        borrowers = [bench.submit("ores", resources=Resources(gpus=1)) for _ in range(4)]
+        bench.turn()
+        assert {bench.now(one).state for one in borrowers} == {"starting"}
+        owner = bench.submit("sand", resources=Resources(gpus=2))
+        bench.turn()
+        stopping = [one for one in borrowers if bench.now(one).state == "stopping"]
+        assert len(stopping) == 2
+        for one in stopping:
+            bench.executor.end(f"{one.id}.1", exit_code=75, why="stopped")
+        bench.turn()
+        bench.turn()
+        assert bench.now(owner).state == "running"
+        assert [bench.now(one).state for one in stopping] == ["waiting", "waiting"]
 
 
 def test_jobs_without_gpus_share_processors_and_memory_by_priority(bench: Bench) -> None:
