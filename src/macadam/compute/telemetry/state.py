@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from macadam.compute.catalogue import gpus
 from macadam.compute.telemetry.requests import Device, Holder
+from macadam.lazy import lazy
 
 if TYPE_CHECKING:
     import pyarrow as pa
+else:
+    pa = lazy("pyarrow")
 
 _JOULES = 3_600_000.0
 _MOST_POINTS = 60
@@ -38,7 +41,7 @@ def devices(samples: "pa.Table", usage: "pa.Table", now: datetime) -> tuple[Devi
 def _last_rows(samples: "pa.Table") -> list[dict[str, Any]]:
     names = samples.column("device").to_pylist()
     last = [n for n, name in enumerate(names) if n + 1 == len(names) or names[n + 1] != name]
-    return samples.take(last).to_pylist()
+    return samples.take(pa.array(last, pa.int64())).to_pylist()
 
 
 def _device(row: dict[str, Any], minutes: list[dict[str, Any]], now: datetime) -> Device:

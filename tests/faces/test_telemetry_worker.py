@@ -1,0 +1,154 @@
+"""What a server does by itself about devices: collects where there is something to collect, seals, expires, attributes."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+from databases import wait_until
+
+from macadam.app.platform import Platform
+from macadam.compute.telemetry import processes
+from macadam.compute.telemetry.processes import HostCollector, Root
+from macadam.compute.telemetry.requests import ListDevices
+from macadam.compute.telemetry.store import Store
+from macadam.compute.telemetry.types import Claim, Sample, to_table
+from macadam.faces import telemetry_worker
+from macadam.faces.telemetry_worker import Attempts, TelemetryWorker
+from macadam.testing import open_platform
+from macadam.values import utc_now
+
+TEXT = 'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-aa",Hostname="node-1"} 42\n'
+
+
+@contextmanager
+def exporter() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(TEXT.encode())
+
+        def log_message(self, *_arguments: object) -> None:
+            """Tests are quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/metrics"
+        running.shutdown()
+        thread.join()
+
+
+def test_an_exporter_that_is_named_is_scraped_and_one_that_is_away_holds_nothing_up() -> None:
+    with exporter() as url:
+        settings = {
+            "MACADAM_TELEMETRY_EXPORTERS": f"http://127.0.0.1:9/metrics, {url}",
+            "MACADAM_TELEMETRY_EVERY": "0.05",
+        }
+        with open_platform(environment=settings) as platform:
+            assert platform.call(ListDevices(project="*")) == ()
+            worker = TelemetryWorker(platform)
+            try:
+                wait_until(lambda: platform.call(ListDevices(project="*")))
+            finally:
+                worker.close()
+            (seen,) = platform.call(ListDevices(project="*"))
+    assert (seen.device, seen.node, seen.gpu_active) == ("gpu:GPU-aa", "node-1", pytest.approx(0.42))
+
+
+def test_where_there_is_nothing_to_collect_nothing_is_begun() -> None:
+    with open_platform(environment={"MACADAM_TELEMETRY_LOCAL": "0"}) as platform:
+        assert not telemetry_worker.wanted(platform)
+        before = threading.active_count()
+        worker = TelemetryWorker(platform)
+        assert threading.active_count() == before
+        worker.close()
+        assert not (platform.settings.home / "telemetry").exists()
+
+
+def test_a_server_seals_what_is_over_and_expires_what_is_old(tmp_path: Path) -> None:
+    settings = {"MACADAM_TELEMETRY_RAW_HOURS": "0"}
+    with open_platform(tmp_path / "home", environment=settings) as platform:
+        telemetry_worker.seal(platform)  # nothing is there, and nothing is done
+        at = utc_now() - timedelta(hours=3)
+        old = [Sample(device="gpu:a", at=at + timedelta(seconds=15 * n), gpu_active=0.5) for n in range(4)]
+        Store(platform.settings.home).deliver(to_table(old), now=utc_now())
+        telemetry_worker.seal(platform)
+        root = platform.settings.home / "telemetry"
+        assert len(list((root / "minute").glob("*"))) == 1
+        telemetry_worker.expire(platform)
+        assert list((root / "raw").glob("*")) == []
+        assert len(list((root / "minute").glob("*"))) == 1
+
+
+@contextmanager
+def process(code: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        yield running
+    finally:
+        for one in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+            one.kill()
+        running.wait()
+        if running.stdout is not None:
+            running.stdout.close()
+
+
+BUSY = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "print('ready', flush=True)\\nwhile True: pass"])
+time.sleep(60)
+"""
+
+
+def known(platform: Platform, **claims: Claim) -> Attempts:
+    attempts = Attempts(platform)
+    attempts._known = dict(claims)
+    return attempts
+
+
+def test_a_process_of_a_job_is_known_by_what_the_executor_marked_it_with() -> None:
+    mine = Claim(project="vision", owner="job:1")
+    with open_platform() as platform, process(BUSY, MACADAM_ATTEMPT="a1") as running:
+        (child,) = psutil.Process(running.pid).children()
+        assert known(platform, a1=mine).owner_of(child.pid) == mine
+        assert known(platform, a2=mine).owner_of(child.pid) is None  # an attempt that holds nothing now
+        assert known(platform, a1=mine).owner_of(os.getpid()) is None
+        assert known(platform, a1=mine).owner_of(2**22 + 1) is None
+
+
+def test_a_jobs_processors_and_memory_are_its_owners_children_included() -> None:
+    with process(BUSY) as running:
+        roots = {running.pid: Root(pid=running.pid, project="vision", owner="job:1")}
+        reader = HostCollector(node="here", clock=lambda: datetime.now(UTC), roots=lambda: roots)
+        first = {s.part: s for s in reader.read()}
+        time.sleep(1.0)
+        second = {s.part: s for s in reader.read()}
+    assert first["job:1"].host_cpu is None  # nothing to compare with yet
+    assert second["job:1"].claims is not None
+    assert second["job:1"].claims[0].project == "vision"
+    assert 0.1 < (second["job:1"].host_cpu or 0) < 1.5
+    assert (second["job:1"].memory_used or 0) > 5_000_000
+    assert set(second) == {"", "job:1"}
+
+
+def test_an_id_that_was_given_to_another_process_is_nobodys() -> None:
+    with process(BUSY) as running:
+        began = psutil.Process(running.pid).create_time()
+        root = Root(pid=running.pid, project="p", owner="job:1", created=began)
+        assert processes.owner_of(running.pid, {running.pid: root}) is not None
+        other = Root(pid=running.pid, project="p", owner="job:1", created=began - 100)
+        assert processes.owner_of(running.pid, {running.pid: other}) is None
