@@ -66,6 +66,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.cluster_verbs:JOB",
         "Write a job for Kubernetes, Kueue, Ray or SkyPilot, checked before it is written",
     ),
+    "jobs elastic": (
+        "macadam.faces.cluster_verbs:ELASTIC",
+        "Write an endpoint that follows its load on Kubernetes, down to no replica",
+    ),
     "jobs terraform": (
         "macadam.faces.cluster_verbs:TERRAFORM",
         "Write a Terraform module: pools of GPU nodes, a bucket and an identity",

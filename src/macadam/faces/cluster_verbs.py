@@ -1,6 +1,7 @@
-"""Files for clusters (`jobs render`, `quotas render`, `jobs terraform`), and what clusters say (`gpu cluster`, `gpu ray`)."""
+"""Files for clusters (`jobs render | elastic | terraform`, `quotas render`), and what clusters say (`gpu cluster`, `gpu ray`)."""
 
 import argparse
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 from macadam import operations
-from macadam.compute.jobs import clusters, terraform
+from macadam.compute.jobs import clusters, documents, elastic, kuberay, terraform
 from macadam.compute.jobs.render_types import Files, RenderJob, RenderQuotas
+from macadam.compute.jobs.workload import Workload
 from macadam.compute.telemetry.requests import DeclarePods
 from macadam.errors import InvalidInput
 from macadam.faces.session import Session, Verb
@@ -74,6 +76,49 @@ def _terraform(options: argparse.Namespace, session: Session) -> int:
     text = msgspec.json.format(msgspec.json.encode(module), indent=2).decode() + "\n"
     notes = ("Its structure was checked. What a provider would refuse, `terraform plan` says.",)
     return _write(Files(files={"main.tf.json": text}, notes=notes), options, session)
+
+
+def _configure_elastic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="ENDPOINT", help="what is scaled")
+    parser.add_argument("--by", choices=("keda", "hpa", "ray"), default="keda", help="what scales it; default: keda")
+    parser.add_argument("--image", required=True, help="of its replicas")
+    parser.add_argument("--run", metavar="COMMAND", default="", help="what a replica runs, as typed in a shell")
+    parser.add_argument("--app", metavar="MODULE:APP", default="", help="for ray: the Serve application in the image")
+    parser.add_argument("--port", type=int, default=8000, help="on which a replica answers; default: 8000")
+    parser.add_argument("--gpus", type=int, default=0, help="of one replica; default: 0")
+    parser.add_argument("--gpu", metavar="MODEL", default="", help="the catalogue's name; default: any")
+    parser.add_argument("--cpus", type=float, default=1.0, help="cores of one replica; default: 1")
+    parser.add_argument("--memory", metavar="GIB", type=int, default=4, help="of one replica; default: 4")
+    parser.add_argument("--least", type=int, default=0, help="replicas; 0: none without load; default: 0")
+    parser.add_argument("--most", type=int, default=1, help="replicas; default: 1")
+    parser.add_argument("--target", type=float, default=8.0, help="load of one replica that is aimed at; default: 8")
+    parser.add_argument("--query", metavar="PROMQL", default="", help="one number: the load of all replicas")
+    parser.add_argument("--prometheus", metavar="URL", default="", help="where the query is asked")
+    parser.add_argument("--ray", metavar="VERSION", default="2.52.0", help="of Ray in the image")
+    parser.add_argument("--out", metavar="DIR", help="where the file goes; default: print it")
+
+
+def _elastic(options: argparse.Namespace, session: Session) -> int:
+    project = session.project()
+    if not project:
+        raise InvalidInput("No project was named.", next_step="Give --project, or set MACADAM_PROJECT.")
+    command = tuple(shlex.split(options.run)) or (("serve",) if options.by == "ray" else ())
+    workload = Workload(
+        name=options.name, project=project, owner=f"endpoint:{options.name}", image=options.image, command=command,
+        port=options.port, gpus=options.gpus, gpu=options.gpu, cpu_milli=round(options.cpus * 1000),
+        memory=options.memory << 30,
+    )  # fmt: skip
+    if options.by == "ray":
+        bounds = {"least": options.least, "most": options.most}
+        objects = [kuberay.ray_service(workload, ray=options.ray, import_path=options.app, **bounds, queued=False)]
+    else:
+        plan = elastic.Plan(
+            least=options.least, most=options.most, target=options.target, query=options.query,
+            address=options.prometheus,
+        )  # fmt: skip
+        objects = elastic.endpoint(workload, plan, by=options.by)
+    text = documents.written(objects)
+    return _write(Files(files={"endpoint.yaml": text}), options, session)
 
 
 def _pool(text: str) -> terraform.Pool:
@@ -157,6 +202,7 @@ def _read_json(path: Path) -> object:
 
 JOB = Verb(configure=_configure_job, run=_job)
 QUOTAS = Verb(configure=_configure_quotas, run=_quotas)
+ELASTIC = Verb(configure=_configure_elastic, run=_elastic)
 TERRAFORM = Verb(configure=_configure_terraform, run=_terraform)
 CLUSTER = Verb(configure=_configure_cluster, run=_cluster)
 RAY = Verb(configure=_configure_ray, run=_ray)

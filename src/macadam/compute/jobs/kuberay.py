@@ -3,6 +3,7 @@
 The image has to contain Ray of the version that is named. Fields: https://ray-project.github.io/kuberay/reference/api/.
 """
 
+import re
 import shlex
 from typing import Any
 
@@ -14,6 +15,7 @@ from macadam.compute.jobs.workload import Workload
 from macadam.errors import InvalidInput
 
 _API = "ray.io/v1"
+_APPLICATION = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*\Z")
 _NAME = 40  # KubeRay adds suffixes to a job's name and refuses those that end up longer than 63
 _HEAD_CORES, _HEAD_MEMORY = 2000, 8 << 30  # Ray's advice for a head that runs no tasks
 _SUBMITTER_CORES, _SUBMITTER_MEMORY = 500, 512 << 20
@@ -44,8 +46,10 @@ def ray_service(
 ) -> Object:
     """A RayService with one Serve application that keeps between `least` and `most` replicas, one on each worker.
 
-    import_path: MODULE:APPLICATION in the image. Raises InvalidInput for bounds that are none.
+    import_path: MODULE:APPLICATION in the image. Raises InvalidInput for bounds or an application that are none.
     """
+    if not _APPLICATION.match(import_path):
+        raise InvalidInput(f"{import_path!r} is no Serve application.", next_step="Write it as MODULE:APPLICATION.")
     if not 0 <= least <= most or most < 1:
         raise InvalidInput(f"{least} to {most} replicas are no range.", next_step="Give 0 ≤ least ≤ most, most ≥ 1.")
     each: dict[str, Any] = {"num_cpus": workload.cpu_milli / 1000}

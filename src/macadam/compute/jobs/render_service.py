@@ -1,24 +1,14 @@
 """Jobs and quotas as files for systems outside this machine: read what is in SQL, render, check, answer. Nothing changes."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from macadam.compute.billing import store
-from macadam.compute.jobs import kuberay, kubernetes, kueue, loop, picture, registry, skypilot, validation
-from macadam.compute.jobs.kubernetes import Object
+from macadam.compute.jobs import documents, kuberay, kubernetes, kueue, loop, picture, registry, skypilot
 from macadam.compute.jobs.render_types import Files, RenderJob, RenderQuotas
 from macadam.compute.jobs.types import Job
 from macadam.compute.jobs.workload import Workload, whole_seconds
 from macadam.errors import InvalidInput
-from macadam.lazy import lazy
 from macadam.operations import Transaction, operation
-
-if TYPE_CHECKING:
-    import yaml
-else:
-    yaml = lazy("yaml")
 
 _JOB = "/api/v1/projects/{project}/jobs/{job}/render/{to}"
 _PLATFORM = "platform:home"
@@ -34,7 +24,7 @@ def render_job(tx: Transaction, request: RenderJob) -> Files:
         found = skypilot.candidates(
             workload, tx.now.date(), models=job.spec.resources.models, own=store.own_prices(tx.sql)
         )
-        text = _yaml([skypilot.task(workload, found, setup=_setup(job))])
+        text = documents.plain([skypilot.task(workload, found, setup=_setup(job))])
         stale = [one.offer.price.source for one in found if one.offer.stale]
         if stale:
             notes.append(f"{len(stale)} of {len(found)} prices are old: check them before you rely on the order.")
@@ -48,8 +38,7 @@ def render_job(tx: Transaction, request: RenderJob) -> Files:
     objects = [*kubernetes.closed_namespace(request.project), made]
     if job.spec.requirements.strip():
         notes.append("Its requirements are not written: put the packages into the image.")
-    validation.check_objects(objects)
-    return Files(files={"job.yaml": _yaml(objects)}, notes=tuple(notes))
+    return Files(files={"job.yaml": documents.written(objects)}, notes=tuple(notes))
 
 
 @operation(
@@ -66,8 +55,8 @@ def render_quotas(tx: Transaction, request: RenderQuotas) -> Files:
     priorities = {0, *(job.priority for job in registry.waiting(tx.sql))}
     made = kueue.render(quotas, request.flavors, loop.policy(tx.ports.settings.jobs), priorities)
     spaces = [found for quota in quotas for found in kubernetes.closed_namespace(quota.tenant)]
-    validation.check_objects([*spaces, *made.objects])
-    return Files(files={"namespaces.yaml": _yaml(spaces), "kueue.yaml": _yaml(made.objects)}, notes=made.notes)
+    files = {"namespaces.yaml": documents.written(spaces), "kueue.yaml": documents.written(made.objects)}
+    return Files(files=files, notes=made.notes)
 
 
 def _workload(job: Job, request: RenderJob) -> Workload:
@@ -130,9 +119,3 @@ def _setup(job: Job) -> str:
 def _plain(found: "Iterable[skypilot.Candidate]") -> Iterable[dict[str, str | bool]]:
     for line in skypilot.describe(list(found)):
         yield {key: value if isinstance(value, bool) else str(value) for key, value in line.items()}
-
-
-def _yaml(objects: list[Object]) -> str:
-    """Written out in full: the same part in two places is no alias, which people would have to follow."""
-    copies = [msgspec.json.decode(msgspec.json.encode(one)) for one in objects]
-    return str(yaml.safe_dump_all(copies, sort_keys=False, width=120, allow_unicode=True))

@@ -162,6 +162,20 @@ def test_commands_write_files_and_say_what_they_do_not_hold(home: Path, capsys: 
     assert json.loads((home / "out" / "main.tf.json").read_text())["resource"]["aws_eks_node_group"]["pool_h100"]
 
 
+def test_an_elastic_endpoint_is_written_for_whoever_scales_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["jobs", "elastic", "delay-risk", "--image", "i:1", "--run", "serve --fast", "--most", "4", "--gpus", "1"]
+    load_of = ["--query", "sum(in_flight)", "--prometheus", "http://prometheus:9090"]
+    capsys.readouterr()
+    assert cli.main([*words, *load_of]) == 0
+    found = objects(capsys.readouterr().out)
+    assert found["ScaledObject"]["spec"]["minReplicaCount"] == 0
+    assert found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["command"] == ["serve", "--fast"]
+    assert cli.main([*words, *load_of, "--by", "hpa"]) == 2
+    capsys.readouterr()
+    assert cli.main([*words, "--by", "ray", "--app", "serve:app"]) == 0
+    assert "import_path: serve:app" in objects(capsys.readouterr().out)["RayService"]["spec"]["serveConfigV2"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
