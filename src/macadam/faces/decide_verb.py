@@ -27,7 +27,7 @@ EXAMPLE = """\
 # A number that is not known for sure is a range: {low: …, high: …}. Any value in it counts as equally likely.
 task: sort support mails into 40 kinds
 months: 12
-requests_per_month: {low: 300000, high: 500000}
+requests_per_month: {low: 500000, high: 900000}
 prompt: 600 # tokens of one request
 output: 20
 value_usd: {low: 0.02, high: 0.04} # of a right answer; leave it out to compare costs only
@@ -35,7 +35,7 @@ gpu: h100-sxm-80gb
 ways:
   - name: buy
     kind: api
-    api: openai/gpt-6-luna # its price is in the catalogue; or give read_usd and made_usd for a million tokens
+    api: openai/gpt-6-sol # its price is in the catalogue; or give read_usd and made_usd for a million tokens
     extra_prompt: 1800 # the 40 kinds explained, with examples, in each request
     accuracy: {low: 0.86, high: 0.90}
   - name: prompt

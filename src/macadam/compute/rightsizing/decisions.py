@@ -51,7 +51,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One way. total: over the months; net: worth less cost. per_accurate: cost of one right answer. best: part of the draws in which it is
-    best. doubt: why it cannot be recommended.
+    best. regret: what the best of each draw is better by, in the mean. doubt: why it cannot be recommended.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     net_usd: Spread | None
     per_accurate_usd: Spread | None
     best: float
+    regret_usd: float
     replicas: int = 0
     training: Training | None = None
     doubt: str = ""
@@ -125,10 +126,12 @@ def decide(question: Question, *, gpu_hour_usd: float, gpu_source: str, seed: in
     judged = world.value is not None and all(way.accuracy is not None for way in ways)
     scores = np.stack([_score(question, way, world, judged=judged) for way in ways])
     winners = np.bincount(np.argmax(scores, axis=0), minlength=len(ways)) / draws
+    regrets = np.mean(np.max(scores, axis=0) - scores, axis=1)
     order = sorted(range(len(ways)), key=lambda number: -float(np.mean(scores[number])))
     return Result(
         outcomes=tuple(
-            _outcome(question, ways[number], world, float(winners[number]), judged=judged) for number in order
+            _outcome(question, ways[number], world, (float(winners[number]), float(regrets[number])), judged=judged)
+            for number in order
         ),
         by="net" if judged else "cost",
         crossings=tuple(_crossing(question, ways[order[0]], ways[other], judged=judged) for other in order[1:]),
@@ -252,7 +255,7 @@ def _worth(question: Question, way: _Way, world: _World) -> "Array":
     return world.requests * question.months * way.accuracy * world.value
 
 
-def _outcome(question: Question, way: _Way, world: _World, best: float, *, judged: bool) -> Outcome:
+def _outcome(question: Question, way: _Way, world: _World, standing: tuple[float, float], *, judged: bool) -> Outcome:
     total = way.one_off + way.monthly * question.months
     right = None if way.accuracy is None else world.requests * question.months * np.maximum(way.accuracy, 1e-9)
     return Outcome(
@@ -262,7 +265,8 @@ def _outcome(question: Question, way: _Way, world: _World, best: float, *, judge
         total_usd=_spread(total),
         net_usd=_spread(_worth(question, way, world) - total) if judged else None,
         per_accurate_usd=None if right is None else _spread(total / right),
-        best=best,
+        best=standing[0],
+        regret_usd=standing[1],
         replicas=way.replicas,
         training=way.training,
         doubt=way.doubt,

@@ -84,7 +84,8 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """ttft, tpot: the promise that self-hosted models must keep, seconds. peak: the busiest hour over the mean. replicas: at least so many run,
-    day and night. mfu: measured if you have it. prices: of the months to come over today's. confidence: how sure a recommendation must be.
+    day and night. mfu: measured if you have it. prices: of the months to come over today's. confidence: in how many of the draws a
+    recommendation must be best, unless choosing it wrongly costs, in the mean, no more than tolerance, as a part of all its costs.
     """
 
     task: str
@@ -103,6 +104,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     peak: float = 3.0
     replicas: int = 1
     confidence: float = 0.8
+    tolerance: float = 0.02
 
     def __post_init__(self) -> None:
         if len(self.ways) <= 1 or len({way.name for way in self.ways}) < len(self.ways):
@@ -115,6 +117,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise InvalidInput(
                 "Volume, mfu and prices must be above zero, and mfu at most 1.", next_step="Correct them."
             )
+        if not 0 <= self.tolerance < 1:
+            raise InvalidInput("Tolerance lies between 0 and 1.", next_step="Correct it.")
         if not _COIN < self.confidence < 1 or (self.gpu_hour_usd is not None and self.gpu_hour_usd <= 0):
             raise InvalidInput(
                 "Confidence lies between 0.5 and 1; a GPU's hour costs more than nothing.", next_step="Correct them."

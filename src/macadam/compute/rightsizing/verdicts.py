@@ -41,7 +41,7 @@ def _missing(question: Question, result: Result) -> tuple[str, ...]:
         found.append(f"The accuracy of {', '.join(unmeasured)}, measured on the task's own evaluation set.")
     if best.doubt:
         found.append(f"{best.name} comes out first, but cannot be recommended: {best.doubt}.")
-    if best.best < question.confidence:
+    if best.best < question.confidence and best.regret_usd > question.tolerance * best.total_usd.value:
         rival = max(result.outcomes[1:], key=lambda o: o.best)
         driver = next(iter(_strongest(result)), "")
         narrow = f" Narrow the range of {driver} first: it moves the difference most." if driver else ""
@@ -59,6 +59,10 @@ def _why(question: Question, result: Result, best: Outcome) -> tuple[str, ...]:
             f"{_usd(best.total_usd.value)} over {question.months:g} months ({_usd(best.total_usd.low)} to {_usd(best.total_usd.high)})."
         )
     ]
+    if best.best < question.confidence:
+        said.append(
+            f"Better numbers are worth {_usd(best.regret_usd)} at most: what the best of each draw leaves more, in the mean."
+        )
     if best.per_accurate_usd is not None:
         each = best.per_accurate_usd
         said.append(f"A right answer costs {each.value:.3g} USD ({each.low:.3g} to {each.high:.3g}).")

@@ -129,6 +129,18 @@ def test_it_does_not_decide_where_the_numbers_do_not_carry_it(asked: Question, w
     assert any(word in text for text in said.missing)
 
 
+def test_two_that_are_nearly_the_same_are_not_worth_more_numbers() -> None:
+    near = msgspec.structs.replace(LORA, name="near", one_off_usd=between(4900, 5110))
+    poor = msgspec.structs.replace(BUY, accuracy=between(0.5))
+    asked = question(poor, LORA, near, value=between(0.5))
+    result = decide(asked)
+    assert result.outcomes[0].best < asked.confidence
+    assert result.outcomes[0].regret_usd < 200
+    assert verdicts.verdict(asked, result).recommended in ("LoRA", "near")
+    strict = msgspec.structs.replace(asked, tolerance=0.0)
+    assert verdicts.verdict(strict, decide(strict)).recommended == ""
+
+
 def test_the_same_question_gets_the_same_answer() -> None:
     asked = question(
         msgspec.structs.replace(BUY, accuracy=between(0.7, 0.95)),
