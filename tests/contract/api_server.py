@@ -58,7 +58,9 @@ class Cluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.kill_at: dict[str, float] = {}
         self.requests: list[tuple[str, str]] = []
+        self.namespaces = {"macadam"}
         self.failing = 0  # how many of the next requests are answered with 503
+        self.fail_at: int | None = None  # after so many requests, one is answered with 503
         self.page = 2  # objects in a page, few, so that lists have several
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -83,6 +85,11 @@ class Cluster:
         match = _PATH.match(url.path)
         with self._lock:
             self.requests.append((method, url.path))
+            if self.fail_at is not None:
+                self.fail_at -= 1
+                if self.fail_at < 0:
+                    self.fail_at = None
+                    raise Status(503, "ServiceUnavailable", "etcd leader changed")
             if self.failing:
                 self.failing -= 1
                 raise Status(503, "ServiceUnavailable", "etcd leader changed")
@@ -119,6 +126,8 @@ class Cluster:
 
     def _post(self, key: tuple[str, str, str], body: Object) -> Object:
         kind, space, _ = key
+        if space not in self.namespaces:
+            raise Status(404, "NotFound", f'namespaces "{space}" not found')
         key = (kind, space, body["metadata"]["name"])
         if key in self.objects:
             raise Status(409, "AlreadyExists", f'{kind} "{key[2]}" already exists')
@@ -402,6 +411,8 @@ class _Quiet(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     cluster: Cluster
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together: in two packets they would wait for each other's acknowledgement
+    disable_nagle_algorithm = True
 
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

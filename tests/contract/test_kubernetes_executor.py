@@ -23,7 +23,7 @@ from macadam.adapters.local_objects import LocalObjects
 from macadam.compute.catalogue.gpus import recognise
 from macadam.compute.jobs import pods
 from macadam.compute.jobs.attempt_objects import AttemptObjects, Site
-from macadam.errors import InvalidInput, NotAuthorised, SettingInvalid, Unavailable
+from macadam.errors import InvalidInput, SettingInvalid, Unavailable
 from macadam.ports import Allotment, Attempt
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -60,7 +60,7 @@ def test_a_token_that_counts_for_nothing_is_said_and_never_shown(executor: Kuber
     _, server = clusters.cluster(tmp_path)
     access = Access(server=server.url, authority=clusters.certificate()[0], token="s3cr3t-token")
     api = KubernetesApi(access)
-    with pytest.raises(NotAuthorised) as refused:
+    with pytest.raises(Unavailable, match="401") as refused:
         list(api.items("/api/v1/nodes"))
     api.close()
     assert "s3cr3t" not in f"{refused.value}{access!r}"
@@ -78,6 +78,30 @@ def test_a_cluster_that_falters_is_asked_again(executor: KubernetesExecutor, clu
         executor.start(attempt(mark))
     until(executor, "j1.1", "ended")
     assert (tmp_path / "ran").read_text() == "x"
+
+
+def test_a_namespace_that_is_missing_is_said_with_what_makes_it(executor: KubernetesExecutor, cluster: Cluster) -> None:
+    cluster.namespaces = {"default"}
+    for ask in (lambda: executor.start(attempt("print(1)")), lambda: executor.stop("j1.1", grace=1)):
+        with pytest.raises(Unavailable, match="no namespace macadam"):
+            ask()
+    cluster.namespaces = {"macadam"}
+    executor.start(attempt("print(1)"))
+    until(executor, "j1.1", "ended")
+
+
+def test_many_attempts_are_seen_in_one_list(executor: KubernetesExecutor, cluster: Cluster) -> None:
+    names = [f"j{n}.1" for n in range(10)]
+    for name in names[:9]:
+        executor.start(attempt("print(1)", name=name))
+    limit = time.monotonic() + 30
+    while any(seen.state not in ("ended", "unknown") for seen in executor.look(names).values()):
+        assert time.monotonic() < limit
+    assert [executor.look(names)[name].state for name in names] == ["ended"] * 9 + ["unknown"]
+    assert of_kind(cluster, "pods") == []
+    cluster.requests.clear()
+    executor.look(names)
+    assert {path.rsplit("/", 1)[1] for _, path in cluster.requests} == {"jobs"}
 
 
 def bundle(tmp_path: Path, size: int = 0) -> str:
@@ -138,6 +162,29 @@ def test_exit_code_and_log_of_a_stopped_pod_are_kept_before_it_goes(
     assert (seen.why, seen.exit_code) == ("stopped", 75)
     assert said(executor, "j1.1") == "up\nsaved\n"
     assert executor.look(["j1.1"])["j1.1"] == seen
+
+
+def test_an_interruption_at_any_request_of_reading_an_end_loses_nothing_of_it(
+    executor: KubernetesExecutor, cluster: Cluster
+) -> None:
+    interrupted = 0
+    for at in range(10):
+        name = f"j{at}.1"
+        executor.start(attempt("print('said'); raise SystemExit(3)", name=name))
+        limit = time.monotonic() + 10
+        while not cluster.objects["jobs", "macadam", executor._render.name(name)]["status"].get("conditions"):
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        cluster.fail_at = at
+        try:
+            executor.look([name])
+        except Unavailable:
+            interrupted += 1
+        cluster.fail_at = None
+        seen = executor.look([name])[name]
+        assert (seen.state, seen.exit_code) == ("ended", 3)
+        assert said(executor, name) == "said\n"
+    assert interrupted >= 5
 
 
 def test_two_processes_that_see_it_end_see_the_same(executor: KubernetesExecutor, tmp_path: Path) -> None:

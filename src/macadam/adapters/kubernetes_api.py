@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import yaml
 
-from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound, SettingInvalid, Unavailable
+from macadam.errors import Conflict, InvalidInput, NotFound, SettingInvalid, Unavailable
 
 Object = dict[str, Any]
 
@@ -232,6 +232,7 @@ def _error(answer: httpx.Response) -> Exception:
         case 400 | 422:
             return InvalidInput(what, next_step="Change what the message names.")
         case 401 | 403:
-            return NotAuthorised(what, next_step="Give Macadam's service account the role that the how-to names.")
+            # Also what a namespace's quota answers; either way it may work later, and nothing was changed.
+            return Unavailable(what, next_step="Give Macadam's service account the role that the how-to names.")
         case _:
             return Unavailable(what, next_step="Try again.")

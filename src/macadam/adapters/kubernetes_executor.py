@@ -5,18 +5,19 @@ kill. A Job of that name is what keeps an attempt from running twice. Its pods c
 are read (`_settle`) before they go; the log of a stopped pod is kept here, as the kubelet drops it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from macadam.adapters.kubernetes_api import KubernetesApi, Object, open_api
 from macadam.adapters.kubernetes_sight import LABELS, MESSAGE, OUTCOME, WHY, nodes_of, of_stone, outcome, ranked, sight
-from macadam.errors import Conflict, InvalidInput, NotFound
+from macadam.errors import Conflict, InvalidInput, NotFound, Unavailable
 from macadam.ports import Attempt, LogPage, Node, Objects, Sighting
 
 _LOG_KEPT = 8 << 20  # bytes of one member's log
 _CONTAINER = "work"
+_FEW = 8  # requests that together cost less than a list of everything
 
 
 class Rendering(Protocol):
@@ -62,26 +63,31 @@ class KubernetesExecutor:
         return tuple(nodes_of(self._api.items("/api/v1/nodes"), self._recognise, self._now()))
 
     def start(self, attempt: Attempt) -> None:
-        name = self._render.name(attempt.id)
         try:
             wanted = self._render.job(attempt)
             data = self._objects.get(attempt.bundle) if attempt.bundle else b""
-            if attempt.checkpoint:
-                self._ensure(self._claims, self._render.checkpoint(attempt))
-            found = self._create_or_get(self._jobs, wanted, name)
-            uid = str(found["metadata"]["uid"])
+            claim = self._render.checkpoint(attempt) if attempt.checkpoint else None
+        except (InvalidInput, NotFound) as error:
+            self._refuse(attempt.id, str(error))
+            return
+        try:
+            if claim is not None:
+                self._ensure(self._claims, claim)
+            found = self._create_or_get(self._jobs, wanted, self._render.name(attempt.id))
             if data and of_stone(found) is None:
                 # Its pods wait for it; a kill in between is made good by whoever starts it again.
+                uid = str(found["metadata"]["uid"])
                 self._ensure(self._maps, self._render.bundle(attempt.id, data, uid))
-        except (InvalidInput, NotFound) as error:
+        except InvalidInput as error:
             self._refuse(attempt.id, str(error))
 
     def look(self, attempts: Sequence[str]) -> dict[str, Sighting]:
         names = {self._render.name(attempt): attempt for attempt in attempts}
-        jobs = {job["metadata"]["name"]: job for job in self._api.items(self._jobs, labels=LABELS)}
+        jobs = self._listed(names)
         members: dict[str, list[Object]] = {}
-        for pod in self._api.items(self._pods, labels=LABELS):
-            members.setdefault(pod["metadata"]["labels"].get("batch.kubernetes.io/job-name", ""), []).append(pod)
+        if any(of_stone(job) is None for job in jobs.values()):
+            for pod in self._api.items(self._pods, labels=LABELS):
+                members.setdefault(pod["metadata"]["labels"].get("batch.kubernetes.io/job-name", ""), []).append(pod)
         return {
             attempt: self._see(attempt, jobs[name], members.get(name, []))
             if name in jobs
@@ -91,8 +97,9 @@ class KubernetesExecutor:
 
     def stop(self, attempt: str, *, grace: float) -> None:
         name = self._render.name(attempt)
+        stone = self._render.tombstone(attempt, why="stopped", message="before it started")
         try:
-            self._api.create(self._jobs, self._render.tombstone(attempt, why="stopped", message="before it started"))
+            self._create(self._jobs, stone)
         except Conflict:
             found = self._api.get(f"{self._jobs}/{name}")
             if of_stone(found) is None and sight(attempt, found, self._members(name)).state != "ended":
@@ -135,6 +142,19 @@ class KubernetesExecutor:
 
     # --- seeing
 
+    def _listed(self, names: Mapping[str, str]) -> dict[str, Object]:
+        """The Jobs of these names that there are. A few are asked for one by one: ended ones stay for days, and a list has them all."""
+        if len(names) > _FEW:
+            listed = self._api.items(self._jobs, labels=LABELS)
+            return {job["metadata"]["name"]: job for job in listed if job["metadata"]["name"] in names}
+        found = {}
+        for name in names:
+            try:
+                found[name] = self._api.get(f"{self._jobs}/{name}")
+            except NotFound:
+                continue
+        return found
+
     def _see(self, attempt: str, job: Object, pods: Sequence[Object]) -> Sighting:
         seen = sight(attempt, job, pods)
         if seen.state != "ended" or of_stone(job) is not None:
@@ -157,8 +177,9 @@ class KubernetesExecutor:
             self._api.patch(f"{self._jobs}/{name}", {"metadata": written})
         except (Conflict, NotFound):
             return False
-        for pod in pods:
+        for pod in pods:  # what they left is kept, so they need not be listed again and again
             self._release(pod)
+            self._api.delete(f"{self._pods}/{pod['metadata']['name']}")
         return True
 
     def _keep(self, path: Path, data: bytes) -> None:
@@ -200,7 +221,7 @@ class KubernetesExecutor:
 
     def _refuse(self, attempt: str, why: str) -> None:
         try:
-            self._api.create(self._jobs, self._render.tombstone(attempt, why="refused", message=why))
+            self._create(self._jobs, self._render.tombstone(attempt, why="refused", message=why))
         except Conflict:
             # Its Job is there already: it was the working files that were refused. Then it ends as it stands.
             note = {"metadata": {"annotations": {WHY: "refused", MESSAGE: why[:1000]}}, "spec": {"suspend": True}}
@@ -211,15 +232,24 @@ class KubernetesExecutor:
 
     def _ensure(self, path: str, found: Object) -> None:
         try:
-            self._api.create(path, found)
+            self._create(path, found)
         except Conflict:
             return  # made by an earlier start
 
     def _create_or_get(self, path: str, wanted: Object, name: str) -> Object:
         try:
-            return self._api.create(path, wanted)
+            return self._create(path, wanted)
         except Conflict:
             return self._api.get(f"{path}/{name}")
+
+    def _create(self, path: str, found: Object) -> Object:
+        try:
+            return self._api.create(path, found)
+        except NotFound as error:  # a name that is not taken yet can miss one thing only
+            raise Unavailable(
+                f"There is no namespace {self._render.namespace}: {error.what}",
+                next_step=f"kubectl create namespace {self._render.namespace}",
+            ) from error
 
 
 def _page(data: bytes, offset: int, *, ended: bool) -> LogPage:

@@ -27,7 +27,7 @@ import msgspec
 
 from macadam.adapters import ray_views
 from macadam.adapters.ray_driver import BEGIN, END
-from macadam.errors import Busy, InvalidInput, NotAuthorised, NotFound, Unavailable
+from macadam.errors import Busy, InvalidInput, NotFound, Unavailable
 from macadam.ports import Allotment, Attempt, Device, LogPage, Node, Objects, Sighting
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
@@ -365,7 +365,7 @@ class RayExecutor:
         if answer.status_code == _MISSING:
             raise NotFound(what, next_step="List what there is: ray job list.")
         if answer.status_code in (_UNAUTHENTICATED, _FORBIDDEN):
-            raise NotAuthorised(what, next_step="Set MACADAM_RAY_TOKEN to the cluster's token.")
+            raise Unavailable(what, next_step="Set MACADAM_RAY_TOKEN to the cluster's token.")
         raise Unavailable(what, next_step="Try again, and look at the head's dashboard log.")
 
 

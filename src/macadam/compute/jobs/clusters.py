@@ -50,7 +50,7 @@ def site(clusters: Clusters) -> Site:
 
 
 def pod_owners(clusters: Clusters) -> tuple[Pod, ...]:
-    """Whose the pods of the Kubernetes cluster are now. Raises SettingInvalid, NotAuthorised, Unavailable."""
+    """Whose the pods of the Kubernetes cluster are now. Raises SettingInvalid, Unavailable."""
     opened = cast("_Api", load("kubernetes_api")(clusters.kubernetes_config, clusters.kubernetes_context))
     try:
         listed = opened.items("/api/v1/pods", labels=pods.SELECTOR)
