@@ -1,6 +1,7 @@
 """What the executor of Kubernetes does beyond the behaviour of all executors, over TLS against a stand-in of a cluster."""
 
 import base64
+import copy
 import io
 import tarfile
 import time
@@ -194,6 +195,24 @@ def test_two_processes_that_see_it_end_see_the_same(executor: KubernetesExecutor
     seen = [until(one, f"j{n}.1", "ended") for n in range(5) for one in (executor, other)]
     assert [one.exit_code for one in seen] == [3] * 10
     other.close()
+
+
+def test_whoever_saw_too_little_does_not_write_over_what_another_saw(
+    executor: KubernetesExecutor, cluster: Cluster, tmp_path: Path
+) -> None:
+    executor.start(attempt("raise SystemExit(3)"))
+    key = ("jobs", "macadam", executor._render.name("j1.1"))
+    limit = time.monotonic() + 10
+    while not cluster.objects[key]["status"].get("conditions"):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    stale = copy.deepcopy(cluster.objects[key])
+    other = clusters.kubernetes(tmp_path)
+    assert until(other, "j1.1", "ended").exit_code == 3
+    other.close()
+    # The pods are gone by now, so the older copy of the Job looks as if all of them were lost.
+    assert executor._see("j1.1", stale, []).state == "running"
+    assert executor.look(["j1.1"])["j1.1"].exit_code == 3
 
 
 @pytest.mark.parametrize(
