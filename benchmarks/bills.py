@@ -97,7 +97,7 @@ def main() -> None:
         print(f"import            {seconds:6.1f} s   {rows / seconds:10,.0f} rows/s   (budget {SECONDS} s a million)")
         print(f"floor             {plain:6.1f} s   {rows / plain:10,.0f} rows/s   ratio {seconds / plain:.1f}")
         print(f"the same again    {repeated:6.1f} s   nothing changed")
-        print(f"one project's     {listed:6.1f} s   {page.count:,} charges, {page.effective['USD'] / 1e6:,.2f} USD")
+        print(f"one project's     {listed:6.1f} s   {page.count:,} charges, {page.effective[0]}")
         print(f"memory            {(peak - before) / 2**20:,.0f} MiB more than before, peak {peak / 2**20:,.0f} MiB")
         print(
             f"sum               {delivery.bills[0].billed}: {'exact' if exact else 'WRONG, expected ' + str(expected)}"

@@ -164,12 +164,23 @@ def cell(value: object, *, short: bool = False) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return _mapping(value, short=short)
+        return _money(value) if _is_money(value) else _mapping(value, short=short)
     if isinstance(value, (list, tuple)):
-        if any(isinstance(item, (dict, list, tuple)) for item in value):
+        if any(not _is_money(item) and isinstance(item, (dict, list, tuple)) for item in value):
             return f"{len(value)} of them"
         return _cut(", ".join(cell(item, short=short) for item in value), short=short)
     return _cut(_text(str(value), short=short), short=short)
+
+
+def _is_money(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"micros", "currency"}
+
+
+def _money(value: Mapping[str, Any]) -> str:
+    """To the cent, and as far as the micro where there are parts of one."""
+    sign, micros = "-" if value["micros"] < 0 else "", abs(value["micros"])
+    places = f"{micros % 1_000_000:06d}".rstrip("0").ljust(2, "0")
+    return f"{sign}{micros // 1_000_000:,}.{places} {value['currency']}"
 
 
 def _mapping(value: Mapping[str, Any], *, short: bool) -> str:
@@ -204,7 +215,7 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_nested(value: object) -> bool:
-    return isinstance(value, (dict, list, tuple)) and bool(value)
+    return isinstance(value, (dict, list, tuple)) and bool(value) and not _is_money(value)
 
 
 def _is_number(value: object) -> bool:

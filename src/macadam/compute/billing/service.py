@@ -41,7 +41,7 @@ from macadam.compute.catalogue.prices import Offer
 from macadam.errors import Conflict, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Context, Transaction, operation
-from macadam.values import digest_of, uuid7
+from macadam.values import Money, digest_of, uuid7
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,8 +175,6 @@ def _bill(totals: BillTotals, delivery: str, at: datetime) -> Bill:
         charges=totals.charges,
         billed=amounts.written(totals.billed),
         effective=amounts.written(totals.effective),
-        billed_micros=amounts.in_micros(totals.billed),
-        effective_micros=amounts.in_micros(totals.effective),
         unused=amounts.written(totals.unused),
         by_category=totals.by_category,
         at=at,
@@ -206,7 +204,12 @@ def show_bill(tx: Transaction, request: ShowBill) -> BillPage:
     """Raises NotFound."""
     found = store.find(tx.sql, request.bill)
     return BillPage(
-        bill=found.bill, by_project=store.by_project(tx.sql, request.bill), mapping=store.mapping(tx.sql).version
+        bill=found.bill,
+        by_project={
+            project: Money(micros=micros, currency=found.bill.currency)
+            for project, micros in store.by_project(tx.sql, request.bill).items()
+        },
+        mapping=store.mapping(tx.sql).version,
     )
 
 
@@ -238,7 +241,13 @@ def _page(tx: Transaction, project: str, start: datetime | None, end: datetime |
         top = rows.take(pc.select_k_unstable(rows, limit, sort_keys=[("effective", "descending"), ("id", "ascending")]))
         dearest += list(store.charges(one.bill, top))
     dearest.sort(key=lambda charge: (-charge.effective.micros, charge.id))
-    return ChargePage(count=count, effective=effective, billed=billed, charges=tuple(dearest[:limit]))
+    return ChargePage(
+        count=count, effective=_amounts(effective), billed=_amounts(billed), charges=tuple(dearest[:limit])
+    )
+
+
+def _amounts(sums: dict[str, int]) -> tuple[Money, ...]:
+    return tuple(Money(micros=micros, currency=currency) for currency, micros in sorted(sums.items()))
 
 
 # --- Whose charges are

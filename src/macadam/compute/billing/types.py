@@ -1,10 +1,12 @@
 """What a bill says, in one shape: charges, whatever file or catalogue they came from; and what is asked about them."""
 
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Annotated, Literal
 
 import msgspec
 
+from macadam.compute.billing import amounts
 from macadam.compute.billing.focus import Version
 from macadam.compute.catalogue.prices import Kind, Offer, Price
 from macadam.errors import InvalidInput
@@ -85,26 +87,34 @@ class Total(Value, frozen=True, kw_only=True):
 
 class Bill(Value, frozen=True, kw_only=True):
     """The charges of one issuer to one account in one billing period and currency. billed, effective: exact sums, decimal
-    text; billed_micros and effective_micros: the same, rounded half to even. unused: of the effective cost, what was
-    paid in advance and not used. replaced_by: the delivery that says this bill anew, '' if it is current.
+    text. unused: of the effective cost, what was paid in advance and not used. replaced_by: the delivery that says this
+    bill anew, '' if it is current.
     """
 
     id: str
-    delivery: str
     issuer: str
     account: str
     period_start: datetime
-    period_end: datetime
-    currency: str
     charges: int
     billed: str
     effective: str
-    billed_micros: int
-    effective_micros: int
     unused: str
+    currency: str
+    period_end: datetime
     by_category: dict[str, Total]
+    delivery: str
     at: datetime
     replaced_by: str = ""
+
+    @property
+    def billed_micros(self) -> int:
+        """Rounded half to even; what the micros of its charges add up to."""
+        return amounts.in_micros(Decimal(self.billed))
+
+    @property
+    def effective_micros(self) -> int:
+        """The same of the effective cost."""
+        return amounts.in_micros(Decimal(self.effective))
 
 
 class Delivery(Value, frozen=True, kw_only=True):
@@ -142,19 +152,19 @@ class CheckReport(Value, frozen=True, kw_only=True):
 
 
 class BillPage(Value, frozen=True, kw_only=True):
-    """A bill and whose it is. by_project: effective cost in micros, '' for what is nobody's."""
+    """A bill and whose it is. by_project: effective cost, '' for what is nobody's. mapping: the version of the rules."""
 
     bill: Bill
-    by_project: dict[str, int]
+    by_project: dict[str, Money]
     mapping: int
 
 
 class ChargePage(Value, frozen=True, kw_only=True):
-    """charges: the first of `count`. effective: of all of them, by currency in micros."""
+    """charges: the first of `count`. effective, billed: of all of them, one amount for each currency."""
 
     count: int
-    effective: dict[str, int]
-    billed: dict[str, int]
+    effective: tuple[Money, ...]
+    billed: tuple[Money, ...]
     charges: tuple[Charge, ...]
 
 

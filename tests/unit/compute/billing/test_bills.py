@@ -65,6 +65,10 @@ def take(platform: Platform, path: Path, **options: object) -> Delivery:
     return platform.call(ImportBill(path=str(path), **options))  # type: ignore[arg-type] # each test's own
 
 
+def dollars(amount: float) -> Money:
+    return Money(micros=round(amount * 1_000_000))
+
+
 def refusal(platform: Platform, path: Path, **options: object) -> ChecksFailed:
     with pytest.raises(ChecksFailed) as caught:
         take(platform, path, **options)
@@ -113,7 +117,7 @@ def test_a_corrected_bill_replaces_the_old_one_which_is_kept(shared_platform: Pl
     every = {b.id: b for b in shared_platform.call(ListBills(all=True))}
     assert every[old.bills[0].id].replaced_by == new.id
     assert shared_platform.call(ShowBill(bill=old.bills[0].id)).by_project == {}
-    assert shared_platform.call(ShowBill(bill=new.bills[0].id)).by_project == {"trains": 7_500_000}
+    assert shared_platform.call(ShowBill(bill=new.bills[0].id)).by_project == {"trains": dollars(7.5)}
     late = take(shared_platform, tmp_path / "old.csv")  # the old delivery once more, late
     assert late.repeated
     assert late.bills[0].replaced_by == new.id
@@ -133,7 +137,7 @@ def test_parquet_says_the_same_as_csv(platform: Platform, tmp_path: Path) -> Non
     rows = [usage(n, EffectiveCost=f"{n}.125", Tags='{"project": "flights"}') for n in range(3)]
     delivery = take(platform, write_parquet(tmp_path / "bill.parquet", rows))
     assert delivery.bills[0].effective == "3.375"
-    assert platform.call(ListCharges(project="flights")).effective == {"USD": 3_375_000}
+    assert platform.call(ListCharges(project="flights")).effective == (Money(micros=3_375_000, currency="USD"),)
     charge = platform.call(ListCharges(project="flights")).charges[0]
     assert (charge.start, charge.end) == (datetime(2026, 10, 3, 5, tzinfo=UTC), datetime(2026, 10, 3, 6, tzinfo=UTC))
 
@@ -150,7 +154,7 @@ def test_two_currencies_are_never_one_sum(platform: Platform, tmp_path: Path) ->
     assert "EUR, USD" in refusal(platform, path).what
     delivery = take(platform, path, split=True)
     assert sorted((b.currency, b.effective) for b in delivery.bills) == [("EUR", "10.00"), ("USD", "10.00")]
-    assert platform.call(ListCharges(project="flights")).effective == {"EUR": 10_000_000}
+    assert platform.call(ListCharges(project="flights")).effective == (Money(micros=10_000_000, currency="EUR"),)
 
 
 def test_a_purchase_is_not_added_to_the_usage_that_it_pays_for(platform: Platform, tmp_path: Path) -> None:
@@ -442,13 +446,13 @@ def test_charges_are_charged_by_rules_then_tags_and_else_to_nobody(platform: Pla
     ]
     delivery = take(platform, write_csv(tmp_path / "bill.csv", rows))
     bill = delivery.bills[0].id
-    assert platform.call(ShowBill(bill=bill)).by_project == {"flights": 10_000_000, "": 40_000_000}
+    assert platform.call(ShowBill(bill=bill)).by_project == {"flights": dollars(10), "": dollars(40)}
     rules = (Rule(project="flights", sub_account="research-*"), Rule(project="trains", resource="i-5"))
     mapping = platform.call(MapCharges(rules=rules, tag_keys=("team", "project")))
     assert mapping.version == 1
     assert platform.call(ShowMapping()).rules == rules
     page = platform.call(ShowBill(bill=bill))
-    assert page.by_project == {"flights": 20_000_000, "trains": 20_000_000, "": 10_000_000}
+    assert page.by_project == {"flights": dollars(20), "trains": dollars(20), "": dollars(10)}
     assert [c.resource for c in platform.call(ListUnattributed()).charges] == ["i-3"]
     assert {c.resource for c in platform.call(ListCharges(project="trains")).charges} == {"i-2", "i-5"}
     with pytest.raises(InvalidInput, match="planes"):
@@ -513,7 +517,7 @@ def test_sums_are_exact_in_any_order_and_every_charge_is_within_a_micro(
     (bill,) = take(law_platform, write_csv(folder / "bill.csv", made)).bills
     assert Decimal(bill.billed) == sum(b for b, _, _ in rows)
     assert Decimal(bill.effective) == sum(e for _, e, _ in rows)
-    assert sum(law_platform.call(ShowBill(bill=bill.id)).by_project.values()) == bill.effective_micros
+    assert sum(m.micros for m in law_platform.call(ShowBill(bill=bill.id)).by_project.values()) == bill.effective_micros
     with law_platform.ports.sql.read() as sql:
         table = store.with_projects(sql, store.table(law_platform.ports.objects, store.find(sql, bill.id)))
     charges = {c.resource: c for c in store.charges(bill, table)}
