@@ -109,10 +109,18 @@ def workplace(home: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read(request: ImportBill | CheckBill, home: Path, folder: Path, now: datetime, progress: Progress) -> Read:
-    """Raises ChecksFailed with the refused rows, SourceInvalid, InvalidInput, TooLarge. Nothing outside `folder` is written."""
+def read(
+    request: ImportBill, home: Path, folder: Path, now: datetime, progress: Progress, taken: Callable[[str], bool]
+) -> Read | str:
+    """Raises ChecksFailed with the refused rows, SourceInvalid, InvalidInput, TooLarge. Nothing outside `folder` is written.
+
+    taken: whether files of this digest were taken before; then it is all that is returned, and nothing is read.
+    """
     reader = _Reader(request, folder, now, progress)
-    reader.take(_files(request.path, home))
+    reader.copy(_files(request.path, home))
+    if taken(reader.files):
+        return reader.files
+    reader.take()
     reader.require_whole()
     return reader.end()
 
@@ -120,7 +128,8 @@ def read(request: ImportBill | CheckBill, home: Path, folder: Path, now: datetim
 def check(request: CheckBill, home: Path, folder: Path, now: datetime, progress: Progress) -> CheckReport:
     """What `read` would say, without raising for rows."""
     reader = _Reader(request, folder, now, progress)
-    reader.take(_files(request.path, home))
+    reader.copy(_files(request.path, home))
+    reader.take()
     problems = reader.problems(checking.KEPT)
     return CheckReport(
         version=reader.version,
@@ -163,6 +172,7 @@ class _Reader:
         self._progress = progress
         account = Path(request.path).name[:_NAME]
         self._terms = Terms(lenient=request.lenient, currency=request.currency, account=account, now=now)
+        self._copied: dict[str, Path] = {}
         self._layouts: dict[str, reading.Layout] = {}
         self._findings: dict[str, Findings] = {}
         self._rows = _Rows()
@@ -176,10 +186,21 @@ class _Reader:
 
     # Reading
 
-    def take(self, paths: list[Path]) -> None:
+    def copy(self, paths: list[Path]) -> None:
+        """Brings the files here: what is hashed is what is read, and later kept, even if somebody goes on writing."""
         for path in paths:
-            copied = self._copy(path)
-            self._layouts[path.name] = reading.look(copied)
+            self._copied[path.name] = self._copy(path)
+
+    @property
+    def files(self) -> str:
+        """The digest over the files' bytes and what else decides about what is stored."""
+        options = (self._request.currency, self._request.copies)
+        manifest = repr((sorted(self.originals.values()), options)).encode()
+        return "sha256:" + hashlib.sha256(manifest).hexdigest()
+
+    def take(self) -> None:
+        for name, copied in self._copied.items():
+            self._layouts[name] = reading.look(copied)
         self._judge_columns()
         drafts = pq.ParquetWriter(self._folder / "draft.parquet", self._draft_schema(), compression="lz4")
         with drafts:
@@ -191,7 +212,6 @@ class _Reader:
         self._check_whole()
 
     def _copy(self, path: Path) -> Path:
-        """What is hashed is what is read, and later kept, even if somebody goes on writing."""
         copied = self._folder / f"{len(self.originals)}-{path.name}"
         digest = hashlib.sha256()
         try:
@@ -453,13 +473,12 @@ class _Reader:
         kept = digests[keep]
         ordered = kept[np.lexsort((kept[:, 1], kept[:, 0]))]
         everything = repr((sorted(self._layouts_columns()), self._request.currency)).encode() + ordered.tobytes()
-        manifest = repr((sorted(self.originals.values()), self._options())).encode()
         return Read(
             version=self.version,
             charges=charges,
             originals=self.originals,
             copies={name: layout.path for name, layout in self._layouts.items()},
-            files="sha256:" + hashlib.sha256(manifest).hexdigest(),
+            files=self.files,
             content="sha256:" + hashlib.sha256(everything).hexdigest(),
             rows=int(keep.sum()),
             dropped=int((~keep).sum()),
@@ -471,10 +490,6 @@ class _Reader:
 
     def _layouts_columns(self) -> set[str]:
         return {column.strip().lower() for layout in self._layouts.values() for column in layout.columns}
-
-    def _options(self) -> tuple[str, ...]:
-        """What else decides about what is stored."""
-        return (self._request.currency, self._request.copies)
 
     def _totals(self, key: str, money: "npt.NDArray[np.int64]", mine: "npt.NDArray[np.intp]") -> BillTotals:
         issuer, account, opens, closes, currency = key.split(normal.SEPARATOR)

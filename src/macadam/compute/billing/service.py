@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from macadam.compute.billing.types import (
 )
 from macadam.compute.catalogue import gpus, prices
 from macadam.compute.catalogue.prices import Offer
-from macadam.errors import Conflict, InvalidInput
+from macadam.errors import Conflict, IntegrityError, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Context, Transaction, operation
 from macadam.values import Money, digest_of, uuid7
@@ -71,14 +71,18 @@ class _Prepared:
     spent: dict[str, store.Spent]
 
 
-def _prepare(context: Context, request: ImportBill) -> _Prepared:
-    """Raises ChecksFailed, SourceInvalid, InvalidInput, TooLarge, StorageFull."""
+def _prepare(context: Context, request: ImportBill) -> _Prepared | str:
+    """The digest of the files if they were taken before. Raises ChecksFailed, SourceInvalid, InvalidInput, TooLarge,
+    StorageFull.
+    """
     objects = context.ports.objects
     with context.read() as sql:
         rules, known = store.mapping(sql), store.projects(sql)
     home = context.ports.settings.home
     with deliveries.workplace(home) as folder:
-        read = deliveries.read(request, home, folder, context.call.now, context.progress)
+        read = deliveries.read(request, home, folder, context.call.now, context.progress, lambda f: _taken(context, f))
+        if isinstance(read, str):
+            return read
         charges = objects.put_file(read.charges)
         for number, (name, path) in enumerate(read.copies.items()):
             context.progress(f"keeping {name}", number, len(read.copies))
@@ -90,15 +94,25 @@ def _prepare(context: Context, request: ImportBill) -> _Prepared:
     return _Prepared(read=read, charges=charges, mapping=rules.version, projects=known, spent=spent)
 
 
+def _taken(context: Context, files: str) -> bool:
+    with context.read() as sql:
+        return store.known(sql, files) is not None
+
+
 @operation(ImportBill, permission="bills:import", http=f"POST {_BILLS}", cli="cost import", resource=PLATFORM,
            prepare=_prepare)  # fmt: skip
-def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared) -> Delivery:
+def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared | str) -> Delivery:
     """One delivery, one transaction, one leaf. What was taken before is taken again without any change."""
-    read = prepared.read
-    known = store.known(tx.sql, read.files, read.content)
+    files, content = (prepared, "") if isinstance(prepared, str) else (prepared.read.files, prepared.read.content)
+    known = store.known(tx.sql, files, content)
     if known is not None:
-        tx.record(f"delivery:{known.id}", repeated=1, files=read.files, content=read.content)
+        tx.record(f"delivery:{known.id}", repeated=1, files=files, content=known.content)
         return known
+    if isinstance(prepared, str):
+        raise IntegrityError(
+            f"The delivery {files} was there, and is not.", next_step="Look at who can write to the database."
+        )
+    read = prepared.read
     if (prepared.mapping, prepared.projects) != (store.mapping(tx.sql).version, store.projects(tx.sql)):
         raise Conflict("Whose charges are was changed while the bill was read.", next_step="Import it again.")
     delivery_id = uuid7()
@@ -403,4 +417,7 @@ def list_rates(tx: Transaction, request: ListRates) -> tuple[ExchangeRate, ...]:
         asked = asked.where(c.base == request.base)
     if request.quote:
         asked = asked.where(c.quote == request.quote)
-    return tuple(msgspec.convert(row._asdict(), ExchangeRate) for row in tx.sql.execute(asked))
+    return tuple(
+        ExchangeRate(base=row.base, quote=row.quote, day=date.fromisoformat(row.day), rate=row.rate, source=row.source)
+        for row in tx.sql.execute(asked)
+    )

@@ -92,7 +92,7 @@ def find(sql: sa.Connection, bill: str) -> Stored:
     return found[0]
 
 
-def known(sql: sa.Connection, files: str, content: str) -> Delivery | None:
+def known(sql: sa.Connection, files: str, content: str = "") -> Delivery | None:
     """The delivery of these files, or of these rows, if it was taken before."""
     same = sa.or_(delivery_table.c.files == files, delivery_table.c.content == content)
     row = sql.execute(sa.select(delivery_table.c.document).where(same).order_by(delivery_table.c.at)).first()

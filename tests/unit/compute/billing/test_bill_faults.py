@@ -1,0 +1,130 @@
+"""Bills that are broken, and imports that break: whatever happens, a bill is there whole or not at all."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from unit.compute.billing.bills import USAGE, usage, write_csv
+
+from macadam.access.types import CreateProject
+from macadam.app.platform import Platform
+from macadam.compute.billing import schema, service, store
+from macadam.compute.billing.types import CheckBill, ImportBill, ListBills, MapCharges
+from macadam.errors import Conflict, MacadamError, StorageFull
+from macadam.testing import Clock, open_platform
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+TABLES = (schema.deliveries, schema.bills, schema.spend)
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Platform]:
+    with open_platform(clock=Clock(NOW)) as opened:
+        opened.call(CreateProject(project="flights"))
+        yield opened
+
+
+def rows_in(platform: Platform) -> list[int]:
+    with platform.ports.sql.read() as sql:
+        return [sql.execute(sa.select(sa.func.count()).select_from(table)).scalar_one() for table in TABLES]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    rows = [usage(n, Tags='{"project": "flights"}', BilledCost=f"{n}.125") for n in range(6)]
+    return write_csv(tmp_path_factory.mktemp("whole") / "bill.csv", rows).read_bytes()
+
+
+@given(st.integers(0, 2000), st.binary(max_size=4), st.integers(0, 40))
+@example(0, b"\xef\xbb", 2)
+@example(700, b'"', 0)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_bill_is_judged_in_words_and_never_falls_over(
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory, whole: bytes, at: int, put: bytes, gone: int
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "bill.csv"
+    at %= len(whole)
+    path.write_bytes(whole[:at] + put + whole[at + gone :])
+    before = rows_in(platform)
+    with contextlib.suppress(MacadamError):
+        report = platform.call(CheckBill(path=str(path)))
+        assert len(report.problems) == min(report.refused, 1000)
+        if not report.refused:
+            return
+    with pytest.raises(MacadamError) as caught:
+        platform.call(ImportBill(path=str(path)))
+    assert caught.value.next_step
+    assert rows_in(platform) == before
+
+
+@pytest.mark.parametrize("step", ["keep", "keep_spent"])
+def test_an_import_that_breaks_in_its_transaction_leaves_nothing(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1, BillingAccountId=step), usage(2, BillingAccountId=f"{step}-2")])
+    before = rows_in(platform)
+    real = getattr(store, step)
+
+    def broken(*arguments: object) -> None:
+        real(*arguments)
+        raise StorageFull("The disk is full.", next_step="Make room.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, step, broken)
+        with pytest.raises(StorageFull):
+            platform.call(ImportBill(path=str(path)))
+    assert rows_in(platform) == before
+    assert list((platform.ports.settings.home / "tmp").iterdir()) == []
+    assert not platform.call(ImportBill(path=str(path))).repeated
+
+
+def test_rules_that_change_while_a_bill_is_read_make_it_be_read_again(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1, BillingAccountId="race")])
+    real, raced = service._bill, []
+
+    def racing(*arguments: object) -> object:
+        if not raced:
+            raced.append(platform.call(MapCharges(tag_keys=("team",))))
+        return real(*arguments)  # type: ignore[arg-type] # passed on as they came
+
+    monkeypatch.setattr(service, "_bill", racing)
+    with pytest.raises(Conflict, match="Import it again"):
+        platform.call(ImportBill(path=str(path)))
+    assert "race" not in {bill.account for bill in platform.call(ListBills(all=True))}
+    assert not platform.call(ImportBill(path=str(path))).repeated
+
+
+def test_a_bill_that_grows_while_it_is_read_is_taken_as_it_was(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1, BillingAccountId="grows")])
+    was = path.read_bytes()
+    real = service.deliveries._Reader.take
+
+    def growing(reader: object) -> None:
+        with path.open("ab") as file:
+            file.write(was.splitlines()[1].replace(b"i-1", b"i-2") + b"\n")
+        real(reader)  # type: ignore[arg-type] # passed on as it came
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.deliveries._Reader, "take", growing)
+        first = platform.call(ImportBill(path=str(path)))
+    assert first.rows == 1
+    assert platform.ports.objects.get(first.originals["bill.csv"]) == was
+    assert platform.call(ImportBill(path=str(path))).replaced == (first.bills[0].id,)
+
+
+def test_a_bill_of_every_column_and_no_sense_is_refused(platform: Platform, tmp_path: Path) -> None:
+    nonsense = dict.fromkeys(USAGE, "?")
+    report = platform.call(CheckBill(path=str(write_csv(tmp_path / "bill.csv", [nonsense]))))
+    columns = {problem.column for problem in report.problems}
+    assert {"BilledCost", "BillingCurrency", "ChargeCategory", "ChargePeriodStart", "Tags"} <= columns
+    with contextlib.suppress(FileNotFoundError):
+        assert list((platform.ports.settings.home / "tmp").iterdir()) == []
