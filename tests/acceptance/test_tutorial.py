@@ -31,6 +31,8 @@ GUIDES = (
     "give-access",
     "audit-the-ledger",
     "call-it-from-a-program",
+    "import-bills",
+    "set-budgets",
 )
 # Guides that need what a test of the guides has not. Their commands are shown (`console`), and tested elsewhere.
 SHOWN = {

@@ -141,7 +141,11 @@ def _fitting(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
 
 def _record(value: Mapping[str, Any], title: str) -> None:
     """Plain fields in two columns; lists of records below, as tables of their own."""
-    tables = {k: v for k, v in value.items() if isinstance(v, (list, tuple)) and v and isinstance(v[0], dict)}
+    tables = {
+        k: v
+        for k, v in value.items()
+        if isinstance(v, (list, tuple)) and v and isinstance(v[0], dict) and not _is_money(v[0])
+    }
     table = rich_table.Table(
         title=title or None, box=None, show_header=False, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0)
     )

@@ -108,15 +108,33 @@ class Alert(Value, frozen=True, kw_only=True):
 
 
 class BudgetState(Value, frozen=True, kw_only=True):
-    """A budget now. left: below zero if it is overspent. alerts: of this period."""
+    """A budget now. spent, held, billed, metered, others, billed_to: as of `Spending`; left: of the amount, below zero if it
+    is overspent. forecast, low, high, level, method, days: as of `Forecast`. alerts: of this period.
+    """
 
-    budget: Budget
+    project: str
+    subject: str
+    amount: Money
+    spent: Money
+    held: Money
+    period: Period
     period_start: datetime
     period_end: datetime
-    spending: Spending
+    billed: Money
+    metered: Money
+    others: tuple[Money, ...]
+    billed_to: datetime | None
+    thresholds: tuple[Percent, ...]
+    convert: bool
+    method: str
+    days: int
+    low: Money | None
+    high: Money | None
+    level: float
+    alerts: tuple[Alert, ...]
+    hard: bool
     left: Money
-    forecast: Forecast
-    alerts: tuple[Alert, ...] = ()
+    forecast: Money
 
 
 class SetBudget(Request[Budget], frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.billing import exchange, forecast, periods
-from macadam.compute.billing.budget_types import Alert, Budget, BudgetState, Forecast, Spending, Verdict
+from macadam.compute.billing.budget_types import Alert, AlertKind, Budget, BudgetState, Forecast, Spending, Verdict
 from macadam.compute.billing.schema import alerts, reservations, spend
 from macadam.compute.billing.schema import budgets as table
 from macadam.errors import Conflict, InvalidInput, NotFound
@@ -117,14 +117,31 @@ def state(sql: sa.Connection, budget: Budget, now: datetime) -> BudgetState:
     start, end = periods.bounds(budget.period, now)
     seen = spending(sql, budget, now)
     left = budget.amount.micros - seen.spent.micros - seen.held.micros
+    expected = _forecast(sql, budget, now, seen)
     return BudgetState(
-        budget=budget,
+        project=budget.project,
+        subject=budget.subject,
+        amount=budget.amount,
+        spent=seen.spent,
+        held=seen.held,
+        period=budget.period,
         period_start=start,
         period_end=end,
-        spending=seen,
-        left=Money(micros=left, currency=budget.amount.currency),
-        forecast=_forecast(sql, budget, now, seen),
+        billed=seen.billed,
+        metered=seen.metered,
+        others=seen.others,
+        billed_to=seen.billed_to,
+        thresholds=budget.thresholds,
+        convert=budget.convert,
+        method=expected.method,
+        days=expected.days,
+        low=expected.low,
+        high=expected.high,
+        level=expected.level,
         alerts=_raised(sql, budget, start),
+        hard=budget.hard,
+        left=Money(micros=left, currency=budget.amount.currency),
+        forecast=expected.total,
     )
 
 
@@ -147,20 +164,19 @@ def raise_alerts(tx: Transaction, project: str) -> tuple[Alert, ...]:
 
 
 def _due(seen: BudgetState, now: datetime) -> Iterable[Alert]:
-    budget = seen.budget
-    amount = budget.amount
-    for kind, value in (("actual", seen.spending.spent), ("forecast", seen.forecast.total)):
-        for threshold in sorted(budget.thresholds):
+    kinds: tuple[tuple[AlertKind, Money], ...] = (("actual", seen.spent), ("forecast", seen.forecast))
+    for kind, value in kinds:
+        for threshold in sorted(seen.thresholds):
             # A forecast is of the whole period, so half of the budget is no news: only whether it will be over.
             if kind == "forecast" and threshold < _PERCENT:
                 continue
-            if value.micros * _PERCENT >= amount.micros * threshold:
+            if value.micros * _PERCENT >= seen.amount.micros * threshold:
                 yield Alert(
-                    project=budget.project,
-                    subject=budget.subject,
-                    kind="actual" if kind == "actual" else "forecast",
+                    project=seen.project,
+                    subject=seen.subject,
+                    kind=kind,
                     threshold=threshold,
-                    amount=amount,
+                    amount=seen.amount,
                     seen=value,
                     period_start=seen.period_start,
                     at=now,

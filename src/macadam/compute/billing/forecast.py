@@ -16,7 +16,8 @@ from macadam.errors import InvalidInput
 
 HISTORY = 56  # days: eight of each weekday, so that a changed habit is forgotten within two months
 _WEEKLY_FROM = 14  # days of history: each weekday seen twice
-_LEAST = 3  # days of history for an interval
+_LEAST = 3  # days of history: of two nobody can say how much days differ
+_OLDEST = 14  # days that bills may lag behind the period; what is older says little of it
 _WEEK = 7
 
 
@@ -43,15 +44,15 @@ def project(
         )
     left = _days(max(start, through + timedelta(days=1)), end)
     known = _history(daily, through)
-    if not left or not known:
-        method = "what was spent: no day is left" if not left else "what was spent: there is no history"
+    if not left or len(known) < _LEAST or (start - through).days > _OLDEST:
+        method = (
+            "what was spent: no day is left" if not left else "what was spent: too little is known of the last days"
+        )
         return Projection(total=so_far, low=None, high=None, method=method, days=len(known))
     means, errors = _fit(known)
     expected = sum(means[day.weekday()][0] for day in left)
     complete = sum(micros for day, micros in daily.items() if start <= day <= through)
     total = max(round(complete + expected), so_far)
-    if len(known) < _LEAST:
-        return Projection(total=total, low=None, high=None, method=_method(known), days=len(known))
     spread = _spread(means, errors, left) * NormalDist().inv_cdf(0.5 + level / 2)
     low = max(round(complete + expected - spread), so_far)
     return Projection(

@@ -3,10 +3,12 @@
 Nothing is judged here but the file's form. Memory is bounded by one batch, whatever the file's size.
 """
 
+import contextlib
 import csv
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -76,7 +78,7 @@ def batches(layout: Layout) -> "Iterator[pa.RecordBatch]":
     """
     try:
         yield from _parquet_batches(layout) if layout.parquet else _csv_batches(layout)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, EOFError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise SourceInvalid(
             f"{layout.path.name} cannot be read to its end: {_first_line(error)}.",
             next_step="Fetch it again from whoever wrote it; nothing of it was taken.",
@@ -91,26 +93,33 @@ def misfits(layout: Layout, wanted: Sequence[int], limit: int) -> tuple[dict[int
     """
     if layout.parquet:
         return {row: row + 1 for row in wanted}, []
-    asked, lines, wrong = set(wanted), {}, []
+    asked = set(wanted)
+    lines: dict[int, int] = {}
+    wrong: list[tuple[int, int]] = []
     number = -1
-    with _text(layout.path, zipped=layout.zipped) as file:
+    for line, width in _widths(layout):
+        if len(lines) == len(asked) and len(wrong) >= limit:
+            break
+        if width != len(layout.columns):
+            wrong.append((line, width))
+            continue
+        number += 1
+        if number in asked:
+            lines[number] = line
+    return lines, wrong[:limit]
+
+
+def _widths(layout: Layout) -> Iterator[tuple[int, int]]:
+    """Of each row after the header the line that it begins in, and how many values it has. Ends where a row cannot be read:
+    what is asked for in lines after it has none.
+    """
+    with _text(layout.path, zipped=layout.zipped) as file, contextlib.suppress(csv.Error):
         rows = csv.reader(file)
         begins = 1
         for values in rows:
             line, begins = begins, rows.line_num + 1
-            if not values or line == 1:
-                continue
-            if len(values) != len(layout.columns):
-                wrong.append((line, len(values)))
-                if len(wrong) >= limit and not asked:
-                    break
-                continue
-            number += 1
-            if number in asked:
-                lines[number] = line
-                if len(lines) == len(asked) and len(wrong) >= limit:
-                    break
-    return lines, wrong[:limit]
+            if values and line > 1:
+                yield line, len(values)
 
 
 def lines(layout: Layout) -> int:
@@ -126,7 +135,7 @@ def _csv_columns(path: Path, *, zipped: bool) -> tuple[str, ...]:
     try:
         with _text(path, zipped=zipped) as file:
             header = next(csv.reader(io.StringIO(file.readline(MAX_CELL * 4))), [])
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, OSError, csv.Error) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError, OSError, csv.Error) as error:
         raise SourceInvalid(
             f"{path.name} is neither CSV in UTF-8, nor that gzipped, nor Parquet: {_first_line(error)}.",
             next_step="Export the bill as FOCUS CSV or Parquet.",

@@ -32,12 +32,12 @@ from macadam.compute.billing.types import (
     MapCharges,
     Mapping,
     Note,
+    OfferedPrice,
     PriceList,
     ShowBill,
     ShowMapping,
 )
 from macadam.compute.catalogue import gpus, prices
-from macadam.compute.catalogue.prices import Offer
 from macadam.errors import Conflict, IntegrityError, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Context, Transaction, operation
@@ -217,14 +217,14 @@ def list_bills(tx: Transaction, request: ListBills) -> tuple[Bill, ...]:
 def show_bill(tx: Transaction, request: ShowBill) -> BillPage:
     """Raises NotFound."""
     found = store.find(tx.sql, request.bill)
-    return BillPage(
-        bill=found.bill,
-        by_project={
-            project: Money(micros=micros, currency=found.bill.currency)
-            for project, micros in store.by_project(tx.sql, request.bill).items()
-        },
-        mapping=store.mapping(tx.sql).version,
-    )
+    currency = found.bill.currency
+    by_project = {
+        project: Money(micros=micros, currency=currency)
+        for project, micros in store.by_project(tx.sql, request.bill).items()
+    }
+    nobodys = by_project.pop("", Money(micros=0, currency=currency))
+    version = store.mapping(tx.sql).version
+    return BillPage(bill=found.bill, by_project=by_project, unattributed=nobodys, mapping=version)
 
 
 @operation(ListCharges, permission="costs:read", http="GET /api/v1/projects/{project}/charges", cli="cost charges")
@@ -339,7 +339,7 @@ def show_mapping(tx: Transaction, _request: ShowMapping) -> Mapping:
 
 
 @operation(ListPrices, permission="prices:read", http="GET /api/v1/projects/{project}/prices", cli="cost prices")
-def list_prices(tx: Transaction, request: ListPrices) -> tuple[Offer, ...]:
+def list_prices(tx: Transaction, request: ListPrices) -> tuple[OfferedPrice, ...]:
     """Raises NotFound for a GPU that is not known."""
     found = prices.offers(
         request.gpu,
@@ -349,7 +349,10 @@ def list_prices(tx: Transaction, request: ListPrices) -> tuple[Offer, ...]:
         kind=request.kind,
         own=store.own_prices(tx.sql),
     )
-    return found[: request.limit]
+    return tuple(
+        OfferedPrice(**msgspec.structs.asdict(offer.price), age=offer.age, stale=offer.stale)
+        for offer in found[: request.limit]
+    )
 
 
 @operation(

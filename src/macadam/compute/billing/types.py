@@ -8,7 +8,7 @@ import msgspec
 
 from macadam.compute.billing import amounts
 from macadam.compute.billing.focus import Version
-from macadam.compute.catalogue.prices import Kind, Offer, Price
+from macadam.compute.catalogue.prices import Kind, Price
 from macadam.errors import InvalidInput
 from macadam.operations import Request
 from macadam.values import Money, Name
@@ -92,18 +92,18 @@ class Bill(Value, frozen=True, kw_only=True):
     """
 
     id: str
-    issuer: str
     account: str
     period_start: datetime
-    charges: int
     billed: str
     effective: str
-    unused: str
-    currency: str
+    issuer: str
     period_end: datetime
     by_category: dict[str, Total]
     delivery: str
     at: datetime
+    currency: str
+    charges: int
+    unused: str
     replaced_by: str = ""
 
     @property
@@ -152,10 +152,11 @@ class CheckReport(Value, frozen=True, kw_only=True):
 
 
 class BillPage(Value, frozen=True, kw_only=True):
-    """A bill and whose it is. by_project: effective cost, '' for what is nobody's. mapping: the version of the rules."""
+    """A bill and whose it is, by effective cost. unattributed: what is nobody's. mapping: the version of the rules."""
 
     bill: Bill
     by_project: dict[str, Money]
+    unattributed: Money
     mapping: int
 
 
@@ -293,7 +294,25 @@ class ShowMapping(Request[Mapping], frozen=True, kw_only=True):
 # --- prices
 
 
-class ListPrices(Request[tuple[Offer, ...]], frozen=True, kw_only=True):
+class OfferedPrice(Value, frozen=True, kw_only=True):
+    """What one GPU of a machine costs by the hour. gpus: how many the machine has, which is the least that can be rented.
+    dated: when its source said so; age: days since then; stale: whether that is long ago.
+    """
+
+    provider: str
+    region: str
+    instance: str
+    kind: Kind
+    per_gpu_hour: Money
+    gpu: str
+    gpus: int
+    source: str
+    dated: date
+    age: int
+    stale: bool
+
+
+class ListPrices(Request[tuple[OfferedPrice, ...]], frozen=True, kw_only=True):
     """List what a GPU costs by the hour, cheapest first, with sources and their age.
 
     gpu: any name of it; empty: all

@@ -43,6 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @given(st.integers(0, 2000), st.binary(max_size=4), st.integers(0, 40))
 @example(0, b"\xef\xbb", 2)
 @example(700, b'"', 0)
+@example(0, b"\x1f\x8b\x08", 0)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_bill_is_judged_in_words_and_never_falls_over(
     platform: Platform, tmp_path_factory: pytest.TempPathFactory, whole: bytes, at: int, put: bytes, gone: int
@@ -119,6 +120,12 @@ def test_a_bill_that_grows_while_it_is_read_is_taken_as_it_was(
     assert first.rows == 1
     assert platform.ports.objects.get(first.originals["bill.csv"]) == was
     assert platform.call(ImportBill(path=str(path))).replaced == (first.bills[0].id,)
+
+
+def test_a_cell_of_a_quarter_of_a_megabyte_is_refused(platform: Platform, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1), usage(2, ChargeDescription="a" * 2**18), usage(3)])
+    (problem,) = platform.call(CheckBill(path=str(path))).problems
+    assert (problem.column, len(problem.got)) == ("ChargeDescription", 80)
 
 
 def test_a_bill_of_every_column_and_no_sense_is_refused(platform: Platform, tmp_path: Path) -> None:

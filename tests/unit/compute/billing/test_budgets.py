@@ -75,7 +75,7 @@ def test_what_is_settled_is_spent_and_what_is_released_is_free_again(platform: P
     reserve(platform, "job:2", dollars(7))
     platform.ports.sql.write(lambda sql: budgets.release(sql, "job:2", NOON + timedelta(hours=3)))
     (state,) = platform.call(ListBudgets(project="flights"))
-    assert (state.spending.spent, state.spending.held, state.left) == (dollars(3), dollars(0), dollars(7))
+    assert (state.spent, state.held, state.left) == (dollars(3), dollars(0), dollars(7))
 
 
 def test_settling_twice_alike_is_once_and_differently_is_refused(platform: Platform) -> None:
@@ -96,7 +96,7 @@ def test_reserving_again_replaces_what_the_same_work_held(platform: Platform) ->
     assert reserve(platform, "job:1", dollars(9)).allowed
     assert not reserve(platform, "job:1", dollars(11)).allowed
     (state,) = platform.call(ListBudgets(project="flights"))
-    assert state.spending.held == dollars(9)
+    assert state.held == dollars(9)
 
 
 def test_nothing_negative_is_reserved_or_settled(platform: Platform) -> None:
@@ -115,9 +115,9 @@ def test_bills_count_as_far_as_they_go_and_the_meter_after_that(platform: Platfo
     reserve(platform, "job:new", dollars(9), datetime(2026, 3, 10, tzinfo=UTC))
     settle(platform, "job:new", dollars(5), datetime(2026, 3, 11, tzinfo=UTC))
     (state,) = platform.call(ListBudgets(project="flights"))
-    assert state.spending.billed == dollars(20)
-    assert state.spending.metered == dollars(13)
-    assert state.spending.spent == dollars(25)
+    assert state.billed == dollars(20)
+    assert state.metered == dollars(13)
+    assert state.spent == dollars(25)
 
 
 def test_no_amount_of_another_currency_is_added_unless_a_rate_says_what_it_is_worth(platform: Platform) -> None:
@@ -125,15 +125,15 @@ def test_no_amount_of_another_currency_is_added_unless_a_rate_says_what_it_is_wo
     bill(platform, "2026-03-02", 20_000_000, "EUR")
     euro = Money(micros=1, currency="EUR")
     (state,) = platform.call(ListBudgets(project="flights"))
-    assert state.spending.spent == dollars(0)
-    assert state.spending.others == (Money(micros=20_000_000, currency="EUR"),)
+    assert state.spent == dollars(0)
+    assert state.others == (Money(micros=20_000_000, currency="EUR"),)
     assert not reserve(platform, "job:1", euro).allowed
     rate = {"base": "EUR", "quote": "USD", "day": "2026-03-01", "rate": "1.25", "source": "test", "at": NOON}
     platform.ports.sql.write(lambda sql: sql.execute(sa.insert(exchange_rates).values(rate)))
     platform.call(SetBudget(project="flights", amount="100", hard=True, convert=True))
     (state,) = platform.call(ListBudgets(project="flights"))
-    assert state.spending.spent == dollars(25)
-    assert state.spending.others == ()
+    assert state.spent == dollars(25)
+    assert state.others == ()
     assert reserve(platform, "job:1", euro).allowed
 
 
@@ -207,6 +207,14 @@ def test_weekends_that_cost_nothing_are_not_forecast_to_cost() -> None:
 def test_without_history_only_what_was_spent_is_said() -> None:
     found = forecast_of({}, date(2026, 3, 10), 5)
     assert (found.total, found.low, found.high, found.days) == (5, None, None, 0)
+
+
+def test_nothing_is_forecast_from_two_days_or_from_bills_that_ended_weeks_ago() -> None:
+    two = {date(2026, 3, 9): 5, date(2026, 3, 10): 5}
+    assert forecast_of(two, date(2026, 3, 10), 10).total == 10
+    old = {date(2026, 2, 1) + timedelta(days=n): 5 for n in range(10)}
+    assert forecast_of(old, date(2026, 2, 10), 0).total == 0
+    assert forecast_of(old, date(2026, 2, 20), 0).total > 0
 
 
 @given(
