@@ -30,7 +30,9 @@ from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
 from macadam.testing import open_platform
 
-JOBS = 500 if SOAK else 36
+JOBS = 500 if SOAK else 20
+PAUSES = (0.1, 0.5) if SOAK else (0.2, 0.7)
+"""Seconds between two kills."""
 SECONDS = 1200 if SOAK else 120
 GPUS = 6
 SETTINGS = {
@@ -113,8 +115,8 @@ class Killer:
         self._thread.start()
 
     def _work(self) -> None:
-        while not self._stop.wait(self._moments.uniform(0.1, 0.5)):
-            what = self._moments.choices(["member", "supervisor", "daemon", "leaving"], [10, 4, 3, 1])[0]
+        while not self._stop.wait(self._moments.uniform(*PAUSES)):
+            what = self._moments.choices(["member", "supervisor", "daemon", "leaving"], [10, 4, 2, 1])[0]
             if what == "daemon":
                 # At any instant of its start or its turns, not only once it is well under way.
                 self._daemon.kill()

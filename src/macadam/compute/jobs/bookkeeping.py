@@ -4,6 +4,7 @@ The leaves alone tell who held how many GPUs when, in the order of commit: a sta
 end after nothing does any more. Budgets are reserved and settled here too.
 """
 
+import contextlib
 from datetime import datetime
 
 import msgspec
@@ -14,6 +15,7 @@ from macadam.compute.billing import budgets
 from macadam.compute.jobs import registry, settling
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import ACTIVE, AttemptRow, Job, Place, Wish
+from macadam.errors import NotFound
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import without_call
 from macadam.operations import plain
@@ -114,8 +116,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             cost=cost,
         )
         registry.save_attempt(self.sql, closed)
-        if cost is not None:
-            budgets.settle(self.sql, _key(row), cost, ended)
+        self._settle_budget(row, cost, ended)
         after = self._after(job, closed, verdict)
         registry.save_job(self.sql, after)
         self._say(
@@ -132,6 +133,14 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             message=verdict.message or None,
         )
         return after
+
+    def _settle_budget(self, row: AttemptRow, cost: Money | None, ended: datetime) -> None:
+        """Prices may have been set, or unset, since it started."""
+        if cost is None:
+            budgets.release(self.sql, _key(row), ended)
+            return
+        with contextlib.suppress(NotFound):  # nothing was reserved, as nothing had a price
+            budgets.settle(self.sql, _key(row), cost, ended)
 
     def _after(self, job: Job, row: AttemptRow, verdict: settling.Verdict) -> Job:
         restarts = job.restarts + verdict.restart
