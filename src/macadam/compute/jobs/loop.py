@@ -206,6 +206,7 @@ class Queue:
         with_gpus = [
             (waiting[one.id], picture.places(waiting[one.id], one.placement, seen.nodes), one.borrowed)
             for one in decision.starts
+            if one.id in waiting  # whoever is stopped here to go on elsewhere has to end first
         ]
         plain = picture.plain_starts(seen, [(job, given) for job, given, _ in with_gpus])
         return [*with_gpus, *((job, given, 0) for job, given in plain)]

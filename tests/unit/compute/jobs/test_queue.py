@@ -11,11 +11,12 @@ from databases import KINDS, server
 from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import SetBudget
-from macadam.compute.jobs import bookkeeping, registry
+from macadam.compute.jobs import bookkeeping, loop, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import CancelJob, Resources, SetQuota
+from macadam.compute.scheduling.types import Decision, Preempt, Slot, Start
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ledger import service as ledger
 from macadam.settings import Jobs
@@ -369,3 +370,18 @@ def _require_sound(bench: Bench) -> None:
     )
     submitted = [leaf.subject for leaf in leaves if leaf.kind == "compute.submit_job"]
     assert finals == Counter(dict.fromkeys(submitted, 1))
+
+
+def test_a_job_that_is_to_go_on_elsewhere_ends_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submit()
+    bench.turn()
+    place = bench.page(job).attempts[0].places[0]
+    other = (Slot(node="n1", milli=1000, devices=(3 - place.indexes[0],)),)
+    moved = Decision(
+        starts=(Start(id=job.id, placement=other),),
+        preemptions=(Preempt(id=job.id, by="", reason="order", words="It moves."),),
+    )
+    bench.submit()
+    monkeypatch.setattr(loop, "decide", lambda *_: moved)
+    bench.turn()
+    assert (bench.now(job).state, bench.now(job).attempt) == ("stopping", 1)
