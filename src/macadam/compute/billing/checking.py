@@ -32,7 +32,18 @@ KEPT = 1000
 _SHOWN = 80  # characters of a cell in a report
 _AHEAD = timedelta(days=1)  # usage later than this after now is a clock's fault, not a time zone's
 _NAMES = ("InvoiceIssuerName", "ServiceProviderName", "ProviderName", "BillingAccountId", "SubAccountId", "ResourceId")
-"""What rows are sorted and found by, and printed with."""
+"""What rows are sorted and found by."""
+_SHOWN_TEXTS = (
+    "ResourceName",
+    "SkuId",
+    "SkuPriceId",
+    "RegionId",
+    "ServiceName",
+    "ConsumedUnit",
+    "PricingUnit",
+    "ChargeDescription",
+)
+"""What is printed, where an escape sequence could make a terminal lie."""
 _ACCOUNT = "BillingAccountId"
 _CODE = r"^[A-Z]{3}$"
 
@@ -102,10 +113,11 @@ class Checked:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             long = _mask(pc.greater(pc.binary_length(column), reading.MAX_CELL))
             self._refuse(long, name, f"at most {reading.MAX_CELL} bytes", column)
-        for name in _NAMES:
-            if name in self.texts:
-                control = _mask(pc.match_substring_regex(self.texts[name], r"[\x00-\x1f\x7f]"))
-                self._refuse(control, name, "no control characters", self.texts[name])
+        for names, pattern in ((_NAMES, r"[\x00-\x1f\x7f]"), (_SHOWN_TEXTS, r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")):
+            for name in names:
+                if name in self.texts:
+                    control = _mask(pc.match_substring_regex(self.texts[name], pattern))
+                    self._refuse(control, name, "no control characters", self.texts[name])
         if focus.CURRENCY not in self.texts or (self._terms.lenient and self._terms.currency):
             given = pa.scalar(self._terms.currency or None, pa.string())
             self.texts[focus.CURRENCY] = pc.fill_null(self.text(focus.CURRENCY), given)

@@ -5,6 +5,7 @@ and its amounts (60 bytes); the second gives each charge its micros, which only 
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -25,12 +26,14 @@ from macadam.lazy import lazy
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import psutil
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pc: Any  # its overloads do not follow columns whose types are known only at run time
 else:
     np = lazy("numpy")
+    psutil = lazy("psutil")
     pa = lazy("pyarrow")
     pc = lazy("pyarrow.compute")
     pq = lazy("pyarrow.parquet")
@@ -99,10 +102,16 @@ class _Rows:
 
 @contextmanager
 def workplace(home: Path) -> Iterator[Path]:
-    """A folder in the home for what is being read; gone afterwards, whatever happens."""
+    """A folder in the home for what is being read; gone afterwards, whatever happens. What a killed process left of one is
+    removed by the next.
+    """
     root = home / "tmp"
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="bill-", dir=root))
+    for left in root.glob("bill-*-*"):
+        owner = left.name.split("-")[1]
+        if not (owner.isdecimal() and psutil.pid_exists(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"bill-{os.getpid()}-", dir=root))
     try:
         yield folder
     finally:

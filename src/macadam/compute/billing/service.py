@@ -155,7 +155,7 @@ def _record(tx: Transaction, delivery: Delivery, prepared: _Prepared, request: I
         files=delivery.files,
         content=delivery.content,
         originals=originals[:_ORIGINALS],
-        charges=prepared.charges,
+        parquet=prepared.charges,  # by this name `ledger verify` reads it again
         rows=delivery.rows,
         dropped=delivery.dropped,
         bills=len(delivery.bills),

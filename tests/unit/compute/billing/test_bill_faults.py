@@ -1,12 +1,15 @@
 """Bills that are broken, and imports that break: whatever happens, a bill is there whole or not at all."""
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from databases import wait_until
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from unit.compute.billing.bills import USAGE, usage, write_csv
@@ -14,8 +17,9 @@ from unit.compute.billing.bills import USAGE, usage, write_csv
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
 from macadam.compute.billing import schema, service, store
-from macadam.compute.billing.types import CheckBill, ImportBill, ListBills, MapCharges
-from macadam.errors import Conflict, MacadamError, StorageFull
+from macadam.compute.billing.types import CheckBill, ImportBill, ListBills, ListCharges, MapCharges
+from macadam.errors import Conflict, IntegrityError, MacadamError, StorageFull
+from macadam.ledger.types import VerifyLedger
 from macadam.testing import Clock, open_platform
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -135,3 +139,35 @@ def test_a_bill_of_every_column_and_no_sense_is_refused(platform: Platform, tmp_
     assert {"BilledCost", "BillingCurrency", "ChargeCategory", "ChargePeriodStart", "Tags"} <= columns
     with contextlib.suppress(FileNotFoundError):
         assert list((platform.ports.settings.home / "tmp").iterdir()) == []
+
+
+def test_charges_that_somebody_rewrote_are_found(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1, Tags='{"project": "flights"}')])
+    with open_platform(clock=Clock(NOW)) as opened:
+        opened.call(CreateProject(project="flights"))
+        opened.call(ImportBill(path=str(path)))
+        with opened.ports.sql.read() as sql:
+            (one,) = store.stored(sql)
+        (stored,) = (opened.ports.settings.home).rglob(f"*{one.object.removeprefix('sha256:')[4:]}*")
+        stored.chmod(0o600)
+        stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+        assert any(one.object in problem for problem in opened.call(VerifyLedger()).problems)
+        with pytest.raises(IntegrityError):
+            opened.call(ListCharges(project="flights"))
+
+
+def test_an_import_that_is_killed_leaves_nothing_but_a_folder_that_the_next_one_removes(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(n) for n in range(100_000)])
+    home = tmp_path / "home"
+    with open_platform(home) as opened:
+        opened.call(CreateProject(project="flights"))
+    command = [sys.executable, "-m", "macadam.faces.cli", "--home", str(home), "cost", "import", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any((home / "tmp").glob("bill-*/draft.parquet")))
+    process.kill()
+    process.wait()
+    with open_platform(home) as opened:
+        assert opened.call(ListBills(all=True)) == ()
+        small = write_csv(tmp_path / "small.csv", [usage(1)])
+        assert opened.call(ImportBill(path=str(small))).rows == 1
+        assert list((home / "tmp").iterdir()) == []
