@@ -34,7 +34,7 @@ def cheapest(options: Sequence[Option], works: Sequence[Sequence[float]], rates:
     for kind in range(len(rates)):
         if all(math.isinf(work[kind]) for work in works):
             raise InvalidInput(
-                "No GPU keeps the promise for the requests of one length, even alone.",
+                f"No GPU keeps the promise for the requests of class {kind + 1} of {len(rates)} by the length of the prompt, even alone.",
                 next_step="Relax the promise, allow more GPUs a replica (--tp), or offer faster GPUs.",
                 details={"class": kind},
             )

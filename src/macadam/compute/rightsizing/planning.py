@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from macadam.compute.catalogue import gpus
 from macadam.compute.catalogue.llms import Llm
 from macadam.compute.rightsizing import capacity, mix, roofline, serving
@@ -20,9 +22,11 @@ from macadam.operations import Progress
 
 _STEPS = 4  # halvings between the margin that failed and the one that held
 _LESS = 0.88  # each time that the promise is missed, replicas are planned to be that much less busy
+_MOST = 2.0  # busy; a trace is not endless, so that more than all of the time may do
 _LEAST = 0.15  # busy; below that something else than the load breaks the promise
 _TRIALS = 60  # fleets that are tried around the one that was found
 _AT_ONCE = 12  # of them before the search moves on or ends
+_ALIKE = 1.02  # times as busy is hardly busier
 _MORE = 4  # replicas of one kind in the place of those that are left out
 _LOOKED_AT = 400  # fleets whose load is computed
 
@@ -96,8 +100,23 @@ def problem(trace: Trace, slo: Slo, engine: Engine, chosen: Sequence[Option], ef
     speeds = tuple(roofline.speed(option.replica, engine, efficiency) for option in chosen)
     works = tuple(capacity.works(pace, engine, wanted, slo) for pace in speeds)
     return Problem(
-        trace=trace, slo=slo, engine=engine, demand=wanted, options=tuple(chosen), speeds=speeds, works=works
+        trace=trace,
+        slo=slo,
+        engine=engine,
+        demand=_with_hopeless(wanted, works, slo),
+        options=tuple(chosen),
+        speeds=speeds,
+        works=works,
     )
+
+
+def _with_hopeless(wanted: Demand, works: Sequence[Sequence[float]], slo: Slo) -> Demand:
+    """Classes for which nothing keeps the promise are spared too, as long as it can be kept for enough without them."""
+    kinds = range(len(wanted.rates))
+    spared = wanted.spared | {kind for kind in kinds if all(math.isinf(work[kind]) for work in works)}
+    if sum(wanted.rates[kind] for kind in spared) > (1 - slo.attainment) * sum(wanted.rates):
+        return wanted
+    return msgspec.structs.replace(wanted, spared=frozenset(spared))
 
 
 def only(asked: Problem, keep: Callable[[Option], bool]) -> Problem:
@@ -105,14 +124,15 @@ def only(asked: Problem, keep: Callable[[Option], bool]) -> Problem:
     kept = [number for number, option in enumerate(asked.options) if keep(option)]
     if not kept:
         raise InvalidInput("No machine of that kind is offered.", next_step="Choose another GPU.")
+    works = tuple(asked.works[number] for number in kept)
     return Problem(
         trace=asked.trace,
         slo=asked.slo,
         engine=asked.engine,
-        demand=asked.demand,
+        demand=_with_hopeless(asked.demand, works, asked.slo),
         options=tuple(asked.options[number] for number in kept),
         speeds=tuple(asked.speeds[number] for number in kept),
-        works=tuple(asked.works[number] for number in kept),
+        works=works,
     )
 
 
@@ -164,7 +184,7 @@ def _with_margin(asked: Problem, seen: _Seen) -> tuple[Plan, float | None]:
     while busy >= _LEAST:
         tried = seen.plan(_solved(asked, busy), busy)
         if tried.attained >= asked.slo.attainment:
-            return tried, missed
+            return (tried, missed) if missed else _with_less(asked, seen, tried)
         missed, closest = busy, max(closest, tried.attained)
         busy *= _LESS
     raise InvalidInput(
@@ -173,15 +193,27 @@ def _with_margin(asked: Problem, seen: _Seen) -> tuple[Plan, float | None]:
     )
 
 
+def _with_less(asked: Problem, seen: _Seen, best: Plan) -> tuple[Plan, float | None]:
+    """The promise is kept without margin: what if replicas are planned to do more than they seem to have time for?"""
+    busy = best.busy / _LESS
+    while busy <= _MOST:
+        tried = seen.plan(_solved(asked, busy), busy)
+        if tried.attained < asked.slo.attainment:
+            return best, busy
+        best = Plan(fleet=tried.fleet, served=tried.served, attained=tried.attained, busy=busy)
+        busy /= _LESS
+    return best, None
+
+
 def _descend(asked: Problem, seen: _Seen, best: Plan, trials: int) -> Plan:
-    """Takes other replicas in the place of one or two, as long as that is cheaper and the promise holds. Of all such fleets those are simulated
-    that would be least busy.
+    """Takes other replicas in the place of one or two, as long as that is cheaper and the promise holds. Of all such fleets the most promising
+    are simulated.
     """
     works, rates = _planned(asked)
     left = trials
     while left > 0:
         fresh = [fleet for fleet in _cheaper(asked, best.fleet) if fleet.replicas not in seen.plans]
-        fresh = sorted(fresh, key=lambda fleet: mix.busiest(works, rates, fleet.replicas))[:_AT_ONCE]
+        fresh = _promising(fresh, mix.busiest(works, rates, best.fleet.replicas), works, rates)
         tried = [seen.plan(fleet, best.busy) for fleet in fresh[:left]]
         left -= len(tried)
         kept = [plan for plan in tried if plan.attained >= asked.slo.attainment]
@@ -191,12 +223,28 @@ def _descend(asked: Problem, seen: _Seen, best: Plan, trials: int) -> Plan:
     return best
 
 
+def _promising(
+    fleets: Sequence[Fleet], held: float, works: Sequence[Sequence[float]], rates: Sequence[float]
+) -> list[Fleet]:
+    """First the cheapest of those that would be hardly busier than the fleet that holds, then the least busy of the others."""
+    busy = {fleet.replicas: mix.busiest(works, rates, fleet.replicas) for fleet in fleets}
+    alike = [fleet for fleet in fleets if busy[fleet.replicas] <= held * _ALIKE]
+    others = [fleet for fleet in fleets if held * _ALIKE < busy[fleet.replicas] < math.inf]
+    half = _AT_ONCE // 2
+    alike = sorted(alike, key=lambda fleet: fleet.hourly)[:half]
+    return alike + sorted(others, key=lambda fleet: busy[fleet.replicas])[: _AT_ONCE - len(alike)]
+
+
 def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
     """Fleets that cost less, with one or two replicas less and up to four more of one kind, or one each of two kinds; not those that are plainly
     too small. Dearest first, and no more than can be looked at.
     """
     used = [option for option, count in enumerate(fleet.replicas) if count]
-    kinds = range(len(fleet.replicas))
+    kinds = [
+        option
+        for option, works in enumerate(asked.works)
+        if any(not math.isinf(work) for kind, work in enumerate(works) if kind not in asked.demand.spared)
+    ]
     more: list[tuple[int, ...]] = [(kind,) * count for kind in kinds for count in range(1, _MORE + 1)]
     more += [(), *list(itertools.combinations(kinds, 2))]
     found: dict[tuple[int, ...], Fleet] = {}
@@ -215,7 +263,9 @@ def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
 
 
 def _carries(asked: Problem, fleet: Fleet) -> bool:
-    """Whether its time would suffice if each class went where it takes the least: a bound from below on what is needed."""
+    """Whether its time would about suffice if each class went where it takes the least. A trace that ends, or a promise with time to wait, allows
+    more than all of it.
+    """
     used = [option for option, count in enumerate(fleet.replicas) if count]
     needed = 0.0
     for kind, rate in enumerate(asked.demand.rates):
@@ -223,12 +273,27 @@ def _carries(asked: Problem, fleet: Fleet) -> bool:
         if math.isinf(least) and kind not in asked.demand.spared:
             return False
         needed += 0.0 if math.isinf(least) else rate * least
-    return needed <= fleet.size
+    return needed <= fleet.size * _MOST
 
 
 def _solved(asked: Problem, busy: float) -> Fleet:
     works, rates = _planned(asked)
+    for kind in range(len(rates)):
+        if all(math.isinf(work[kind]) for work in works):
+            raise _impossible(asked, kind)
     return mix.cheapest(asked.options, works, [rate / busy for rate in rates])
+
+
+def _impossible(asked: Problem, place: int) -> InvalidInput:
+    """place: of the class, among those that are planned for."""
+    kind = [kind for kind in range(len(asked.demand.rates)) if kind not in asked.demand.spared][place]
+    buckets = [bucket for bucket in asked.demand.buckets if bucket.kind == kind]
+    tokens = sum(b.prompt * b.rate for b in buckets) / sum(b.rate for b in buckets)
+    share = asked.demand.rates[kind] / sum(asked.demand.rates)
+    return InvalidInput(
+        f"None keeps the promise for prompts of about {tokens:.0f} tokens ({share:.1%} of the requests), even alone.",
+        next_step="Relax the promise, allow more GPUs a replica (--tp), or offer faster GPUs.",
+    )
 
 
 def _planned(asked: Problem) -> tuple[list[list[float]], list[float]]:

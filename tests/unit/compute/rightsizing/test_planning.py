@@ -119,7 +119,7 @@ def test_what_a_fifth_changes_is_told_of_each_thing() -> None:
 
 
 def test_a_promise_that_no_gpu_keeps_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="keeps the promise"):
+    with pytest.raises(InvalidInput, match="keeps the promise for prompts"):
         planning.plan(problem(conversation(1, 30), OFFERS[:1], Slo(ttft=0.01, tpot=0.001)))
 
 
