@@ -104,6 +104,14 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.decide_verb:TRAIN",
         "Train from scratch, fine-tune, LoRA, prompt or buy: what each costs and is worth",
     ),
+    "simulate queue": (
+        "macadam.faces.queue_verbs:QUEUE",
+        "Measure on a trace of jobs what they would have waited under each policy",
+    ),
+    "cost replay": (
+        "macadam.faces.queue_verbs:REPLAY",
+        "Replay a project's jobs under a policy: the same work for how many GPU-hours less",
+    ),
     "simulate spot": (
         "macadam.faces.study_verbs:SPOT",
         "Measure on traces of spot machines what a job with a deadline saves, and that it is never late",

@@ -118,6 +118,8 @@ class _Round:
         chosen = []
         for *_, work in sorted(due, key=lambda entry: entry[:3]):
             owner = "" if self.limits.unlimited else work.tenant
+            if work.demand > self.limits.own(work.tenant):
+                continue  # nothing is promised to what is larger than the share
             taken[owner] = taken.get(owner, 0) + work.demand
             if taken[owner] <= self.limits.own(work.tenant):
                 chosen.append(work)
@@ -129,7 +131,7 @@ class _Round:
             return float("inf")
         if work.due is not None:
             return work.due
-        return work.submitted + self.policy.ageing if self.limits.unlimited else float("inf")
+        return work.submitted + (self.policy.ageing if self.limits.unlimited else self.policy.patience)
 
     def _hold(self, work: Work) -> list[Work]:
         """Gives it GPUs, if it has none. Returns whom that stopped."""

@@ -33,7 +33,7 @@ def rank(work: Work, attained: float, order: Order, estimates: Estimates | None)
     if estimates is not None and order == "gittins":
         return estimates.index(work, attained)
     if estimates is not None and order == "shortest":
-        return estimates.remaining(work, 0.0)
+        return estimates.remaining(work, 0.0) * work.demand / WHOLE
     return reached(level(attained)) * work.demand / WHOLE
 
 

@@ -34,7 +34,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     last checkpoint plus the cost. attained: seconds it has run so far. preemptions: how often it was stopped. group: whose
     durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price. seconds: how
     long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it. due: when its tenant's own share would have started it (`promise.due_times`), infinity = not yet, None =
-    not known: then `Policy.ageing` counts.
+    not known: then it counts as due at once under a quota, and after `Policy.ageing` without quotas.
     """
 
     id: str

@@ -14,12 +14,13 @@ import msgspec
 from macadam.compute.scheduling.estimates import History
 from macadam.compute.scheduling.order import LEVELS, level, reached, tolerated
 from macadam.compute.scheduling.promise import Share
-from macadam.compute.scheduling.types import Policy
+from macadam.compute.scheduling.types import Policy, Work
 from macadam.errors import InvalidInput
 
 _NEW, _WAITING, _RUNNING, _DONE = range(4)
 _END, _LEVEL, _ENTER, _LEAVE = range(4)
 _NEVER = float("inf")
+_SERVED = [reached(passed) for passed in range(len(LEVELS) + 1)]
 
 
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,15 +87,20 @@ class Simulation:
     def _tables(self) -> None:
         """Gives each lane (jobs with the same estimates) its ranks by level."""
         order = self.policy.order
-        self.history = History() if order == "gittins" else None
+        self.history = History() if order in {"gittins", "shortest"} else None
         lanes: dict[tuple[str, int], int] = {}
         self.lane = [lanes.setdefault(each, len(lanes)) for each in zip(self.jobs.tenant, self.jobs.gpus, strict=True)]
-        self.lanes = list(lanes)
-        served = [reached(passed) for passed in range(len(LEVELS) + 1)]
-        self.table = [served] * len(lanes)
+        self.lanes = [Work(id="", tenant=tenant, gpus=gpus, submitted=0.0) for tenant, gpus in lanes]
         self.fixed = {"fifo": self.jobs.submitted, "oracle": self.jobs.seconds}.get(order)
-        if self.history is not None:
-            self.table = [self.history.table(tenant, gpus, "") for tenant, gpus in self.lanes]
+        self.table = [self._table(work) for work in self.lanes]
+
+    def _table(self, work: Work) -> list[float]:
+        """The rank of one GPU's work by the number of levels passed."""
+        if self.history is None:
+            return _SERVED
+        if self.policy.order == "shortest":
+            return [self.history.remaining(work, 0.0)] * len(_SERVED)
+        return self.history.table(work.tenant, work.gpus, work.group)
 
     def run(self, progress: Callable[[int], None] | None = None) -> Outcome:
         submitted, events, n = self.jobs.submitted, self.events, len(self.jobs)
@@ -150,9 +156,9 @@ class Simulation:
         self.stretches.append((job, self.since[job], self.now))
         lane = self.lane[job]
         if self.history is not None:
-            tenant, gpus = self.lanes[lane]
-            self.history.add(tenant, gpus, "", self.jobs.seconds[job])
-            self.table[lane] = self.history.table(tenant, gpus, "")
+            work = self.lanes[lane]
+            self.history.add(work.tenant, work.gpus, work.group, self.jobs.seconds[job])
+            self.table[lane] = self._table(work)
         if self.held[job]:
             self._note_end(job)
         self._fill()

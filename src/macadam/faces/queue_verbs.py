@@ -1,0 +1,154 @@
+"""`macadam simulate queue` and `macadam cost replay`: what other policies would have done with jobs, and what that would have cost."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from macadam import plots
+from macadam.compute.jobs import past
+from macadam.compute.jobs.types import Job, ListJobs
+from macadam.compute.simulation import queueing
+from macadam.errors import InvalidInput
+from macadam.faces import printing
+from macadam.faces.session import Session, Verb
+from macadam.operations import of_request
+
+_NAMES: tuple[queueing.Name, ...] = get_args(queueing.Name)
+_PAGE = 1000
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", metavar="FILE", required=True, help="CSV: " + ",".join(queueing.COLUMNS))
+    parser.add_argument("--gpus", metavar="N", type=int, required=True, help="GPUs of the pool")
+    parser.add_argument(
+        "--policy", metavar="NAME", action="append", help=f"{', '.join(_NAMES)} or all; may be repeated"
+    )
+    parser.add_argument("--cost", metavar="S", type=float, default=30.0, help="seconds of work that a preemption loses")
+    parser.add_argument("--plot", metavar="FILE.svg", help="draw how many jobs took how long")
+
+
+def _run(options: argparse.Namespace, session: Session) -> int:
+    names = _names(getattr(options, "policy", ["default"]))
+    jobs = queueing.read_jobs(Path(options.jobs))
+    with printing.progress(shown=not session.json) as progress:
+        runs = [queueing.run(jobs, options.gpus, name, cost=options.cost, progress=progress) for name in names]
+    if hasattr(options, "plot"):
+        curves = {summary.policy: queueing.curve(jobs, outcome) for summary, outcome in runs}
+        about = f"{len(jobs)} jobs of {len(set(jobs.tenant))} tenants on {options.gpus} GPUs"
+        _draw(Path(options.plot), curves, about)
+    if session.json:
+        session.show([summary for summary, _ in runs])
+        return 0
+    session.say(f"{len(jobs)} jobs of {len(set(jobs.tenant))} tenants on {options.gpus} GPUs:")
+    session.show([_row(summary) for summary, _ in runs], title="From submission to end")
+    for summary, _ in runs[:1]:
+        session.show([_tenant(tenant) for tenant in summary.tenants], title=f"Waiting under {summary.policy}, p95")
+    return 0
+
+
+def _names(given: list[str]) -> list[queueing.Name]:
+    known: dict[str, queueing.Name] = {str(name): name for name in _NAMES}
+    unknown = [name for name in given if name not in known and name != "all"]
+    if unknown:
+        raise InvalidInput(f"There is no policy {unknown[0]!r}.", next_step=f"Choose: {', '.join(known)} or all.")
+    return list(_NAMES) if "all" in given else list(dict.fromkeys(known[name] for name in given))
+
+
+def _row(summary: queueing.Summary) -> dict[str, object]:
+    return {
+        "policy": summary.policy,
+        "mean": f"{summary.mean:,.0f} s",
+        "median": f"{summary.median:,.0f} s",
+        "p95": f"{summary.p95:,.0f} s",
+        "preemptions": summary.preemptions,
+        "GPU-hours lost": f"{summary.lost_gpu_hours:,.0f}",
+        "tenants worse off": len(summary.worse),
+        "GPU-hours paid": f"{summary.pool_gpu_hours:,.0f}",
+        "if elastic": f"{summary.elastic_gpu_hours:,.0f}",
+        "jobs/s": f"{summary.jobs_per_second:,.0f}",
+    }
+
+
+def _tenant(tenant: queueing.Tenant) -> dict[str, object]:
+    return {
+        "tenant": tenant.tenant,
+        "jobs": tenant.jobs,
+        "share": tenant.share,
+        "wait": f"{tenant.wait_p95:,.0f} s",
+        "on its share alone": f"{tenant.alone_p95:,.0f} s",
+    }
+
+
+def _draw(path: Path, curves: "dict[str, list[tuple[float, float]]]", about: str) -> None:
+    drawn = plots.lines(
+        curves,
+        title="Jobs that took no longer",
+        about=about,
+        x_label="hours from submission to end",
+        y_label="% of jobs",
+        x_scale="log",
+    )
+    try:
+        path.write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+
+
+def _configure_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", metavar="FILE", help="CSV instead of the project's own jobs: " + ",".join(queueing.COLUMNS)
+    )
+    parser.add_argument(
+        "--gpus", metavar="N", type=int, help="GPUs of the baseline's pool; default: enough for no wait"
+    )
+    parser.add_argument("--policy", metavar="NAME", help=f"{', '.join(_NAMES)}; default: default")
+    parser.add_argument("--cost", metavar="S", type=float, default=30.0, help="seconds of work that a preemption loses")
+
+
+def _replay(options: argparse.Namespace, session: Session) -> int:
+    """Whoever may list a project's jobs may replay them: the operation that reads them is asked."""
+    name = _names([getattr(options, "policy", "default")])[0]
+    given = getattr(options, "jobs", None)
+    jobs = queueing.read_jobs(Path(given)) if given else past.trace(_listed(session))
+    gpus = getattr(options, "gpus", 0) or queueing.ample(jobs)
+    with printing.progress(shown=not session.json) as progress:
+        found = queueing.save(jobs, gpus, name=name, cost=options.cost, progress=progress)
+    if session.json:
+        session.show(found)
+        return 0
+    session.say(
+        f"{len(jobs)} jobs, {found.work_gpu_hours:,.0f} GPU-hours of work; static shares of {gpus} GPUs, first come first "
+        f"served, pay {found.baseline.pool_gpu_hours:,.0f}."
+    )
+    session.say(
+        f"A pool of {found.found.gpus} under {name} pays {found.found.pool_gpu_hours:,.0f}: {_less(found.saved)}."
+    )
+    session.say(
+        f"Up to {found.elastic.gpus} GPUs rented by the hour, 8 at a time, pay {found.elastic.elastic_gpu_hours:,.0f}: "
+        f"{_less(found.saved_elastic)}."
+    )
+    rows = {"static shares": found.baseline, "smaller pool": found.found, "elastic pool": found.elastic}
+    session.show([{"": label} | _row(summary) for label, summary in rows.items()], title="From submission to end")
+    return 0
+
+
+def _less(part: float) -> str:
+    return f"{part:.0%} less" if part >= 0 else f"{-part:.0%} more"
+
+
+def _listed(session: Session) -> Iterator[Job]:
+    project, before = session.project(), ""
+    if not project:
+        raise InvalidInput("`macadam cost replay` needs jobs.", next_step="Give --project NAME or --jobs FILE.")
+    while True:
+        arguments = {"project": project, "state": "succeeded", "before": before, "limit": _PAGE}
+        page = session.call(of_request(ListJobs), arguments)
+        yield from page
+        if len(page) < _PAGE:
+            return
+        before = page[-1].id
+
+
+QUEUE = Verb(configure=_configure, run=_run)
+REPLAY = Verb(configure=_configure_replay, run=_replay)
