@@ -26,10 +26,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", metavar="FILE", required=True, help="CSV: " + ",".join(packing.NODES))
     parser.add_argument("--pods", metavar="FILE", required=True, help="CSV: " + ",".join(packing.PODS))
     parser.add_argument(
-        "--policy", metavar="NAME", action="append", help=f"{', '.join(_NAMES)} or all; may be repeated"
+        "--policy",
+        metavar="NAME",
+        action="append",
+        help=f"{', '.join(_NAMES)} or all; may be repeated; default: balanced",
     )
-    parser.add_argument("--demand", metavar="X", type=float, default=1.0, help="GPUs demanded / GPUs there are")
-    parser.add_argument("--seeds", metavar="N", type=int, default=10, help="orders of arrival")
+    parser.add_argument(
+        "--demand", metavar="X", type=float, default=1.0, help="GPUs demanded / GPUs there are; default: 1"
+    )
+    parser.add_argument("--seeds", metavar="N", type=int, default=10, help="orders of arrival; default: 10")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw what stays unallocated while demand grows")
 
 
@@ -100,17 +105,37 @@ def _configure_spot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--zones", metavar="FILE", nargs="+", required=True, help="a trace of availability for each zone"
     )
-    parser.add_argument("--work", metavar="H", type=float, default=48.0, help="hours without any interruption")
+    parser.add_argument(
+        "--work", metavar="H", type=float, default=48.0, help="hours without any interruption; default: 48"
+    )
     parser.add_argument("--deadline", metavar="H", type=float, nargs="+", required=True, help="hours from the start")
     known = ", ".join(_SPOT_NAMES)
-    parser.add_argument("--policy", metavar="NAME", action="append", help=f"{known} or all; may be repeated")
-    parser.add_argument("--starts", metavar="N", type=int, default=50, help="jobs, spread evenly over the traces")
-    parser.add_argument("--changeover", metavar="H", type=float, default=0.2, help="hours until a new machine goes on")
-    parser.add_argument("--checkpoint-every", metavar="H", type=float, default=0.0, help="0: all is saved all the time")
     parser.add_argument(
-        "--checkpoint-cost", metavar="H", type=float, default=0.0, help="hours that one checkpoint takes"
+        "--policy", metavar="NAME", action="append", help=f"{known} or all; may be repeated; default: expected-cost"
     )
-    parser.add_argument("--spot-price", metavar="X", type=float, default=SPOT_PRICE, help="part of the on-demand price")
+    parser.add_argument(
+        "--starts", metavar="N", type=int, default=50, help="jobs, spread evenly over the traces; default: 50"
+    )
+    parser.add_argument(
+        "--changeover", metavar="H", type=float, default=0.2, help="hours until a new machine goes on; default: 0.2"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        metavar="H",
+        type=float,
+        default=0.0,
+        help="hours of work; default: 0, all is saved all the time",
+    )
+    parser.add_argument(
+        "--checkpoint-cost", metavar="H", type=float, default=0.0, help="hours that one takes; default: 0"
+    )
+    parser.add_argument(
+        "--spot-price",
+        metavar="X",
+        type=float,
+        default=SPOT_PRICE,
+        help=f"part of the on-demand price; default: {SPOT_PRICE}",
+    )
     parser.add_argument("--plot", metavar="FILE.svg", help="draw savings by deadline")
 
 

@@ -76,8 +76,8 @@ class Measure:
         """Fragments in thousandths of a GPU, shape (s,), of states: cpu, memory, model of shape (s,), gpu of shape (s, devices)."""
         free = np.maximum(gpu, 0)
         enough = gpu[:, None, :] >= self._shares[None, :, None]
-        count = enough.sum(axis=2)[:, self._which]
-        usable = (enough * free[:, None, :]).sum(axis=2)[:, self._which]
+        count = np.count_nonzero(enough, axis=2)[:, self._which]
+        usable = np.einsum("ijk,ik->ij", enough, free)[:, self._which]
         fits = (cpu[:, None] >= self._cpu) & (memory[:, None] >= self._memory) & self._allowed[model]
         fits &= (count >= self._gpus) & (self._gpus > 0)
         total: Floats = free.sum(axis=1) - np.where(fits, usable, 0) @ self._weight

@@ -235,7 +235,7 @@ class _Gradient:
     def __call__(self, cluster: Cluster, demand: Demand, rows: "Ints") -> "tuple[Floats, Ints]":
         which, device = np.arange(len(rows)), np.full(len(rows), -1)
         if demand.shared:
-            which, device = np.nonzero(cluster.gpu[rows] >= demand.gpu_milli)
+            which, device = np.nonzero((cluster.gpu[rows] >= demand.gpu_milli) & _first_of_equals(cluster.gpu[rows]))
         at = rows[which]
         gpu = cluster.gpu[at]
         if demand.shared:
@@ -283,6 +283,12 @@ def _without(gpu: "Ints", count: int) -> "Ints":
     whole = gpu == WHOLE
     taken = whole & (np.cumsum(whole, axis=1) <= count)
     return np.where(taken, 0, gpu)
+
+
+def _first_of_equals(gpu: "Ints") -> "Flags":
+    """Which devices have as much free as none before them on their node: of the others nothing new would be learned."""
+    same = np.tril(gpu[:, :, None] == gpu[:, None, :], -1)
+    return np.asarray(~same.any(axis=2))
 
 
 def _free(cluster: Cluster, rows: "Ints") -> "Ints":
