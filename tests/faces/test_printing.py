@@ -83,3 +83,8 @@ def test_money_is_told_to_the_cent_and_parts_of_a_cent_as_far_as_they_go() -> No
     assert printing.cell([{"micros": 1, "currency": "USD"}, {"micros": 2_000_000, "currency": "EUR"}]) == (
         "0.000001 USD, 2.00 EUR"
     )
+
+
+def test_an_estimate_in_money_has_bounds_in_money() -> None:
+    least, most = ({"micros": micros, "currency": "USD"} for micros in (61, 1_230_000))
+    assert printing.cell({"value": least, "low": least, "high": most}) == "0.000061 USD (0.000061 USD to 1.23 USD)"

@@ -189,11 +189,16 @@ def _money(value: Mapping[str, Any]) -> str:
 
 def _mapping(value: Mapping[str, Any], *, short: bool) -> str:
     if {"value", "low", "high"} <= value.keys():
-        estimate, low, high = (_short(value[name]) for name in ("value", "low", "high"))
+        estimate, low, high = (_bound(value[name]) for name in ("value", "low", "high"))
         return f"{estimate} ({low} to {high})"
     if short and "ref" in value:
         return str(value["ref"])
     return "\n".join(f"{name}: {cell(inside, short=short)}" for name, inside in value.items())
+
+
+def _bound(value: object) -> str:
+    """Of an estimate in money, or a plain number."""
+    return _money(value) if isinstance(value, dict) and _is_money(value) else _short(value)
 
 
 def _short(number: object) -> str:

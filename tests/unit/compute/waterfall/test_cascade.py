@@ -265,6 +265,12 @@ def test_two_owners_who_each_claim_the_whole_get_half_each_and_it_is_flagged():
     assert "owners had more than the whole of a device" in flags([charge(10)], *usage)
 
 
+def test_half_a_gpu_that_is_delivered_twice_stays_half_a_gpu():
+    usage = [row(share=0.5), row(share=0.5)]
+    assert by_key([charge(10)], *usage, by="run") == {"": 5, "run:a": 5}
+    assert "usage delivered more than once" in flags([charge(10)], *usage)
+
+
 def test_rows_that_overlap_in_time_are_charged_once():
     usage = [row(seconds=3600), row(start=0.5, seconds=1800, owner="run:b")]
     assert by_key([charge(10)], *usage, by="run") == {"run:a": 5, "run:b": 5}
