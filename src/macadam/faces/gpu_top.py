@@ -43,6 +43,8 @@ _WINDOW = timedelta(minutes=20)
 """What a replay or a look at this machine remembers, for trends and for checks over several readings."""
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS, _BAR = 12, 8
+_PIPE = 160
+"""Characters: a table in a pipe is for grep."""
 _UNKNOWN = "—"
 _NOT_BELIEVED, _STALE = "red", 120.0
 """Seconds: a reading older than this is said to be old."""
@@ -98,14 +100,14 @@ def _print(frame: Frame, session: Session) -> None:
     if session.json:
         session.show(frame)
         return
-    width = None if sys.stdout.isatty() else 160
-    rich_console.Console(width=width).print(_table(frame))
+    console = rich_console.Console(width=None if sys.stdout.isatty() else _PIPE)
+    console.print(_table(frame, console.width))
 
 
 def _live(frames: Iterator[Frame], every: float, *, pace: bool) -> None:
     with contextlib.suppress(KeyboardInterrupt), rich_live.Live(refresh_per_second=4, screen=False) as live:
         for frame in frames:
-            live.update(_table(frame))
+            live.update(_table(frame, live.console.width))
             if pace:
                 time.sleep(every)
 
@@ -230,41 +232,47 @@ def _row(device: Device, at: datetime, provider: str) -> Row:
 # --- the picture
 
 
-def _table(frame: Frame) -> "rich_table.Table":
+def _table(frame: Frame, width: int = 200) -> "rich_table.Table":
+    """width: characters of the terminal; a narrow one shows the columns that matter most."""
     table = rich_table.Table(title=_title(frame), title_justify="left", expand=False, box=None, pad_edge=False)
-    for name, justify in _COLUMNS:
+    shown = [number for number, (_, _, least) in enumerate(_COLUMNS) if least <= width]
+    for number in shown:
+        name, justify, _ = _COLUMNS[number]
         table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type] # its words
     for row in frame.devices:
-        table.add_row(*_cells(row), style="dim" if row.device.age > _STALE else "")
+        cells = _cells(row, narrow=width < _WIDE)
+        table.add_row(*(cells[number] for number in shown), style="dim" if row.device.age > _STALE else "")
     if not frame.devices:
-        table.add_row("no device was seen in the last minutes", *[""] * (len(_COLUMNS) - 1))
+        table.add_row("no device was seen in the last minutes", *[""] * (len(shown) - 1))
     return table
 
 
+_WIDE = 150
+# Name, side, and the width of a terminal from which on it is shown.
 _COLUMNS = (
-    ("device", "left"),
-    ("model", "left"),
-    ("SM active", "left"),
-    ("SM", "right"),
-    ("GPU", "right"),
-    ("tensor", "right"),
-    ("memory", "left"),
-    ("W", "right"),
-    ("°C", "right"),
-    ("$/h", "right"),
-    ("project", "left"),
-    ("owner", "left"),
-    ("not believed", "left"),
+    ("device", "left", 0),
+    ("model", "left", 120),
+    ("SM active", "left", 0),
+    ("SM", "right", 0),
+    ("GPU", "right", 100),
+    ("tensor", "right", 150),
+    ("memory", "left", 110),
+    ("W", "right", 0),
+    ("°C", "right", 150),
+    ("$/h", "right", 0),
+    ("project", "left", 130),
+    ("owner", "left", 0),
+    ("not believed", "left", 0),
 )
 
 
-def _cells(row: Row) -> "list[str | rich_text.Text]":
+def _cells(row: Row, *, narrow: bool) -> "list[str | rich_text.Text]":
     d = row.device
     owners = ", ".join(h.owner if h.share > 0.999 else f"{h.owner} {h.share:.0%}" for h in d.owners)  # noqa: PLR2004
     projects = ", ".join(sorted({h.project or _UNKNOWN for h in d.owners}))
     doubt = d.error or d.suspect
     return [
-        _plain(f"{d.node}/{_short(d.device)}" if d.node else _short(d.device)),
+        _plain(f"{d.node}/{_short(d.device)}" if d.node and not narrow else _short(d.device)),
         _plain(d.model or d.product or _UNKNOWN),
         _plain(sparkline(d.trend)),
         _plain(_percent(d.sm_active)),

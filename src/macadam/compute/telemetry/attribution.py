@@ -100,15 +100,15 @@ def _by_pods(frame: Frame, people: _People, pods: Mapping[tuple[str, str], Pod])
     """By row: whose pod the device is in; 0 if in none."""
     spaces, space = frame.text("namespace")
     names, name = frame.text("pod")
-    code = np.zeros(len(frame), dtype=np.int64)
-    pair = space * max(len(names), 1) + name
-    for one in np.unique(pair).tolist():
-        namespace, pod = spaces[one // max(len(names), 1)], names[one % max(len(names), 1)]
+    pairs, place = np.unique(space * max(len(names), 1) + name, return_inverse=True)
+    codes = [0] * len(pairs)
+    for number, pair in enumerate(pairs.tolist()):
+        namespace, pod = spaces[pair // max(len(names), 1)], names[pair % max(len(names), 1)]
         if pod:
             known = pods.get((namespace, pod))
             whose = (known.project, known.owner) if known else ("", f"pod:{namespace}/{pod}")
-            code[pair == one] = people.code(*whose)
-    return code
+            codes[number] = people.code(*whose)
+    return np.array(codes or [0], dtype=np.int64)[place]
 
 
 def _by_assignment(

@@ -82,7 +82,7 @@ def _usage(frame: Frame, who: attribution.Claimants, verdict: Verdict, start: in
     first = order[edges]
     nodes, node = frame.text("node")
     models, model = frame.models
-    people = who.people
+    people, reasons = who.people, Verdict.reasons()
     return _table(
         {
             "device": [frame.devices[n] for n in keys[0][first].tolist()],
@@ -96,7 +96,7 @@ def _usage(frame: Frame, who: attribution.Claimants, verdict: Verdict, start: in
             **columns,
             "memory_bytes": _most(memory[order], edges),
             "energy_joules": _known_sum(energy[order], edges),
-            "suspect": [Verdict.reasons()[n] for n in keys[3][first].tolist()],
+            "suspect": [reasons[n] for n in keys[3][first].tolist()],
         }
     )
 

@@ -171,11 +171,13 @@ def _each_once(
     kept = ~again
     if all_conflicts:
         return kept | conflicts, conflicts, int((again & ~conflicts).sum())
-    for number in np.unique(group[at_odds]):
-        # Which one came first must not matter: the one with the least values is kept, and none of them is believed.
-        members = np.flatnonzero(group == number)
-        least = min(members, key=lambda row: [float(np.nan_to_num(one[row], nan=-1.0)) for one in values.values()])
-        kept[members] = members == least
+    # Which one came first must not matter: the one with the least values is kept, and none of them is believed.
+    odd = np.flatnonzero(conflicts)
+    by_value = odd[np.lexsort((*(np.nan_to_num(one[odd], nan=-1.0) for one in values.values()), group[odd]))]
+    least = np.ones(len(odd), dtype=bool)
+    least[1:] = group[by_value][1:] != group[by_value][:-1]
+    kept[odd] = False
+    kept[by_value[least]] = True
     return kept, conflicts, int(again.sum())
 
 

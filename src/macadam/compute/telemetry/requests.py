@@ -62,6 +62,17 @@ class ExpireTelemetry(Request[Expired], frozen=True, kw_only=True):
     """Remove series that are older than their retention (MACADAM_TELEMETRY_RAW_HOURS and its neighbours)."""
 
 
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """files: how many were read; problems: those that are not what their leaf says, or are gone."""
+
+    files: int
+    problems: tuple[str, ...]
+
+
+class VerifySeries(Request[Verified], frozen=True, kw_only=True):
+    """Read every sealed file of the series and compare it with the digest that was recorded."""
+
+
 class PodOwner(msgspec.Struct, frozen=True, kw_only=True):
     """Whose a pod is. owner: such as 'job:…' or 'endpoint:…'."""
 

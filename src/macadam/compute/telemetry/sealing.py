@@ -71,23 +71,32 @@ class Hours:
     def samples(self, hour: datetime) -> "pa.Table":
         """Everything that was delivered for an hour, repetitions too. Raises FileNotFoundError, IntegrityError."""
         if hour not in self._held:
-            sealed = self.sealed(hour)
-            paths = [self._files.path("raw", sealed.name)] if sealed else []
-            tables = [store.read(path) for path in (*paths, *self.parts(hour))]
+            tables = [store.read(path) for path in self._paths(hour)]
             self._held[hour] = pa.concat_tables(tables) if tables else sample_schema().empty_table()
             while len(self._held) > _KEPT:
                 self._held.popitem(last=False)
         self._held.move_to_end(hour)
         return self._held[hour]
 
+    def _paths(self, hour: datetime) -> list[Path]:
+        sealed = self.sealed(hour)
+        return [*([self._files.path("raw", sealed.name)] if sealed else []), *self.parts(hour)]
+
+    def _edge(self, hour: datetime, start: datetime, end: datetime) -> "pa.Table":
+        """An hour's samples of some minutes; files are in order of time, so the rest is not read."""
+        if hour in self._held:
+            return _between(self._held[hour], start, end)
+        tables = [store.read(path, between=(start, end)) for path in self._paths(hour)]
+        return pa.concat_tables(tables) if tables else sample_schema().empty_table()
+
     def around(self, hour: datetime) -> "pa.Table":
         """An hour's samples, with the end of the one before and the beginning of the one after."""
         after = HOUR + timedelta(seconds=LONGEST)
         return pa.concat_tables(
             [
-                _between(self.samples(hour - HOUR), hour - CONTEXT, hour),
+                self._edge(hour - HOUR, hour - CONTEXT, hour),
                 self.samples(hour),
-                _between(self.samples(hour + HOUR), hour + HOUR, hour + after),
+                self._edge(hour + HOUR, hour + HOUR, hour + after),
             ]
         )
 
@@ -138,7 +147,7 @@ def _raw(files: Store, hours: Hours, hour: datetime) -> Written:
     rows = Frame(samples, judged=False).rows
     if sealed and len(rows) == sealed.rows:
         return sealed  # what came was there already
-    return files.write(rows, "raw", hour)
+    return files.write(rows.sort_by([("at", "ascending"), ("device", "ascending")]), "raw", hour)
 
 
 def by_hour(files: Store, pointers: Pointers, sealed: Iterable[SealedHour]) -> list[Written]:

@@ -29,6 +29,8 @@ from macadam.compute.telemetry.requests import (
     SealedFile,
     SealedSeries,
     SealTelemetry,
+    Verified,
+    VerifySeries,
 )
 from macadam.compute.telemetry.schema import files, findings, pods
 from macadam.compute.telemetry.sealing import Hours, SealedHour
@@ -254,6 +256,35 @@ def overdue(sql: sa.Connection, ports: Ports, now: datetime) -> tuple[Written, .
     oldest = sql.execute(query.order_by(files.c.start, files.c.level).limit(_MOST_EXPIRED))
     found = [Written(**row._asdict()) for row in oldest]
     return tuple(file for file in found if file.start not in waiting)
+
+
+def _verify(context: Context, _request: VerifySeries) -> Verified:
+    series = Store(context.ports.settings.home)
+    with context.read() as sql:
+        known = list(sql.execute(sa.select(files.c.level, files.c.name, files.c.digest).order_by(files.c.start)))
+    problems = []
+    for number, row in enumerate(known):
+        context.progress("reading sealed files", number, len(known))
+        try:
+            present = store.digest_of_file(series.path(row.level, row.name))
+        except FileNotFoundError:
+            present = "gone"
+        if present != row.digest:
+            problems.append(f"{row.level}/{row.name} is {present}, recorded was {row.digest}")
+    return Verified(files=len(known), problems=tuple(problems))
+
+
+@operation(
+    VerifySeries,
+    permission=reading.PERMISSION,
+    http="POST /api/v1/gpu/verify",
+    cli="gpu verify",
+    resource=_PLATFORM,
+    prepare=_verify,
+    reads=True,
+)
+def verify_series(_tx: Transaction, _request: VerifySeries, found: Verified) -> Verified:
+    return found
 
 
 # --- pods

@@ -206,15 +206,19 @@ class Store:
         return self._root / "incoming"
 
 
-def read(path: Path, *, columns: "list[str] | None" = None, device: str = "") -> "pa.Table":
-    """A file of the series. device: only its rows. Raises FileNotFoundError, IntegrityError."""
-    filters = [("device", "==", device)] if device else None
+def read(path: Path, *, device: str = "", between: tuple[datetime, datetime] | None = None) -> "pa.Table":
+    """A file of the series. device: only its rows. between: only samples of that time, end excluded.
+
+    Raises FileNotFoundError, IntegrityError.
+    """
+    filters: list[tuple[str, str, object]] = [("device", "==", device)] if device else []
+    if between is not None:
+        filters += [("at", ">=", between[0]), ("at", "<", between[1])]
     try:
-        found: pa.Table = (
-            pq.ParquetFile(path).read(columns=columns)
-            if filters is None
-            else pq.read_table(path, columns=columns, filters=filters, partitioning=None)
-        )
+        if filters:
+            found: pa.Table = pq.read_table(path, filters=filters, partitioning=None)
+        else:
+            found = pq.ParquetFile(path).read()
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:

@@ -30,6 +30,7 @@ from macadam.compute.telemetry.requests import (
     PodOwner,
     ReadUsage,
     SealTelemetry,
+    VerifySeries,
 )
 from macadam.compute.telemetry.types import Holding, Sample, from_table
 from macadam.errors import Busy, IntegrityError, InvalidInput, NotAuthorised
@@ -227,7 +228,10 @@ def test_a_damaged_file_is_an_error_and_not_less_usage(platform: Platform, clock
     deliver(platform, whole(), clock)
     platform.call(SealTelemetry())
     victim = next((platform.settings.home / "telemetry" / "minute").glob("*.parquet"))
+    assert platform.call(VerifySeries()).problems == ()
     victim.write_bytes(victim.read_bytes()[:-50])
+    (problem,) = platform.call(VerifySeries()).problems
+    assert victim.name in problem
     with pytest.raises(IntegrityError, match="cannot be read"):
         usage(platform)
 

@@ -1,0 +1,111 @@
+"""The live picture: what it shows of a device, what it does not know, and that names from elsewhere are only text."""
+
+import argparse
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+from unit.compute.telemetry import fleets
+
+from macadam.compute.telemetry import recordings
+from macadam.compute.telemetry.requests import Device, Holder
+from macadam.compute.telemetry.types import Sample, from_table
+from macadam.errors import InvalidInput
+from macadam.faces import gpu_top
+from macadam.faces.gpu_top import sparkline
+from macadam.faces.session import Session
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def device(**changes: Any) -> Device:
+    given: dict[str, Any] = {
+        "device": "gpu:GPU-11111111-2222", "node": "n1", "model": "h100-sxm-80gb", "product": "NVIDIA H100 80GB HBM3",
+        "at": NOW, "age": 1.0, "owners": (Holder(project="vision", owner="job:1", share=1.0),), "gpu_active": 0.9,
+        "sm_active": 0.5, "tensor_active": 0.3, "dram_active": 0.2, "memory_used": 40 * 2**30, "memory_total": 80 * 2**30,
+        "power": 500.0, "temperature": 60.0, "xid": None, "throttle": None, "energy_kwh": 0.1, "trend": (0.1, None, 1.0),
+        "suspect": "", "error": "",
+    }  # fmt: skip
+    return Device(**{**given, **changes})
+
+
+def drawn(*devices: Device) -> str:
+    console = rich.console.Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - for its text
+    with console.file:
+        console.print(gpu_top._table(gpu_top._priced(devices, NOW, "")))
+        return console.export_text()
+
+
+def test_a_device_is_shown_with_its_owner_and_what_it_costs_by_the_hour() -> None:
+    text = drawn(device())
+    for word in (
+        "n1/GPU-11111111",
+        "h100-sxm-80gb",
+        "50%",
+        "90%",
+        "████░░░░ 40/80G",
+        "500",
+        "vision",
+        "job:1",
+        "USD/h at list",
+    ):
+        assert word in text
+
+
+def test_what_is_not_known_is_a_dash_and_never_nothing() -> None:
+    text = drawn(device(model="", product="Prototype", sm_active=None, power=None, memory_used=None, owners=()))
+    row = text.splitlines()[-1]
+    assert "0%" not in row.replace("90%", "").replace("30%", "")
+    assert row.count("—") == 5
+    assert "nobody's" in row
+    assert "no price known" in text
+
+
+def test_what_is_not_believed_is_named_and_money_for_nobody_is_counted() -> None:
+    text = drawn(device(suspect="profiling-off"), device(device="gpu:GPU-2", owners=()))
+    assert "profiling-off" in text
+    assert "1 not believed" in text
+    assert "for nobody" in text
+
+
+def test_a_name_from_elsewhere_is_neither_markup_nor_control() -> None:
+    text = drawn(device(node="[red]x[/red]", owners=(Holder(project="p", owner="\x1b[2Jjob", share=0.5),)))
+    assert "[red]x[/red]" in text
+    assert "\x1b" not in text
+    assert "·[2Jjob 50%" in text
+
+
+def test_a_trend_is_bars_with_gaps_where_nothing_was_measured() -> None:
+    assert sparkline((0.0, None, 0.5, 1.0, 7.0)).endswith("▁·▅██")
+    assert len(sparkline(())) == len(sparkline((0.1,) * 50))
+
+
+def run(tmp_path: Path, recording: Path, **options: Any) -> int:
+    chosen = argparse.Namespace(replay=str(recording), home=str(tmp_path / "home"), **options)
+    with Session(chosen) as session:
+        return gpu_top.VERB.run(chosen, session)
+
+
+def test_a_replay_needs_neither_a_gpu_nor_a_home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording = tmp_path / "seen.jsonl"
+    recordings.append(recording, from_table(fleets.fleet(3, 300)))
+    assert run(tmp_path, recording, speed=1e9) == 0  # live, to its end
+    assert "GPU-00000002" in capsys.readouterr().out
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_recording_of_nothing_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert run(tmp_path, tmp_path / "empty.jsonl", once=True) == 0
+    assert "no device" in capsys.readouterr().out
+    lost = Sample(device="gpu:GPU-9", at=NOW - timedelta(seconds=1), error="GPU is lost")
+    recordings.append(tmp_path / "lost.jsonl", [lost])
+    assert run(tmp_path, tmp_path / "lost.jsonl", once=True) == 0
+    assert "GPU is lost" in capsys.readouterr().out
+
+
+def test_a_live_picture_is_no_json_document(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no JSON"):
+        run(tmp_path, tmp_path / "x.jsonl", json=True)
