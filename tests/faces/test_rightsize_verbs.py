@@ -88,3 +88,17 @@ def test_replicas_follow_the_load(files: Path, capsys: pytest.CaptureFixture[str
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["static"] >= 2
     assert cli.main([*words[:-1], "cheap"]) == 2
+
+
+def test_an_endpoint_gets_the_fewest_replicas_that_answer_in_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(5)
+    rows = [f"2026-11-01T10:{i // 60:02}:{i % 60:02}Z,{rng.expovariate(2):.6f}" for i in range(600)]
+    (tmp_path / "t.csv").write_text("TIMESTAMP,SECONDS\n" + "\n".join(rows) + "\n")
+    words = ["rightsize", "endpoint", "--trace", str(tmp_path / "t.csv"), "--latency", "3"]
+    assert cli.main(words) == 0
+    assert "One less:" in capsys.readouterr().out
+    assert cli.main([*words, "--json"]) == 0
+    counts = [case["sized"]["replicas"] for case in json.loads(capsys.readouterr().out)["cases"]]
+    assert counts == sorted(counts)

@@ -96,6 +96,10 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.rightsize_verb:LLM",
         "The cheapest GPUs that keep a promise on a trace of LLM requests",
     ),
+    "rightsize endpoint": (
+        "macadam.faces.endpoint_size_verb:ENDPOINT",
+        "The fewest replicas of an endpoint that answer in time",
+    ),
     "rightsize elastic": (
         "macadam.faces.elastic_verb:ELASTIC",
         "How many replicas each part of the day needs, and what that saves",
