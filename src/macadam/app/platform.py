@@ -126,7 +126,6 @@ class Platform:
         Closing twice does nothing. Raises what the sequencer's close does.
         """
         if self._closing.acquire(blocking=False):
-            self.keep_work(least=metering.LEAST)
             with ExitStack() as last_first:
                 last_first.callback(self.ports.sql.close)
                 last_first.callback(self.ports.online.close)
@@ -135,6 +134,7 @@ class Platform:
                 last_first.callback(self._sequencer.close)
                 last_first.callback(self.ports.executor.close)
                 last_first.callback(self.ports.runner.close)
+                last_first.callback(self.keep_work, least=metering.LEAST)
 
     def __enter__(self) -> Self:
         return self

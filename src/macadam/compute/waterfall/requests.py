@@ -13,7 +13,7 @@ from macadam.operations import Request
 from macadam.values import Money, Name, Somewhere
 
 MonthText = Annotated[
-    str, msgspec.Meta(pattern=r"^([0-9]{4}-(0[1-9]|1[0-2]))?\Z", description="YYYY-MM; empty: this month, UTC")
+    str, msgspec.Meta(pattern=r"^((19|20)[0-9]{2}-(0[1-9]|1[0-2]))?\Z", description="YYYY-MM; empty: this month, UTC")
 ]
 Text = Annotated[str, msgspec.Meta(max_length=300, pattern=r"^[^\x00-\x1f]*\Z")]
 Counted = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
