@@ -45,6 +45,8 @@ _SHOWN_TEXTS = (
 )
 """What is printed, where an escape sequence could make a terminal lie."""
 _ACCOUNT = "BillingAccountId"
+LONGEST = 3700
+"""Days of one charge: ten years is the longest that anybody commits to; reports share each out by day."""
 _CODE = r"^[A-Z]{3}$"
 
 
@@ -119,8 +121,10 @@ class Checked:
                     control = _mask(pc.match_substring_regex(self.texts[name], pattern))
                     self._refuse(control, name, "no control characters", self.texts[name])
         if focus.CURRENCY not in self.texts or (self._terms.lenient and self._terms.currency):
+            text = self.text(focus.CURRENCY)
             given = pa.scalar(self._terms.currency or None, pa.string())
-            self.texts[focus.CURRENCY] = pc.fill_null(self.text(focus.CURRENCY), given)
+            self.texts[focus.CURRENCY] = pc.fill_null(text, given)
+            self._note(text.null_count, f"amounts without a currency were taken as {self._terms.currency}")
         if _ACCOUNT not in self.texts:
             self.texts[_ACCOUNT] = pa.repeat(pa.scalar(self._terms.account), self.rows)
         for name in list(self.texts):
@@ -197,6 +201,8 @@ class Checked:
 
     def _check_times(self) -> None:
         start, end = self.value("ChargePeriodStart"), self.value("ChargePeriodEnd")
+        long = _mask(pc.greater(pc.days_between(start, end), LONGEST))
+        self._refuse(long, "ChargePeriodEnd", f"a charge of at most {LONGEST} days", self.text("ChargePeriodEnd"))
         opens, closes = self.value("BillingPeriodStart"), self.value("BillingPeriodEnd")
         text = self.text
         self._refuse(

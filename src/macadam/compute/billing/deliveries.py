@@ -392,8 +392,6 @@ class _Reader:
         if self._copies and self._request.copies != "refuse":
             verb = {"keep": "kept", "drop": "dropped"}[self._request.copies]
             found.append(Note(what=f"rows that are the same as another in every column were {verb}", rows=self._copies))
-        if self._request.currency:
-            found.append(Note(what=f"amounts without a currency were taken as {self._request.currency}"))
         if "BillingAccountId" in self.missing:
             found.append(Note(what=f"no account is named: the bill is known as {self._terms.account}"))
         if any(layout.parquet for layout in self._layouts.values()):

@@ -90,7 +90,7 @@ def _prepare(context: Context, request: ImportBill) -> _Prepared | str:
         spent = {}
         for totals in read.bills:
             one = store.Stored(bill=_bill(totals, "", context.call.now), key=totals.key, object=charges)
-            spent[totals.key] = store.spent(rules, known, store.table(objects, one))
+            spent[totals.key] = store.spent(rules, known, store.table(objects, one, store.OWNED))
     return _Prepared(read=read, charges=charges, mapping=rules.version, projects=known, spent=spent)
 
 
@@ -295,7 +295,7 @@ def _remap(context: Context, request: MapCharges) -> _Remapped:
     spent = {}
     for number, one in enumerate(bills):
         context.progress("mapping charges", number, len(bills))
-        spent[one.bill.id] = store.spent(rules, known, store.table(context.ports.objects, one))
+        spent[one.bill.id] = store.spent(rules, known, store.table(context.ports.objects, one, store.OWNED))
     return _Remapped(rules=rules, spent=spent, projects=known)
 
 

@@ -39,11 +39,12 @@ else:
     pq = lazy("pyarrow.parquet")
 
 _DAY = timedelta(days=1)
-_LONGEST = 3700  # days over which one charge is spread: ten years is the longest that anybody commits to
 COLUMNS = (
     "id", "key", "start", "end", "billed", "effective", "category", "pricing", "commitment", "capacity", "provider", "region",
     "resource", "node", "sku", "model", "gpus", "quantity", "unit", "sub_account", "tags",
 )  # fmt: skip
+OWNED = ("start", "end", "effective", "sub_account", "resource", "tags")
+"""What `spent` looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,9 +249,6 @@ def spread(micros: int, start: datetime, end: datetime) -> Iterator[tuple[str, i
     """An amount over the days of a time, in proportion, adding up to it."""
     first = start.replace(hour=0, minute=0, second=0, microsecond=0)
     days = -(-(end - first) // _DAY)
-    if days > _LONGEST:
-        yield start.date().isoformat(), micros
-        return
     whole, given = end - start, 0
     for number in range(days):
         until = min(end, first + (number + 1) * _DAY)

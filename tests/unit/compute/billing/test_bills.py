@@ -157,6 +157,14 @@ def test_two_currencies_are_never_one_sum(platform: Platform, tmp_path: Path) ->
     assert platform.call(ListCharges(project="flights")).effective == (Money(micros=10_000_000, currency="EUR"),)
 
 
+def test_a_currency_is_filled_in_only_where_there_is_none_and_somebody_asks(platform: Platform, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1), usage(2, BillingCurrency="")])
+    assert "BillingCurrency" in refusal(platform, path, currency="USD").what
+    delivery = take(platform, path, currency="USD", lenient=True)
+    assert [(b.currency, b.effective) for b in delivery.bills] == [("USD", "20.00")]
+    assert [note.rows for note in delivery.notes if "taken as USD" in note.what] == [1]
+
+
 def test_a_purchase_is_not_added_to_the_usage_that_it_pays_for(platform: Platform, tmp_path: Path) -> None:
     paid = usage(0, ChargeCategory="Purchase", BilledCost="100", EffectiveCost="0", CommitmentDiscountId="sp-1")
     paid |= {"ChargeFrequency": "One-Time"}
@@ -271,6 +279,7 @@ def test_a_refused_cell_is_named_with_its_line_and_what_was_expected(
             },
             "not in the future",
         ),
+        ({"ChargePeriodStart": "2006-10-03T05:00:00Z", "ChargeClass": "Correction"}, "at most 3700 days"),
         ({"CommitmentDiscountStatus": "Unused"}, "CommitmentDiscountStatus has one"),
         (
             {"ChargeCategory": "Tax", "CommitmentDiscountStatus": "Used", "CommitmentDiscountId": "c"},
