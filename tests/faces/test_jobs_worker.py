@@ -12,9 +12,11 @@ from faces.test_up import Up
 
 from macadam.access.types import CreateProject
 from macadam.compute.jobs.types import Job, ReadLog, ShowJob, SubmitJob
+from macadam.errors import InvalidInput
 from macadam.faces import cli
 from macadam.faces.client import Client
 from macadam.faces.gateway_process import end_leftover
+from macadam.faces.job_verbs import size
 from macadam.testing import local_token, open_platform
 
 FAST = {"MACADAM_JOBS_EVERY": "0.1", "MACADAM_GPUS": "2"}
@@ -59,6 +61,40 @@ def test_a_server_works_its_queue_and_what_runs_survives_its_kill(tmp_path: Path
         assert memory < 300e6
     finally:
         up.stop()
+
+
+def test_a_command_is_submitted_as_it_is_typed_and_followed_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MACADAM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MACADAM_PROJECT", "p")
+    for name, value in FAST.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "job.py").write_text("import sys; print('with', sys.argv[1:]); sys.exit(3)")
+    assert cli.main(["projects", "create", "p"]) == 0
+    capfd.readouterr()
+    run = [sys.executable, "-m", "macadam.faces.cli", "jobs", "run"]
+    with subprocess.Popen(run, stdout=subprocess.DEVNULL) as queue:
+        words = ["--gpus", "1", "--memory", "256M", "--files", str(tmp_path / "code"), "--follow"]
+        try:
+            assert cli.main(["jobs", "start", *words, "--", "python", "job.py", "--epochs", "3"]) == 1
+        finally:
+            queue.terminate()
+    out = capfd.readouterr().out
+    assert out.startswith("with ['--epochs', '3']\n")
+    assert out.endswith("has failed.\n")
+
+
+@pytest.mark.parametrize(("text", "bytes_"), [("5", 5), ("1K", 1024), ("512M", 512 << 20), ("64GiB", 64 << 30)])
+def test_sizes_are_binary(text: str, bytes_: int) -> None:
+    assert size(text) == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1.5G", "1X"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="no size"):
+        size(text)
 
 
 def test_a_queue_in_the_foreground_ends_when_nothing_is_left_to_do(

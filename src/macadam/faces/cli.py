@@ -60,6 +60,7 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
     "gpu import": ("macadam.faces.gpu_verbs:IMPORT", "Take in samples of a file, an exporter or a Prometheus, once"),
     "gpu watch": ("macadam.faces.gpu_verbs:WATCH", "Collect samples here and deliver them, until Ctrl-C"),
     "policy test": ("macadam.faces.policy_verbs:TEST", "Hold a table of who may do what against policies"),
+    "jobs start": ("macadam.faces.job_verbs:START", "Submit a command as it is typed, and follow it"),
     "jobs run": ("macadam.faces.job_verbs:RUN", "Work the queue here, as `macadam up` does by itself"),
     "jobs follow": ("macadam.faces.job_verbs:FOLLOW", "Print a job's log as it grows, until it has ended"),
     "jobs render": (

@@ -1,24 +1,33 @@
-"""`macadam jobs run` works the queue in the foreground; `macadam jobs follow` prints a job's log as it grows."""
+"""`macadam jobs start` submits a command as it is typed, `follow` prints a job's log as it grows, `run` works the queue.
+
+`jobs submit` takes every field of a job; `start` is for people at a terminal, and sends the files of the folder they are in.
+"""
 
 import argparse
+import re
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
 from macadam.compute.jobs import loop
-from macadam.compute.jobs.types import LogText, ReadLog, ShowJob
+from macadam.compute.jobs.types import Job, LogText, ReadLog, ShowJob, SubmitJob
 from macadam.errors import InvalidInput, NotFound
+from macadam.faces.cli import files_below
 from macadam.faces.session import Session, Verb
 from macadam.operations import of_request
 from macadam.values import utc_now
 
+_SIZE = re.compile(r"^(\d{1,12})([KMGT]?)(?:i?B)?\Z")
 _PAUSE = 0.5  # s between two looks at a log
 
 
 def _configure_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--until-idle", action="store_true", help="end when nothing waits or runs any more")
+    parser.add_argument(
+        "--until-idle", action="store_true", default=False, help="end when nothing waits or runs any more"
+    )
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
@@ -30,8 +39,77 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     with loop.claimed(platform.settings.home):
         queue = loop.Queue(platform.ports, clock=utc_now, committed=platform.committed)
         session.say("Working the queue; Ctrl-C ends that, and what runs goes on.")
-        loop.run(queue, platform.settings.jobs.every, stop, until_idle=getattr(options, "until_idle", False))
+        loop.run(queue, platform.settings.jobs.every, stop, until_idle=options.until_idle)
     return 0
+
+
+def _configure_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="whole GPUs")
+    parser.add_argument("--part", type=int, default=0, metavar="N", help="thousandths of one GPU, instead")
+    parser.add_argument("--gpu", action="append", default=[], metavar="MODEL", help="that will do; may be repeated")
+    parser.add_argument("--cpus", type=float, default=1.0, metavar="X", help="cores; default: 1")
+    parser.add_argument("--memory", default="1G", metavar="SIZE", help="such as 512M or 64G (binary); default: 1G")
+    parser.add_argument("--name", default="", help="for people, and for what is expected of its like")
+    parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher goes first where the policy asks")
+    parser.add_argument(
+        "--time-limit", type=float, default=0.0, metavar="SECONDS", help="of each attempt; default: none"
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="after it was killed or lost; default: 0"
+    )
+    parser.add_argument(
+        "--checkpoint", action="store_true", default=False, help="keep MACADAM_CHECKPOINT from attempt to attempt"
+    )
+    parser.add_argument("--files", default="", metavar="DIR", help="send the text files below it; it runs among them")
+    parser.add_argument("--follow", action="store_true", default=False, help="print its log until it has ended")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="behind --, so that its options are its own")
+
+
+def _start(options: argparse.Namespace, session: Session) -> int:
+    """Prints the job; with --follow its log, and ends with 1 unless it succeeded."""
+    resources = {
+        "gpus": options.gpus,
+        "milli": options.part,
+        "models": options.gpu,
+        "cpus": options.cpus,
+        "memory": size(options.memory),
+    }
+    request = {
+        "project": _project(session),
+        "command": options.command,
+        "resources": resources,
+        "files": _files(options.files),
+        **{one: getattr(options, one) for one in ("name", "priority", "time_limit", "max_restarts", "checkpoint")},
+    }
+    job: Job = session.call(of_request(SubmitJob), request)
+    if not options.follow:
+        session.show(job)
+        return 0
+    options.job, options.attempt, options.rank = job.id, 0, 0
+    _follow(options, session)
+    return int(session.call(of_request(ShowJob), {"project": job.project, "job": job.id}).job.state != "succeeded")
+
+
+def size(text: str) -> int:
+    """Bytes of '512M' or '64GiB': binary multiples. Raises InvalidInput."""
+    match = _SIZE.match(text)
+    if not match:
+        raise InvalidInput(f"{text!r} is no size.", next_step="Write it as 512M or 64G.")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _files(folder: str) -> dict[str, str]:
+    if not folder:
+        return {}
+    root = Path(folder)
+    return {Path(name).relative_to(root).as_posix(): text for name, text in files_below(root).items()}
+
+
+def _project(session: Session) -> str:
+    project = session.project()
+    if not project:
+        raise InvalidInput("A job needs a project.", next_step="Give --project NAME.")
+    return project
 
 
 def _configure_follow(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +120,7 @@ def _configure_follow(parser: argparse.ArgumentParser) -> None:
 
 def _follow(options: argparse.Namespace, session: Session) -> int:
     """Prints until the attempt has ended; goes on with the next attempt, unless one was named. Raises NotFound."""
-    project = session.project()
-    if not project:
-        raise InvalidInput("`macadam jobs follow` needs a project.", next_step="Give --project NAME.")
+    project = _project(session)
     at, number, pause = 0, options.attempt, threading.Event()
     while True:
         job = session.call(of_request(ShowJob), {"project": project, "job": options.job}).job
@@ -77,4 +153,5 @@ def _page(session: Session, project: str, options: argparse.Namespace, number: i
 
 
 RUN = Verb(configure=_configure_run, run=_run)
+START = Verb(configure=_configure_start, run=_start)
 FOLLOW = Verb(configure=_configure_follow, run=_follow)
