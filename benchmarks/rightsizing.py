@@ -1,9 +1,11 @@
-"""Right-sizing on Azure's public conversation trace: the cheapest mix against the best single kind of GPU, each kept for 99.5% in the simulator.
+"""Right-sizing on Azure's public conversation trace: the cheapest mix against the best single kind of GPU, each kept for
+99.5% of the requests in the simulator.
 
     python -m benchmarks.rightsizing [--quick]     (--quick: the trace's own load only, without sensitivity)
 
-The trace is read from ../shared/data/llm; without it there is nothing to measure. Prices are the catalogue's, on demand, of AWS, Azure and Google Cloud.
-The loads are the trace's own and its multiples: how much a mix saves hangs on how well whole GPUs happen to fit the load.
+The trace is read from ../shared/data/llm; without it there is nothing to measure. Prices are the catalogue's, on
+demand, of AWS, Azure and Google Cloud. The loads are the trace's own and its multiples: how much a mix saves hangs on
+how well whole GPUs happen to fit the load.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""`macadam rightsize elastic`: how many replicas each part of the day needs, and what that saves against a number that never changes."""
+"""`macadam rightsize elastic`: how many replicas each part of the day needs, and what that saves against a number that
+never changes.
+"""
 
 import argparse
 from decimal import Decimal, InvalidOperation

@@ -1,6 +1,7 @@
 """What each GPU can do, from its maker's data sheet: the physical bounds of everything that is computed about it.
 
-Names that leave the product open (`H100`, `A100`: which memory, which socket?) are not recognised: a wrong figure is worse than none.
+Names that leave the product open (`H100`, `A100`: which memory, which socket?) are not recognised: a wrong figure is
+worse than none.
 """
 
 import importlib.resources
@@ -18,11 +19,11 @@ _SHARED = "shared"  # what Kubernetes adds to the product's name where a GPU is 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """One product. name: the catalogue's, such as 'h100-sxm-80gb'; names: what NVML, clouds and traces call it.
 
-    peak: dense FLOP/s by number format ('fp64', 'fp32', 'tf32', 'fp16', 'bf16', 'fp8', 'int8'), without sparsity, on the fastest
-    units that do that format (tensor or matrix cores where there are). bandwidth: bytes/s of its own memory. memory: bytes, as
-    the data sheet says (10^9 a GB); a driver may report up to 7% more. link: bytes/s to its neighbours in one direction, 0 if
-    only PCIe, or if the bridge is sold apart. power: W at its limit. source: where the figures stand; dated: when they were
-    read, ISO date. Raises InvalidInput.
+    peak: dense FLOP/s by number format ('fp64', 'fp32', 'tf32', 'fp16', 'bf16', 'fp8', 'int8'), without sparsity, on
+    the fastest units that do that format (tensor or matrix cores where there are). bandwidth: bytes/s of its own
+    memory. memory: bytes, as the data sheet says (10^9 a GB); a driver may report up to 7% more. link: bytes/s to its
+    neighbours in one direction, 0 if only PCIe, or if the bridge is sold apart. power: W at its limit. source: where
+    the figures stand; dated: when they were read, ISO date. Raises InvalidInput.
     """
 
     name: str
@@ -56,7 +57,9 @@ def gpus() -> dict[str, Gpu]:
 
 
 def recognise(name: str) -> str:
-    """The catalogue's name for what a driver, a cloud or a trace calls a GPU, '' if it is not known or could be several."""
+    """The catalogue's name for what a driver, a cloud or a trace calls a GPU, '' if it is not known or could be
+    several.
+    """
     return _index().get(_plain(name), "")
 
 

@@ -1,7 +1,8 @@
 """The shapes of language models: what one token costs in arithmetic and in memory follows from them.
 
-From a catalogue of well-known ones, or from the `config.json` that stands beside any model on Hugging Face. Only decoders that
-mix tokens by attention over all that came before are understood; what a file says beyond that is refused, not guessed.
+From a catalogue of well-known ones, or from the `config.json` that stands beside any model on Hugging Face. Only
+decoders that mix tokens by attention over all that came before are understood; what a file says beyond that is refused,
+not guessed.
 """
 
 import importlib.resources
@@ -13,7 +14,8 @@ import msgspec
 
 from macadam.errors import InvalidInput, NotFound
 
-# Llama's blocks: RMS norms, rotary positions, gated feed-forward of three matrices. The others here differ by biases or experts.
+# Llama's blocks: RMS norms, rotary positions, gated feed-forward of three matrices. The others here differ by biases or
+# experts.
 _KNOWN = {
     "llama": False,
     "mistral": False,
@@ -25,9 +27,10 @@ _LARGEST_CONFIG = 1_000_000  # bytes
 
 
 class Llm(msgspec.Struct, frozen=True, kw_only=True):
-    """One architecture. ffn: width of the feed-forward (of one expert). experts, experts_used: in each layer, and of them for one token.
-    tied: the output uses the input's embedding. weight_bytes: of one weight as published. sources and dated: where the shape
-    stands and when it was read. published: parameters as its makers count them, 0 if not known. Raises InvalidInput.
+    """One architecture. ffn: width of the feed-forward (of one expert). experts, experts_used: in each layer, and of
+    them for one token. tied: the output uses the input's embedding. weight_bytes: of one weight as published. sources
+    and dated: where the shape stands and when it was read. published: parameters as its makers count them, 0 if not
+    known. Raises InvalidInput.
     """
 
     name: str

@@ -11,8 +11,8 @@ from macadam.values import Money
 
 
 class TokenPrice(msgspec.Struct, frozen=True, kw_only=True):
-    """read, made: for a million tokens of the prompt and of the answer, without discounts for caches and batches. dated: the day on which the
-    source said so. Raises InvalidInput.
+    """read, made: for a million tokens of the prompt and of the answer, without discounts for caches and batches.
+    dated: the day on which the source said so. Raises InvalidInput.
     """
 
     name: str

@@ -1,9 +1,10 @@
-"""One replica under continuous batching, event by event: iteration-level scheduling (Yu et al. 2022, Orca), prompts in chunks beside
-the decoding (Agrawal et al. 2024, Sarathi-Serve), keys and values in blocks, and preemption by recomputation when they run out (Kwon et
-al. 2023, vLLM).
+"""One replica under continuous batching, event by event: iteration-level scheduling (Yu et al. 2022, Orca), prompts in
+chunks beside the decoding (Agrawal et al. 2024, Sarathi-Serve), keys and values in blocks, and preemption by
+recomputation when they run out (Kwon et al. 2023, vLLM).
 
-Between an arrival, a finished request and a full memory nothing changes but the length of the contexts, so that a run of decoding iterations is
-one event: its duration is a sum in closed form. That, and no approximation, is what makes it fast.
+Between an arrival, a finished request and a full memory nothing changes but the length of the contexts, so that a run
+of decoding iterations is one event: its duration is a sum in closed form. That, and no approximation, is what makes it
+fast.
 """
 
 import heapq
@@ -17,8 +18,8 @@ _WATERMARK = 0.01  # of all blocks stay free when a request is let in, so that t
 
 
 class Machine:
-    """The state of one replica. Times in seconds. What happened to requests is written into `first`, `finish` and `preempted`, which all
-    replicas of a simulation share, by the request's number.
+    """The state of one replica. Times in seconds. What happened to requests is written into `first`, `finish` and
+    `preempted`, which all replicas of a simulation share, by the request's number.
     """
 
     __slots__ = (
@@ -190,7 +191,9 @@ class Machine:
             self._step += steps
 
     def _needed(self, steps: int) -> int:
-        """Blocks that `steps` more iterations take. A context takes a new one when its length is a multiple of the block's."""
+        """Blocks that `steps` more iterations take. A context takes a new one when its length is a multiple of the
+        block's.
+        """
         cycles, rest = divmod(steps, self._block)
         first = -self._step
         return cycles * self._decoding + sum(self._residues[(first - i) % self._block] for i in range(rest))
@@ -217,7 +220,9 @@ class Machine:
             heapq.heappop(self._ends)
 
     def _duration(self, steps: int) -> float:
-        """Seconds of `steps` iterations that only decode: the k-th reads k times as many more tokens as there are requests."""
+        """Seconds of `steps` iterations that only decode: the k-th reads k times as many more tokens as there are
+        requests.
+        """
         n, attend = self._decoding, self._speed.attend
         return steps * (self._cost(n) + attend * self._context) + attend * n * (steps * (steps - 1) / 2)
 
@@ -266,7 +271,9 @@ class Machine:
             spare -= tokens
 
     def _make_room(self) -> bool:
-        """Sends the newest back to the queue, until the next iteration has the blocks that it needs; says whether any was."""
+        """Sends the newest back to the queue, until the next iteration has the blocks that it needs; says whether any
+        was.
+        """
         before = self.preempted
         while self._decoding and self._used + self._needed(1) > self._all_blocks:
             request = self._admitted[-1]

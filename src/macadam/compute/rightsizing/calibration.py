@@ -1,7 +1,8 @@
 """How far the model is from what others measured: published figures, what it says of them, and the error that follows.
 
-The efficiencies were fitted on the rows marked 'fit' (TensorRT-LLM with batches that stay together: no scheduler to blame) and are
-judged on those marked 'test', which it never saw: other engines, other years, other models, engines under maximum load.
+The efficiencies were fitted on the rows marked 'fit' (TensorRT-LLM with batches that stay together: no scheduler to
+blame) and are judged on those marked 'test', which it never saw: other engines, other years, other models, engines
+under maximum load.
 """
 
 import importlib.resources
@@ -24,8 +25,8 @@ _BATCH_AT_LOAD = 2048  # more than fits; memory decides
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One published figure. kind: 'static' batch, 'first' token, a 'step' of decoding, or a steady 'load', whose batch is the number of requests at
-    once, 0 for as many as fit.
+    """One published figure. kind: 'static' batch, 'first' token, a 'step' of decoding, or a steady 'load', whose batch
+    is the number of requests at once, 0 for as many as fit.
     """
 
     kind: Literal["static", "first", "step", "load"]
@@ -83,12 +84,16 @@ def ratios(efficiency: Efficiency, use: str) -> list[float]:
 
 
 def loss(efficiency: Efficiency) -> float:
-    """What the efficiencies were chosen to make small: the mean of how far the fitted rows are off, as |ln| of the ratio."""
+    """What the efficiencies were chosen to make small: the mean of how far the fitted rows are off, as |ln| of the
+    ratio.
+    """
     return statistics.fmean(abs(math.log(ratio)) for ratio in ratios(efficiency, "fit"))
 
 
 def rows_of(gpu: str) -> int:
-    """How many published figures are of that GPU. None: what is said of it stands on its data sheet and on the others' efficiencies."""
+    """How many published figures are of that GPU. None: what is said of it stands on its data sheet and on the others'
+    efficiencies.
+    """
     return sum(1 for row in published() if row.gpu == gpu)
 
 

@@ -1,8 +1,9 @@
-"""How many requests of a size a replica serves in a second while the promise holds: the numbers that the mix is solved with.
+"""How many requests of a size a replica serves in a second while the promise holds: the numbers that the mix is solved
+with.
 
-Requests are put into classes by the length of the prompt, which a router sees; within a class by the length of the output, which it
-does not see. So only the class decides where a request goes (Griggs et al. 2024, Mélange, assume that both are known), and the load
-that a class brings is the mean over its outputs.
+Requests are put into classes by the length of the prompt, which a router sees; within a class by the length of the
+output, which it does not see. So only the class decides where a request goes (Griggs et al. 2024, Mélange, assume that
+both are known), and the load that a class brings is the mean over its outputs.
 """
 
 import bisect
@@ -31,8 +32,8 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trace asks for. classes: of each request. rates: requests/s by class. spared: classes so rare and long that the promise may be
-    missed for them.
+    """What a trace asks for. classes: of each request. rates: requests/s by class. spared: classes so rare and long
+    that the promise may be missed for them.
     """
 
     classes: tuple[int, ...]
@@ -79,8 +80,8 @@ def _spared(counts: Sequence[int], most: float) -> frozenset[int]:
 
 
 def iteration(pace: Speed, together: int, prompt: float, output: float) -> float:
-    """Seconds of an iteration in which `together` requests of one size run steadily: each gets a token, and the share of new prompts that keeps
-    their number is read beside. It is the mean time a token.
+    """Seconds of an iteration in which `together` requests of one size run steadily: each gets a token, and the share
+    of new prompts that keeps their number is read beside. It is the mean time a token.
     """
     arriving = together * prompt / output
     tokens = max(1, round(together + arriving))
@@ -108,13 +109,17 @@ def together(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo) -> int:
 
 
 def work(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo) -> float:
-    """Seconds of the replica that one such request takes, when as many run beside it as may. Infinite if the promise cannot be kept."""
+    """Seconds of the replica that one such request takes, when as many run beside it as may. Infinite if the promise
+    cannot be kept.
+    """
     n = together(pace, engine, bucket, slo)
     return iteration(pace, n, bucket.prompt, bucket.output) * bucket.output / n if n else math.inf
 
 
 def works(pace: Speed, engine: Engine, wanted: Demand, slo: Slo) -> tuple[float, ...]:
-    """Seconds of the replica that a request of each class takes in the mean. Infinite if the promise cannot be kept for one of its buckets."""
+    """Seconds of the replica that a request of each class takes in the mean. Infinite if the promise cannot be kept for
+    one of its buckets.
+    """
     sums = [0.0] * len(wanted.rates)
     never = Slo(ttft=math.inf, tpot=math.inf) if wanted.spared else slo
     for bucket in wanted.buckets:

@@ -1,7 +1,8 @@
-"""Train from scratch, fine-tune, LoRA, prompt or buy: what each way costs over the months, what it is worth, and how sure that is.
+"""Train from scratch, fine-tune, LoRA, prompt or buy: what each way costs over the months, what it is worth, and how
+sure that is.
 
-Every draw takes a value out of each range, computes all ways with the same volume, prices and utilisation, and asks which is best. The seed is fixed,
-so that the same question gets the same answer.
+Every draw takes a value out of each range, computes all ways with the same volume, prices and utilisation, and asks
+which is best. The seed is fixed, so that the same question gets the same answer.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ _MILLION = 1e6
 _HEARD = 0.05  # correlation below which a range is not named
 _MONTH = 730.0  # hours: a year's 8,760 over twelve
 _SECONDS = _MONTH * 3600
-_PLANNED = 0.7  # of a replica's time, so that queues stay short (the margin at which simulated fleets kept their promise: 0.5 to 0.8)
+# Of a replica's time: fleets that kept their promise in the simulator were planned at 0.47 to 0.68 of it.
+_PLANNED = 0.6
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +52,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One way. total: over the months; net: worth less cost. per_accurate: cost of one right answer. best: part of the draws in which it is
-    best. regret: what the best of each draw is better by, in the mean. doubt: why it cannot be recommended.
+    """One way. total: over the months; net: worth less cost. per_accurate: cost of one right answer. best: part of the
+    draws in which it is best. regret: what the best of each draw is better by, in the mean. doubt: why it cannot be
+    recommended.
     """
 
     name: str
@@ -68,7 +71,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Crossing(msgspec.Struct, frozen=True, kw_only=True):
-    """Where two ways change places as the volume grows: requests a month, None if they don't between a thousandth and a thousand times."""
+    """Where two ways change places as the volume grows: requests a month, None if they don't between a thousandth and a
+    thousand times.
+    """
 
     above: str  # better above that volume
     below: str
@@ -76,7 +81,9 @@ class Crossing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """by: what was compared, 'net' worth or 'cost'. drivers: how strongly each range moves the difference between the two best, as rank correlation."""
+    """by: what was compared, 'net' worth or 'cost'. drivers: how strongly each range moves the difference between the
+    two best, as rank correlation.
+    """
 
     outcomes: tuple[Outcome, ...]
     by: str
@@ -98,7 +105,9 @@ class _World(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Way(msgspec.Struct, frozen=True, kw_only=True):
-    """What a way costs in each draw, and its volume-dependent part as a function of requests a month (for the middle of everything)."""
+    """What a way costs in each draw, and its volume-dependent part as a function of requests a month (for the middle of
+    everything).
+    """
 
     way: Way
     one_off: "Array"

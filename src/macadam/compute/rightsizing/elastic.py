@@ -1,7 +1,8 @@
-"""A plan for replicas that come and go: how many each hour, what they cost, and what the same promise costs with a number that never changes.
+"""A plan for replicas that come and go: how many each hour, what they cost, and what the same promise costs with a
+number that never changes.
 
-The planner knows the load of the hours before and the shape of the day, not the future. Replicas take time to come up and are kept for a while
-before they go; both are paid.
+The planner knows the load of the hours before and the shape of the day, not the future. Replicas take time to come up
+and are kept for a while before they go; both are paid.
 """
 
 import math
@@ -16,9 +17,10 @@ _HOUR = 3600.0
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
-    """capacity: requests/s that one replica serves while the promise holds. step: seconds between two looks. up: seconds until a new one serves.
-    down: seconds in which fewer must have sufficed before one goes. least, most: replicas. headroom: of capacity that is left free
-    for what was not foreseen. hourly: millionths of a USD of one replica.
+    """capacity: requests/s that one replica serves while the promise holds. step: seconds between two looks. up:
+    seconds until a new one serves. down: seconds in which fewer must have sufficed before one goes. least, most:
+    replicas. headroom: of capacity that is left free for what was not foreseen. hourly: millionths of a USD of one
+    replica.
     """
 
     capacity: float
@@ -42,8 +44,8 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """start: seconds since the trace's. rate: requests/s that came. needed: replicas for it, with headroom. serving: those that were up. paid: with
-    those that come up.
+    """start: seconds since the trace's. rate: requests/s that came. needed: replicas for it, with headroom. serving:
+    those that were up. paid: with those that come up.
     """
 
     start: float
@@ -54,8 +56,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Elastic(msgspec.Struct, frozen=True, kw_only=True):
-    """cost, static_cost: millionths of a USD over the trace. static: the replicas that the busiest step needs. short: part of the requests that
-    came while fewer served than were needed; those wait, or miss the promise.
+    """cost, static_cost: millionths of a USD over the trace. static: the replicas that the busiest step needs. short:
+    part of the requests that came while fewer served than were needed; those wait, or miss the promise.
     """
 
     steps: tuple[Step, ...]
@@ -75,7 +77,9 @@ def rates(trace: Trace, step: float) -> list[float]:
 
 
 def plan(arrivals: Sequence[float], scaling: Scaling) -> Elastic:
-    """arrivals: requests/s in each step. Looks back one step and asks for what that needed; never takes one away that was needed within `down`."""
+    """arrivals: requests/s in each step. Looks back one step and asks for what that needed; never takes one away that
+    was needed within `down`.
+    """
     if not arrivals or not all(0 <= rate < math.inf for rate in arrivals):
         raise InvalidInput("There is no load to plan for.", next_step="Give requests/s of 0 or more for each step.")
     ahead = math.ceil(scaling.up / scaling.step)

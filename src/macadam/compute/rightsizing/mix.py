@@ -1,8 +1,9 @@
 """The cheapest mix of machines that carries a load: an integer linear programme, solved by HiGHS through scipy.
 
-After Mélange (Griggs et al. 2024, arXiv:2404.14527): requests of like size are a class, a replica of each kind takes so much of its time for
-one of them, and each replica's time is a bin. There a class is cut into slices that are assigned whole; here any part of a class may go to
-any kind of replica, which is the limit of ever finer slices. Machines are rented whole, so that GPUs which stay idle are paid.
+After Mélange (Griggs et al. 2024, arXiv:2404.14527): requests of like size are a class, a replica of each kind takes so
+much of its time for one of them, and each replica's time is a bin. There a class is cut into slices that are assigned
+whole; here any part of a class may go to any kind of replica, which is the limit of ever finer slices. Machines are
+rented whole, so that GPUs which stay idle are paid.
 """
 
 import math
@@ -27,7 +28,8 @@ _INFEASIBLE = 2  # scipy.optimize.milp's status
 
 
 def cheapest(options: Sequence[Option], works: Sequence[Sequence[float]], rates: Sequence[float]) -> Fleet:
-    """works[option][class]: seconds of a replica for one request, infinite where it must not go. rates: requests/s of each class.
+    """works[option][class]: seconds of a replica for one request, infinite where it must not go. rates: requests/s of
+    each class.
 
     Raises InvalidInput if some class can go nowhere, Unavailable if no solution was found in time.
     """
@@ -77,7 +79,9 @@ def housed(options: Sequence[Option], replicas: Sequence[int], routes: tuple[tup
 
 
 def busiest(works: Sequence[Sequence[float]], rates: Sequence[float], replicas: Sequence[int]) -> float:
-    """The least load of the busiest replica, however the classes are spread: 1 is all of its time. Infinite if a class can go nowhere."""
+    """The least load of the busiest replica, however the classes are spread: 1 is all of its time. Infinite if a class
+    can go nowhere.
+    """
     used = [option for option, count in enumerate(replicas) if count]
     places = [(kind, o) for kind in range(len(rates)) for o in used if not math.isinf(works[o][kind])]
     if len({kind for kind, _ in places}) < len(rates):

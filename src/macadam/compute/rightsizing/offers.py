@@ -31,7 +31,9 @@ def choose(
     providers: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> list[Offer]:
-    """The cheapest offer for each GPU and size of machine. only: names of GPUs, () for all. Raises NotFound, InvalidInput."""
+    """The cheapest offer for each GPU and size of machine. only: names of GPUs, () for all. Raises NotFound,
+    InvalidInput.
+    """
     wanted = {gpus.find(name).name for name in only}
     best: dict[tuple[str, int], tuple[int, Price]] = {}
     for price in prices:

@@ -1,7 +1,8 @@
-"""The search for the cheapest fleet that keeps a promise: solve, simulate, add margin until it is kept; then try what is cheaper.
+"""The search for the cheapest fleet that keeps a promise: solve, simulate, add margin until it is kept; then try what
+is cheaper.
 
-The programme in mix.py knows rates and means; queues, bursts and full memories only the simulator knows. A fleet counts only if the simulator
-saw the promise kept on the very trace.
+The programme in mix.py knows rates and means; queues, bursts and full memories only the simulator knows. A fleet counts
+only if the simulator saw the promise kept on the very trace.
 """
 
 import itertools
@@ -33,7 +34,9 @@ _LOOKED_AT = 400  # fleets whose load is computed
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is asked. speeds, works: of each option; works by class of requests, infinite where the promise cannot be kept."""
+    """What is asked. speeds, works: of each option; works by class of requests, infinite where the promise cannot be
+    kept.
+    """
 
     trace: Trace
     slo: Slo
@@ -73,7 +76,9 @@ class _Seen:
 
 
 def options(llm: Llm, offers: Iterable[Offer], engine: Engine, tps: Sequence[int]) -> tuple[Option, ...]:
-    """Every way to run the model on what is offered. Offers on which it does not fit are left out. Raises InvalidInput if none is left."""
+    """Every way to run the model on what is offered. Offers on which it does not fit are left out. Raises InvalidInput
+    if none is left.
+    """
     found = []
     for offer in offers:
         gpu = gpus.find(offer.gpu)
@@ -206,8 +211,8 @@ def _with_less(asked: Problem, seen: _Seen, best: Plan) -> tuple[Plan, float | N
 
 
 def _descend(asked: Problem, seen: _Seen, best: Plan, trials: int) -> Plan:
-    """Takes other replicas in the place of one or two, as long as that is cheaper and the promise holds. Of all such fleets the most promising
-    are simulated.
+    """Takes other replicas in the place of one or two, as long as that is cheaper and the promise holds. Of all such
+    fleets the most promising are simulated.
     """
     works, rates = _planned(asked)
     left = trials
@@ -226,7 +231,9 @@ def _descend(asked: Problem, seen: _Seen, best: Plan, trials: int) -> Plan:
 def _promising(
     fleets: Sequence[Fleet], held: float, works: Sequence[Sequence[float]], rates: Sequence[float]
 ) -> list[Fleet]:
-    """First the cheapest of those that would be hardly busier than the fleet that holds, then the least busy of the others."""
+    """First the cheapest of those that would be hardly busier than the fleet that holds, then the least busy of the
+    others.
+    """
     busy = {fleet.replicas: mix.busiest(works, rates, fleet.replicas) for fleet in fleets}
     alike = [fleet for fleet in fleets if busy[fleet.replicas] <= held * _ALIKE]
     others = [fleet for fleet in fleets if held * _ALIKE < busy[fleet.replicas] < math.inf]
@@ -236,8 +243,8 @@ def _promising(
 
 
 def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
-    """Fleets that cost less, with one or two replicas less and up to four more of one kind, or one each of two kinds; not those that are plainly
-    too small. Dearest first, and no more than can be looked at.
+    """Fleets that cost less, with one or two replicas less and up to four more of one kind, or one each of two kinds;
+    not those that are plainly too small. Dearest first, and no more than can be looked at.
     """
     used = [option for option, count in enumerate(fleet.replicas) if count]
     kinds = [
@@ -263,8 +270,8 @@ def _cheaper(asked: Problem, fleet: Fleet) -> list[Fleet]:
 
 
 def _carries(asked: Problem, fleet: Fleet) -> bool:
-    """Whether its time would about suffice if each class went where it takes the least. A trace that ends, or a promise with time to wait, allows
-    more than all of it.
+    """Whether its time would about suffice if each class went where it takes the least. A trace that ends, or a promise
+    with time to wait, allows more than all of it.
     """
     used = [option for option, count in enumerate(fleet.replicas) if count]
     needed = 0.0

@@ -1,4 +1,5 @@
-"""The question behind `macadam decide train`: a task, its volume, what an accurate answer is worth, and the ways to get answers.
+"""The question behind `macadam decide train`: a task, its volume, what an accurate answer is worth, and the ways to get
+answers.
 
 What is not known for sure is given as a range, in which any value counts as equally likely.
 """
@@ -30,7 +31,8 @@ class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 _COIN = 0.5
 NONE = Range(low=0.0, high=0.0)
-# Model FLOPs utilisation where none was measured: GPT-3 21%, PaLM 46% (Chowdhery et al. 2022, arXiv:2204.02311, table 3),
+# Model FLOPs utilisation where none was measured: GPT-3 21%, PaLM 46% (Chowdhery et al. 2022, arXiv:2204.02311, table
+# 3),
 # Llama 3 38 to 43% (arXiv:2407.21783, table 4); those had better engineers and worse networks than most.
 MFU = Range(low=0.25, high=0.45)
 # Of a price in the months to come, against the list price today.
@@ -40,10 +42,11 @@ PRICES = Range(low=0.75, high=1.1)
 class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One way to get answers.
 
-    api: the name of a price in the catalogue of tokens; or read_usd and made_usd for a million tokens. model: a known model or the path of its
-    config.json, for all but api. extra_prompt: tokens of instructions and examples with each request. training_tokens: read once, epochs times;
-    runs: how often, trials of settings included. one_off_usd: labels, people, evaluation. monthly_usd: upkeep. accuracy: part of the answers
-    that are right, measured on the task; without it, the way is not judged by its worth.
+    api: the name of a price in the catalogue of tokens; or read_usd and made_usd for a million tokens. model: a known
+    model or the path of its config.json, for all but api. extra_prompt: tokens of instructions and examples with each
+    request. training_tokens: read once, epochs times; runs: how often, trials of settings included. one_off_usd:
+    labels, people, evaluation. monthly_usd: upkeep. accuracy: part of the answers that are right, measured on the task;
+    without it, the way is not judged by its worth.
     """
 
     name: str
@@ -83,9 +86,10 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """ttft, tpot: the promise that self-hosted models must keep, seconds. peak: the busiest hour over the mean. replicas: at least so many run,
-    day and night. mfu: measured if you have it. prices: of the months to come over today's. confidence: in how many of the draws a
-    recommendation must be best, unless choosing it wrongly costs, in the mean, no more than tolerance, as a part of all its costs.
+    """ttft, tpot: the promise that self-hosted models must keep, seconds. peak: the busiest hour over the mean.
+    replicas: at least so many run, day and night. mfu: measured if you have it. prices: of the months to come over
+    today's. confidence: in how many of the draws a recommendation must be best, unless choosing it wrongly costs, in
+    the mean, no more than tolerance, as a part of all its costs.
     """
 
     task: str

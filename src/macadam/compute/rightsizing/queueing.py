@@ -1,7 +1,9 @@
-"""Replicas of an endpoint that answers one request at a time each: a queue with k servers, on the very requests that were seen.
+"""Replicas of an endpoint that answers one request at a time each: a queue with k servers, on the very requests that
+were seen.
 
-The formula says where to look (Allen & Cunneen's approximation of the wait in G/G/k by Erlang's C: Allen 1990, Probability, Statistics, and
-Queueing Theory, section 5.3.5); the trace itself, served first come first served by k servers, says what holds.
+The formula says where to look (Allen & Cunneen's approximation of the wait in G/G/k by Erlang's C: Allen 1990,
+Probability, Statistics, and Queueing Theory, section 5.3.5); the trace itself, served first come first served by k
+servers, says what holds.
 """
 
 import csv
@@ -42,8 +44,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sized(msgspec.Struct, frozen=True, kw_only=True):
-    """replicas: the fewest with which the promise held on the trace. foreseen: by the formula. busy: part of their time. latency:
-    seconds from arrival to answer. before: what one replica less would have kept.
+    """replicas: the fewest with which the promise held on the trace. foreseen: by the formula. busy: part of their
+    time. latency: seconds from arrival to answer. before: what one replica less would have kept.
     """
 
     replicas: int
@@ -58,7 +60,9 @@ class Sized(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> Work:
-    """Reads a CSV with the columns TIMESTAMP (ISO 8601, UTC if it names no zone) and SECONDS. Raises SourceInvalid with the line, TooLarge."""
+    """Reads a CSV with the columns TIMESTAMP (ISO 8601, UTC if it names no zone) and SECONDS. Raises SourceInvalid with
+    the line, TooLarge.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = sorted(_rows(csv.DictReader(file), path))
@@ -83,7 +87,9 @@ def latencies(work: Work, replicas: int) -> list[float]:
 
 
 def size(work: Work, latency: float, attainment: float) -> Sized:
-    """The fewest replicas with which `attainment` of the requests are answered within `latency` seconds. Raises InvalidInput if none suffice."""
+    """The fewest replicas with which `attainment` of the requests are answered within `latency` seconds. Raises
+    InvalidInput if none suffice.
+    """
     promise = Slo(ttft=latency, tpot=latency, attainment=attainment)  # checked at birth
     alone = sum(1 for seconds in work.seconds if seconds <= latency) / len(work.seconds)
     if alone < promise.attainment:

@@ -1,4 +1,6 @@
-"""The answer to `macadam rightsize llm`: the cheapest fleet, what the best of one kind would cost, and how far both can be trusted."""
+"""The answer to `macadam rightsize llm`: the cheapest fleet, what the best of one kind would cost, and how far both can
+be trusted.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,8 @@ _HOUR = 3600
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a fleet. tp: GPUs that share a replica. dated: when the price was read. measured: published measurements of that GPU which the
-    model was held against.
+    """A part of a fleet. tp: GPUs that share a replica. dated: when the price was read. measured: published
+    measurements of that GPU which the model was held against.
     """
 
     machine: str
@@ -72,8 +74,9 @@ class Single(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """saving: of the mix against the best single kind, as a part of its cost. error: of the model's speed over published measurements that it
-    was not fitted to. spared: part of the requests in classes for which the promise is not planned.
+    """saving: of the mix against the best single kind, as a part of its cost. error: of the model's speed over
+    published measurements that it was not fitted to. spared: part of the requests in classes for which the promise is
+    not planned.
     """
 
     requests: int

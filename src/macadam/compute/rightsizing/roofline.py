@@ -1,9 +1,10 @@
 """How long one iteration of a serving engine takes, from what the arithmetic and the memory can do at best.
 
-A roofline (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785) for each of the groups of kernels that run one after
-another: the matrices (2 FLOPs a weight and token; the weights are read once an iteration, whatever the batch), attention over what was
-generated (all of the keys and values are read for each token), attention within the prompt, and what GPUs that share a layer
-tell each other. The sum of their maxima is never below the maximum of their sums, which is what bounds.py computes by another way.
+A roofline (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785) for each of the groups of kernels that run
+one after another: the matrices (2 FLOPs a weight and token; the weights are read once an iteration, whatever the
+batch), attention over what was generated (all of the keys and values are read for each token), attention within the
+prompt, and what GPUs that share a layer tell each other. The sum of their maxima is never below the maximum of their
+sums, which is what bounds.py computes by another way.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Speed:
         return max(self.pair * pairs, self.kv * (before + tokens)) + self.kv * tokens
 
     def decode(self, sequences: int, context: int) -> float:
-        """Seconds of one iteration in which each of `sequences` gets one token; context: tokens of all of them together."""
+        """Seconds of one iteration in which each of `sequences` gets one token; context: tokens of all of them
+        together.
+        """
         return (
             self.fixed
             + self.matrices(sequences, sequences)
@@ -98,7 +101,9 @@ def speed(replica: Replica, engine: Engine, efficiency: Efficiency) -> Speed:
 
 
 def kv_tokens(replica: Replica, engine: Engine) -> int:
-    """Tokens whose keys and values fit beside the weights, in whole blocks. Raises InvalidInput if the weights do not fit."""
+    """Tokens whose keys and values fit beside the weights, in whole blocks. Raises InvalidInput if the weights do not
+    fit.
+    """
     llm, gpu, tp = replica.llm, replica.gpu, replica.tp
     copies = max(1.0, tp / llm.kv_heads)
     free = tp * (gpu.memory * engine.memory_share - engine.reserve) - llm.parameters * BYTES[engine.weights]

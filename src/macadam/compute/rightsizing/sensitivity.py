@@ -1,4 +1,6 @@
-"""What if the model, the load, the prices or the promise are a fifth off? The chosen fleet is simulated again, and the search is run again."""
+"""What if the model, the load, the prices or the promise are a fifth off? The chosen fleet is simulated again, and the
+search is run again.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,8 +18,8 @@ _TRIALS = 12  # fleets tried around each new solution: fewer than for the answer
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """what: is changed. attained: by the chosen fleet then. hourly: of the fleet that would be chosen then, None if none keeps the promise;
-    same: whether it is of the same replicas.
+    """what: is changed. attained: by the chosen fleet then. hourly: of the fleet that would be chosen then, None if
+    none keeps the promise; same: whether it is of the same replicas.
     """
 
     what: str

@@ -22,7 +22,9 @@ _REPORT_EVERY = 2000  # requests
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What came of it, by request: times in seconds, infinite if it was refused; where: the replica's number, -1 if refused."""
+    """What came of it, by request: times in seconds, infinite if it was refused; where: the replica's number, -1 if
+    refused.
+    """
 
     ttft: "np.ndarray[Any, Any]"
     tpot: "np.ndarray[Any, Any]"
@@ -50,8 +52,9 @@ def serve(
     work: Sequence[Sequence[float]],
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Served:
-    """speeds: of each replica. classes: of each request, what the router takes it for. work[class][replica]: seconds of the replica's time that
-    such a request is expected to take, infinite where it must not go. A request goes where the work that waits, with its own, is least.
+    """speeds: of each replica. classes: of each request, what the router takes it for. work[class][replica]: seconds of
+    the replica's time that such a request is expected to take, infinite where it must not go. A request goes where the
+    work that waits, with its own, is least.
     """
     prompt, output = list(trace.prompt), list(trace.output)
     first, finish = [math.inf] * len(trace), [math.inf] * len(trace)

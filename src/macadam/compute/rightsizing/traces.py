@@ -17,8 +17,8 @@ _MOST_TOKENS = 10_000_000  # of one request; above, a column was mistaken for an
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):
-    """A trace and what was left out of it. empty: requests without tokens. late: rows whose time lay before the row above (they were
-    put in their place).
+    """A trace and what was left out of it. empty: requests without tokens. late: rows whose time lay before the row
+    above (they were put in their place).
     """
 
     trace: Trace

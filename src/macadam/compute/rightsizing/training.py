@@ -7,10 +7,13 @@ from macadam.compute.catalogue.llms import Llm
 from macadam.compute.rightsizing.questions import Kind
 from macadam.errors import InvalidInput
 
-# Per parameter that is used and token: 2 forward, 2 for the gradients of activations, 2 for those of weights (Kaplan et al. 2020,
-# arXiv:2001.08361, section 2.1). LoRA needs no gradients of the frozen weights (Hu et al. 2021, arXiv:2106.09685, section 4.2).
+# Per parameter that is used and token: 2 forward, 2 for the gradients of activations, 2 for those of weights (Kaplan et
+# al. 2020,
+# arXiv:2001.08361, section 2.1). LoRA needs no gradients of the frozen weights (Hu et al. 2021, arXiv:2106.09685,
+# section 4.2).
 _FLOPS: dict[Kind, int] = {"scratch": 6, "finetune": 6, "lora": 4}
-# Bytes of a parameter: weights and gradients in 16 bit, weights and two moments of Adam in 32 (Rajbhandari et al. 2020, ZeRO,
+# Bytes of a parameter: weights and gradients in 16 bit, weights and two moments of Adam in 32 (Rajbhandari et al. 2020,
+# ZeRO,
 # arXiv:1910.02054, section 3.1). LoRA keeps the frozen weights only, and about 1% more to train.
 _STATE: dict[Kind, float] = {"scratch": 16.0, "finetune": 16.0, "lora": 2.0 + 0.01 * 16.0}
 _FREE = 0.7  # of memory for that; the rest is for activations

@@ -14,8 +14,8 @@ BYTES: dict[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}
 
 
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is promised. ttft: seconds from arrival to the first token. tpot: mean seconds for each further token. attainment: the part of all
-    requests for which both must hold.
+    """What is promised. ttft: seconds from arrival to the first token. tpot: mean seconds for each further token.
+    attainment: the part of all requests for which both must hold.
     """
 
     ttft: float
@@ -58,11 +58,13 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
-    """How near an engine comes to the data sheet. compute, bandwidth, link: 0 to 1 of the peak. overhead: seconds of each iteration in which
-    the GPU waits for its host. latency: seconds that each exchange between GPUs takes, however small.
+    """How near an engine comes to the data sheet. compute, bandwidth, link: 0 to 1 of the peak. overhead: seconds of
+    each iteration in which the GPU waits for its host. latency: seconds that each exchange between GPUs takes, however
+    small.
 
-    The defaults are those that fit 25 published measurements best (calibration.py): a grid of steps of 0.05, in which compute 0.5 to
-    0.6 and bandwidth 0.75 to 0.9 are within 5% of the least error. Fitted there, never on the rows that judge them.
+    The defaults are those that fit 25 published measurements best (calibration.py): a grid of steps of 0.05, in which
+    compute 0.5 to 0.6 and bandwidth 0.75 to 0.9 are within about 5% of the least error. Fitted there, never on the rows that
+    judge them.
     """
 
     compute: float = 0.55
@@ -84,12 +86,12 @@ PHYSICS = Efficiency(compute=1.0, bandwidth=1.0, link=1.0, overhead=0.0, latency
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests are served. weights, kv: number formats. memory_share: of the GPU's memory that the engine may take. reserve: bytes a GPU for
-    activations and graphs. block: tokens of one block of keys and values. budget: tokens in one iteration (chunked prefill).
-    most: requests that run at once.
+    """How requests are served. weights, kv: number formats. memory_share: of the GPU's memory that the engine may take.
+    reserve: bytes a GPU for activations and graphs. block: tokens of one block of keys and values. budget: tokens in
+    one iteration (chunked prefill). most: requests that run at once.
 
-    The defaults are vLLM's (gpu_memory_utilization 0.9, block_size 16, max_num_seqs 256, chunked prefill with 2,048 tokens); the
-    reserve is an assumption, about what its profiling run of these models leaves.
+    The defaults are vLLM's (gpu_memory_utilization 0.9, block_size 16, max_num_seqs 256, chunked prefill with 2,048
+    tokens); the reserve is an assumption, about what its profiling run of these models leaves.
     """
 
     weights: Format = "bf16"
@@ -121,7 +123,9 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that can be rented. gpus: how many it has, all of which are paid. hourly: millionths of a USD for the whole machine."""
+    """A machine that can be rented. gpus: how many it has, all of which are paid. hourly: millionths of a USD for the
+    whole machine.
+    """
 
     name: str
     gpu: str
@@ -150,7 +154,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """replicas: how many of each option (by its place in the list of options). machines: by the offer's name. hourly: millionths of a USD.
+    """replicas: how many of each option (by its place in the list of options). machines: by the offer's name. hourly:
+    millionths of a USD.
 
     routes: for each class of prompt length, the part of its requests that goes to each option, as planned.
     """

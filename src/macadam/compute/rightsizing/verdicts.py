@@ -1,4 +1,6 @@
-"""What a decision says in words: what to do and why, what would change it, or which numbers are missing before anything can be said."""
+"""What a decision says in words: what to do and why, what would change it, or which numbers are missing before anything
+can be said.
+"""
 
 import msgspec
 

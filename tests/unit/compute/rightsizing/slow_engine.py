@@ -1,4 +1,6 @@
-"""The same engine without shortcuts: one iteration after another, each request's context counted by hand. The reference for batching.py."""
+"""The same engine without shortcuts: one iteration after another, each request's context counted by hand. The reference
+for batching.py.
+"""
 
 import math
 from dataclasses import dataclass, field

@@ -32,7 +32,9 @@ def alone(trace: Trace, pace: roofline.Speed, engine: Engine, copies: int = 1) -
 
 @st.composite
 def requests(draw: st.DrawFn, most: int = 80) -> Trace:
-    """Bursts, pauses, short and long ones. Drawn from a seed, since lists that hypothesis draws item by item stay short."""
+    """Bursts, pauses, short and long ones. Drawn from a seed, since lists that hypothesis draws item by item stay
+    short.
+    """
     rng = random.Random(draw(st.integers(0, 2**32)))
     count = rng.randrange(1, most)
     gaps = [rng.choice([0.0, 0.0, rng.random() * 0.2, rng.expovariate(2)]) for _ in range(count)]
