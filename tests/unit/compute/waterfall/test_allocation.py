@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from unit.compute.billing import bills
 from unit.compute.telemetry import fleets
+from unit.compute.waterfall import clusters
 
 from macadam import testing
 from macadam.access.types import CreateProject
@@ -15,7 +16,7 @@ from macadam.app.platform import Platform
 from macadam.compute.billing.types import ImportBill
 from macadam.compute.telemetry import service as telemetry
 from macadam.compute.telemetry.requests import DeclarePods, PodOwner
-from macadam.compute.waterfall import allocation
+from macadam.compute.waterfall import allocation, cascade
 from macadam.compute.waterfall.requests import (
     AllocateCosts,
     BreakDown,
@@ -24,8 +25,11 @@ from macadam.compute.waterfall.requests import (
     ShowOwnerCost,
 )
 from macadam.errors import InvalidInput, NotAuthorised, NotFound
+from macadam.ledger import service as ledger
+from macadam.ledger.leaf import Leaf
 from macadam.ledger.types import ShowLog, VerifyLedger
 from macadam.testing import Clock
+from macadam.values import instant, uuid7
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -171,3 +175,46 @@ def test_a_month_without_bills_or_without_an_allocation_says_what_to_do(platform
     assert "cost allocate --month 2020-01" in raised.value.next_step
     with pytest.raises(InvalidInput):
         platform.call(BreakDown(project="*", month="2026-13"))
+
+
+def test_a_run_counts_for_the_model_that_its_leaf_says_it_trained(tmp_path):
+    with testing.open_platform(tmp_path) as platform:
+        leaf = Leaf(
+            id=uuid7(),
+            at=instant(NOW),
+            kind="models.train",
+            outcome="done",
+            actor="principal:local",
+            project="vision",
+            subject="run:a",
+            uses=[],
+            request="sha256:" + "0" * 64,
+            decision={"id": uuid7(), "effect": "allow", "policies": ["p"], "policy_set": "sha256:" + "0" * 64},
+            body={"model": "detector"},
+        )
+        platform.ports.sql.write(lambda sql: ledger.queue(sql, leaf))
+        usage = clusters.table(clusters.row(), clusters.row(start=1, owner="run:b"))
+        spread = cascade.spread([clusters.charge(10, hours=2)], usage)
+        with platform.ports.sql.read() as sql:
+            models = allocation._models(sql, spread)
+    assert models == {"run:a": "model:detector"}
+    found = cascade.waterfalls(spread, "model", models=models)
+    assert {one.key: one.bill.micros for one in found} == {"model:detector": 5, "": 5}
+
+
+_FOCUS = Path(__file__).parents[5] / "shared" / "data" / "billing"
+
+
+@pytest.mark.skipif(not _FOCUS.is_dir(), reason="FOCUS's example rows are not in ../shared/data/billing")
+def test_focus_own_examples_divide_without_a_rest(tmp_path):
+    steps: dict[str, int] = {}
+    for number, path in enumerate(sorted(_FOCUS.glob("*.csv"))):
+        with testing.open_platform(tmp_path / str(number)) as platform:
+            platform.call(ImportBill(path=str(path), currency="USD", lenient=True, copies="keep", split=True))
+            platform.call(AllocateCosts(month="2023-01"))
+            for whole in platform.call(BreakDown(project="*", month="2023-01")).whole:
+                assert sum(line.amount.micros for line in whole.lines) == whole.bill.micros
+                for line in whole.lines:
+                    steps[line.step] = steps.get(line.step, 0) + line.amount.micros
+    # What was bought is nothing; what it covers counts once; and what of it nobody used is said.
+    assert steps == {"purchase": 0, "other": 3_000_000, "unused": 1_500_000}
