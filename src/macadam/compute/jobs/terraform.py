@@ -238,8 +238,6 @@ def _node_labels(pool: Pool) -> dict[str, str]:
 
 
 def _gcp(pools: list[Pool]) -> Module:
-    member = "serviceAccount:${google_service_account.macadam.email}"
-    workload = "serviceAccount:${var.project}.svc.id.goog[${var.service_account}]"
     return {
         "terraform": {
             "required_version": ">= 1.5",
@@ -257,42 +255,8 @@ def _gcp(pools: list[Pool]) -> Module:
         },
         "resource": {
             "google_container_node_pool": {_label(pool.name): _gke_pool(pool) for pool in pools},
-            "google_service_account": {
-                "nodes": {"account_id": "macadam-gpu-nodes", "display_name": "GPU nodes of Macadam"},
-                "macadam": {"account_id": "macadam-platform", "display_name": "Macadam"},
-            },
-            "google_project_iam_member": {
-                "nodes": {
-                    "project": "${var.project}",
-                    "role": "roles/container.defaultNodeServiceAccount",
-                    "member": "serviceAccount:${google_service_account.nodes.email}",
-                }
-            },
-            "google_storage_bucket": {
-                "macadam": {
-                    "name": "${var.bucket_name}",
-                    "location": "${var.region}",
-                    "uniform_bucket_level_access": True,
-                    "public_access_prevention": "enforced",
-                    "force_destroy": False,
-                    "versioning": {"enabled": True},
-                }
-            },
-            "google_storage_bucket_iam_member": {
-                "macadam": {
-                    "bucket": "${google_storage_bucket.macadam.name}",
-                    "role": "roles/storage.objectUser",
-                    "member": member,
-                }
-            },
-            # Pods of the platform act as its account without a key (Workload Identity).
-            "google_service_account_iam_member": {
-                "macadam": {
-                    "service_account_id": "${google_service_account.macadam.name}",
-                    "role": "roles/iam.workloadIdentityUser",
-                    "member": workload,
-                }
-            },
+            **_gcp_bucket(),
+            **_gcp_identity(),
         },
         "output": {
             "bucket": {"description": "Where objects go", "value": "${google_storage_bucket.macadam.url}"},
@@ -301,6 +265,48 @@ def _gcp(pools: list[Pool]) -> Module:
                 "value": "${google_service_account.macadam.email}",
             },
         },
+    }
+
+
+def _gcp_bucket() -> Module:
+    bucket = {
+        "name": "${var.bucket_name}",
+        "location": "${var.region}",
+        "uniform_bucket_level_access": True,
+        "public_access_prevention": "enforced",
+        "force_destroy": False,
+        "versioning": {"enabled": True},
+    }
+    access = {
+        "bucket": "${google_storage_bucket.macadam.name}",
+        "role": "roles/storage.objectUser",
+        "member": "serviceAccount:${google_service_account.macadam.email}",
+    }
+    return {
+        "google_storage_bucket": {"macadam": bucket},
+        "google_storage_bucket_iam_member": {"macadam": access},
+    }
+
+
+def _gcp_identity() -> Module:
+    """Accounts of nodes and platform. Its pods act as theirs without a key (Workload Identity)."""
+    nodes = {
+        "project": "${var.project}",
+        "role": "roles/container.defaultNodeServiceAccount",
+        "member": "serviceAccount:${google_service_account.nodes.email}",
+    }
+    pods = {
+        "service_account_id": "${google_service_account.macadam.name}",
+        "role": "roles/iam.workloadIdentityUser",
+        "member": "serviceAccount:${var.project}.svc.id.goog[${var.service_account}]",
+    }
+    return {
+        "google_service_account": {
+            "nodes": {"account_id": "macadam-gpu-nodes", "display_name": "GPU nodes of Macadam"},
+            "macadam": {"account_id": "macadam-platform", "display_name": "Macadam"},
+        },
+        "google_project_iam_member": {"nodes": nodes},
+        "google_service_account_iam_member": {"macadam": pods},
     }
 
 
