@@ -110,12 +110,16 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     kinds = sorted({option.offer.gpu for option in asked.options})
     single = {kind: _single(asked, kind, progress) for kind in kinds}
     alone = {kind: found for kind, found in single.items() if isinstance(found, Plan)}
-    best = planning.plan(asked, _titled(progress, "Mixes simulated")) if len(kinds) > 1 else _only(single[kinds[0]])
-    # A fleet of one kind is a mix too: the search over all kinds need not pass it.
-    cheapest = min(alone, key=lambda kind: alone[kind].fleet.hourly) if alone else ""
     widened = {kind: _widened(asked, kind, plan) for kind, plan in alone.items()}
-    if cheapest and alone[cheapest].fleet.hourly <= best.fleet.hourly:
-        best = widened[cheapest]
+    cheapest = min(alone, key=lambda kind: alone[kind].fleet.hourly) if alone else ""
+    mixed = _searched(asked, _titled(progress, "Mixes simulated")) if len(kinds) > 1 else single[kinds[0]]
+    # A fleet of one kind is a mix too: the search over all kinds need not pass it.
+    known = [plan for plan in (widened.get(cheapest), mixed) if isinstance(plan, Plan)]
+    if not known:
+        raise (
+            mixed if isinstance(mixed, MacadamError) else InvalidInput("No fleet was found.", next_step="Offer others.")
+        )
+    best = min(known, key=lambda plan: plan.fleet.hourly)
     saving = 1 - best.fleet.hourly / alone[cheapest].fleet.hourly if cheapest else 0.0
     changes = sensitivity.changes(asked, best, efficiency, progress) if with_sensitivity else ()
     return Report(
@@ -160,19 +164,17 @@ def choice(asked: Problem, plan: Plan) -> Choice:
 
 
 def _single(asked: Problem, kind: str, progress: Progress) -> Plan | MacadamError:
-    """The reason is part of the answer."""
+    """The cheapest fleet of one kind."""
+    kept = planning.only(asked, lambda option: option.offer.gpu == kind)
+    return _searched(kept, _titled(progress, f"Fleets of {kind}"))
+
+
+def _searched(asked: Problem, progress: Progress) -> Plan | MacadamError:
+    """Why there is none is part of the answer."""
     try:
-        return planning.plan(
-            planning.only(asked, lambda option: option.offer.gpu == kind), _titled(progress, f"Fleets of {kind}")
-        )
+        return planning.plan(asked, progress)
     except InvalidInput as error:
         return error
-
-
-def _only(found: Plan | MacadamError) -> Plan:
-    if isinstance(found, MacadamError):
-        raise found
-    return found
 
 
 def _widened(asked: Problem, kind: str, plan: Plan) -> Plan:
