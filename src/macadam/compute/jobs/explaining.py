@@ -66,7 +66,7 @@ def _waiting(
     start = Span(likely=_later(seen.now, likely.seconds), late=_later(seen.now, late.seconds), basis=basis)
     end = Span(likely=_later(start.likely, lasts.likely), late=_later(start.late, lasts.late), basis=lasts.basis)
     wait = likely.wait or Wait(reason="behind", words="It starts with the queue's next turn.")
-    reason = wait.reason if likely.wait else "next"
+    reason = "next" if likely.wait is None else wait.reason if job.spec.resources.demand else "no-processors"
     return Explanation(
         job=job.ref,
         state=job.state,

@@ -171,7 +171,18 @@ class Queue:
     def _payable(self, sql: sa.Connection, jobs: tuple[Job, ...], now: datetime) -> tuple[Job, ...]:
         """Those whose project's budget has room, so that one that must not start keeps no GPUs from others."""
         limited = {project for project in {job.project for job in jobs} if budgets.of_project(sql, project)}
-        return tuple(job for job in jobs if job.project not in limited or not refusal(sql, job, self._rate, now))
+        known: dict[tuple[str, int, int, float], str] = {}  # those that cost the same get the same answer
+        payable = []
+        for job in jobs:
+            if job.project in limited:
+                asked = job.spec.resources
+                key = (job.project, asked.demand, asked.cpu_milli, job.spec.time_limit)
+                if key not in known:
+                    known[key] = refusal(sql, job, self._rate, now)
+                if known[key]:
+                    continue
+            payable.append(job)
+        return tuple(payable)
 
     def _spent(self, sql: sa.Connection, spent: dict[str, Spent], now: datetime) -> dict[str, Spent]:
         if not self._policy.half_life:
