@@ -43,8 +43,8 @@ _WINDOW = timedelta(minutes=20)
 """What a replay or a look at this machine remembers, for trends and for checks over several readings."""
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS, _BAR = 12, 8
-_PIPE = 160
-"""Characters: a table in a pipe is for grep."""
+_PIPE, _ROUND = 160, 5
+"""Characters: a table in a pipe is for grep. Lines that stand around the devices."""
 _UNKNOWN = "—"
 _NOT_BELIEVED, _STALE = "red", 120.0
 """Seconds: a reading older than this is said to be old."""
@@ -107,7 +107,7 @@ def _print(frame: Frame, session: Session) -> None:
 def _live(frames: Iterator[Frame], every: float, *, pace: bool) -> None:
     with contextlib.suppress(KeyboardInterrupt), rich_live.Live(refresh_per_second=4, screen=False) as live:
         for frame in frames:
-            live.update(_table(frame, live.console.width))
+            live.update(_table(frame, live.console.width, max(1, live.console.height - _ROUND)))
             if pace:
                 time.sleep(every)
 
@@ -232,16 +232,18 @@ def _row(device: Device, at: datetime, provider: str) -> Row:
 # --- the picture
 
 
-def _table(frame: Frame, width: int = 200) -> "rich_table.Table":
-    """width: characters of the terminal; a narrow one shows the columns that matter most."""
+def _table(frame: Frame, width: int = 200, most: int = sys.maxsize) -> "rich_table.Table":
+    """width: characters of the terminal; a narrow one shows the columns that matter most. most: devices that are shown."""
     table = rich_table.Table(title=_title(frame), title_justify="left", expand=False, box=None, pad_edge=False)
     shown = [number for number, (_, _, least) in enumerate(_COLUMNS) if least <= width]
     for number in shown:
         name, justify, _ = _COLUMNS[number]
         table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type] # its words
-    for row in frame.devices:
+    for row in frame.devices[:most]:
         cells = _cells(row, narrow=width < _WIDE)
         table.add_row(*(cells[number] for number in shown), style="dim" if row.device.age > _STALE else "")
+    if len(frame.devices) > most:
+        table.add_row(f"and {len(frame.devices) - most} more: --project", *[""] * (len(shown) - 1))
     if not frame.devices:
         table.add_row("no device was seen in the last minutes", *[""] * (len(shown) - 1))
     return table

@@ -106,10 +106,20 @@ def test_a_chunk_is_read_back_bit_by_bit(steps: list[tuple[int, float]]) -> None
     assert [(t, struct.pack(">d", v)) for t, v in found] == [(t, struct.pack(">d", v)) for t, v in samples]
 
 
+@pytest.mark.parametrize("width", [14, 17, 20])
+@pytest.mark.parametrize("off", [-1, 0, 1])
+def test_a_step_that_changes_by_what_just_fits_is_read_back(width: int, off: int) -> None:
+    step, edge = 10**7, (1 << (width - 1)) + off
+    at = [FIRST, FIRST + step, FIRST + 2 * step + edge, FIRST + 3 * step + edge - edge]
+    samples = [(t, 1.0) for t in at]
+    assert wire.xor_chunk(prometheus.xor_chunk(samples)) == samples
+
+
 BROKEN = {
     "not compressed": (b"\xff\xff plain", PLAIN),
     "cut within a frame": (streamed_answer(stored())[:-7], STREAMED),
     "a changed byte": (streamed_answer(stored())[:200] + b"\x00" + streamed_answer(stored())[201:], STREAMED),
+    "a changed label": (streamed_answer(stored()).replace(b"GPU-aa", b"GPU-ab"), STREAMED),
     "no checksum": (b"\x05", STREAMED),
     "a cut message": (prometheus.frame(b"\x0a\x7f\x01"), STREAMED),
     "a chunk that ends early": (

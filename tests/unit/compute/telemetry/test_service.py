@@ -120,6 +120,22 @@ def test_deliveries_in_any_order_twice_and_late_give_what_one_delivery_gives(
         assert piecemeal.call(ListFindings(project="*", start=START, end=START + DAY)) == findings
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+def test_an_hour_that_comes_after_its_neighbour_was_sealed_changes_that_one_too(
+    platform: Platform, clock: Clock, order: tuple[int, ...]
+) -> None:
+    table = whole()
+    hours = pc.divide(table.column("at").cast(pa.int64()), 3_600_000_000)
+    first = pc.min(hours).as_py()
+    for number in order:
+        deliver(platform, table.filter(pc.equal(hours, first + number)), clock)
+        platform.call(SealTelemetry())
+    with open_platform(clock=clock) as at_once:
+        deliver(at_once, table, clock)
+        at_once.call(SealTelemetry())
+        assert usage(platform).equals(usage(at_once))
+
+
 def test_an_open_hour_reads_as_the_sealed_one_will(platform: Platform, clock: Clock) -> None:
     deliver(platform, whole(), clock)
     before = {step: usage(platform, step) for step in ("minute", "hour")}
