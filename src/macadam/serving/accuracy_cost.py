@@ -3,8 +3,9 @@
 Pure. Answers whose truth is known are counted. Of the others two things can be said, and both are: if those whose truth is known are
 like all, their accuracy holds for the rest (Wilson's 95% interval: Wilson 1927, recommended by Brown, Cai and DasGupta,
 "Interval Estimation for a Binomial Proportion", Statistical Science 16(2), 2001); and without any assumption, between none and all
-of the rest were right. Costs are bounds and no sample, so the two intervals are combined as a box (lowest cost over most accurate
-answers, and the reverse), which is wider than Fieller's interval and never misses by assuming too much.
+of the rest were right. Costs are bounds and no sample, so Fieller's interval has no variance to work with; the two intervals are combined
+as a box, the lowest cost over the most accurate answers and the reverse (Polsky, Glick, Willke and Schulman, "Confidence Intervals for
+Cost-Effectiveness Ratios: A Comparison of Four Methods", Health Economics 6(3), 1997), which leans to the wide side.
 """
 
 import math

@@ -1,8 +1,11 @@
 """What an accurate answer costs, asked of a home with a trained version and labelled answers."""
 
+import dataclasses
+
 import pytest
 from unit.serving import homes
 from unit.serving.homes import ENDPOINT, MODEL, PROJECT
+from unit.serving.test_gateway import predict, ready
 from unit.serving.test_sealing import records, write
 
 from macadam import testing
@@ -10,6 +13,8 @@ from macadam.app.platform import Platform
 from macadam.compute.waterfall import allocation, metering
 from macadam.compute.waterfall.requests import RecordWork, ShowStages
 from macadam.errors import InvalidInput, NotAuthorised, NotFound
+from macadam.faces import gateway_process
+from macadam.faces.gateway_meter import GatewayMeter
 from macadam.journal.types import SealClosed
 from macadam.ledger.types import ShowLog
 from macadam.models.types import ShowModel
@@ -115,3 +120,19 @@ def test_a_model_that_is_not_there_and_negative_work_are_errors(deployed):
     with deployed.ports.sql.read() as sql:
         assert all(one.subject != "endpoint:x" for one in metering.measured(sql, PROJECT))
     assert homes.PROJECT == PROJECT
+
+
+def test_a_real_gateways_time_is_reported_for_the_endpoint_that_it_answered_for(home, deployed, token, monkeypatch):
+    with homes.gateway(home) as process, process.client(token) as client:
+        ready(client)
+        for _ in range(20):
+            assert predict(client).status_code == 200
+        gateway_process._remember(home, process.process.pid)
+        port = int(process.url.rpartition(":")[2])
+        settings = dataclasses.replace(deployed.settings.server, gateway_port=port)
+        monkeypatch.setattr(deployed, "settings", dataclasses.replace(deployed.settings, server=settings))
+        GatewayMeter()(deployed)
+    serve = next(one for one in deployed.call(ShowStages(project=PROJECT)).stages if one.stage == "serve")
+    assert serve.calls == 20
+    assert serve.cpu > 0
+    assert serve.wall > 0
