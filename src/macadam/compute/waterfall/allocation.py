@@ -18,6 +18,7 @@ from macadam.compute.billing.types import Charge
 from macadam.compute.catalogue import energy as grids
 from macadam.compute.telemetry import reading
 from macadam.compute.waterfall import cascade, energy, profiles
+from macadam.compute.waterfall.bill import line_of
 from macadam.compute.waterfall.cascade import Spread
 from macadam.compute.waterfall.energy import Energy, Span
 from macadam.compute.waterfall.profiles import Profile
@@ -87,7 +88,7 @@ def divide(context: Context, request: AllocateCosts) -> Divided:
         charges = [charge for charge in found if start <= charge.start < end]
     if not charges:
         raise NotFound(f"No bill charges anything in {month}.", next_step="Import it: macadam cost import FILE.")
-    until = min(max(end, *(charge.end for charge in charges)), start + _LONGEST)
+    until = _until(charges, start, end)
     context.progress("reading what was seen", 0, 0)
     usage = reading.usage(context.ports, granted, start, until, project="*")
     context.progress(f"dividing {len(charges)} charges over {usage.num_rows} rows of usage", 0, 0)
@@ -98,6 +99,11 @@ def divide(context: Context, request: AllocateCosts) -> Divided:
     facts = msgspec.structs.replace(_facts(context.ports.settings, request, spread, usage), models=models)
     made = _allocation(context, month, (start, until), spread, charges, usage.num_rows)
     return Divided(allocation=made, facts=context.ports.objects.put(msgspec.json.encode(facts)))
+
+
+def _until(charges: Sequence[Charge], start: datetime, end: datetime) -> datetime:
+    """Until when telemetry is needed: of a commitment that was bought for years none is, for it pays for no machine's time."""
+    return min(max((charge.end for charge in charges if not line_of(charge)), default=end), start + _LONGEST)
 
 
 def _facts(settings: Settings, request: AllocateCosts, spread: Spread, usage: "pa.Table") -> Facts:

@@ -177,6 +177,15 @@ def test_a_month_without_bills_or_without_an_allocation_says_what_to_do(platform
         platform.call(BreakDown(project="*", month="2026-13"))
 
 
+def test_a_commitment_for_years_asks_for_no_telemetry_of_years():
+    start, end = clusters.at(0), clusters.at(24 * 31)
+    used = clusters.charge(1, hours=2)
+    bought = clusters.charge(0, category="purchase", hours=24 * 1000)
+    assert allocation._until([used, bought], start, end) == used.end
+    assert allocation._until([bought], start, end) == end
+    assert allocation._until([clusters.charge(1, hours=24 * 1000)], start, end) < clusters.at(24 * 401)
+
+
 def test_a_run_counts_for_the_model_that_its_leaf_says_it_trained(tmp_path):
     with testing.open_platform(tmp_path) as platform:
         leaf = Leaf(
