@@ -19,6 +19,7 @@ from macadam.operations import Transaction
 from macadam.values import Money
 
 _PERCENT = 100
+_DAY_TEXT = len("2026-11-21")
 
 
 def allows(sql: sa.Connection, project: str, estimate: Money, now: datetime, *, subject: str = "") -> Verdict:
@@ -147,20 +148,38 @@ def state(sql: sa.Connection, budget: Budget, now: datetime) -> BudgetState:
 
 def raise_alerts(tx: Transaction, project: str) -> tuple[Alert, ...]:
     """Raises what is due of a project's budgets: an event in SQL and a leaf for each, once in a period."""
+    found = new_alerts(tx.sql, project, tx.now)
+    for alert in found:
+        tx.record(f"budget:{project}", alert=facts(alert))
+    return found
+
+
+def new_alerts(sql: sa.Connection, project: str, now: datetime) -> tuple[Alert, ...]:
+    """Writes down which alerts are due that were not raised yet. Whoever asks records a leaf for each, with its `facts`."""
     found: list[Alert] = []
-    for budget in of_project(tx.sql, project):
-        now_state = state(tx.sql, budget, tx.now)
+    for budget in of_project(sql, project):
+        now_state = state(sql, budget, now)
         known = {(alert.kind, alert.threshold) for alert in now_state.alerts}
-        found += [alert for alert in _due(now_state, tx.now) if (alert.kind, alert.threshold) not in known]
+        found += [alert for alert in _due(now_state, now) if (alert.kind, alert.threshold) not in known]
     for alert in found:
         keys = {
             name: getattr(alert, name) for name in ("project", "subject", "period_start", "threshold", "kind", "at")
         }
-        tx.sql.execute(sa.insert(alerts).values(**keys, document=msgspec.to_builtins(alert)))
-        facts = {"subject_budget": alert.subject, "kind": alert.kind, "threshold_percent": alert.threshold}
-        facts |= {"amount_micros": alert.amount.micros, "seen_micros": alert.seen.micros}
-        tx.record(f"budget:{project}", alert=facts, currency=alert.amount.currency, period_start=alert.period_start)
+        sql.execute(sa.insert(alerts).values(**keys, document=msgspec.to_builtins(alert)))
     return tuple(found)
+
+
+def facts(alert: Alert) -> dict[str, object]:
+    """What a leaf says of an alert."""
+    return {
+        "kind": alert.kind,
+        "budget_of": alert.subject,
+        "threshold_percent": alert.threshold,
+        "amount_micros": alert.amount.micros,
+        "seen_micros": alert.seen.micros,
+        "currency": alert.amount.currency,
+        "period_start": alert.period_start,
+    }
 
 
 def _due(seen: BudgetState, now: datetime) -> Iterable[Alert]:
@@ -259,24 +278,37 @@ Dated = list[tuple[Money, date]]
 def _metered(
     sql: sa.Connection, budget: Budget, start: datetime, end: datetime, billed_to: datetime | None, besides: str
 ) -> tuple[Dated, Dated, Dated]:
-    """By our own meter: all that ended in the period; of it what bills do not say; and what is held now."""
-    mine = [reservations.c.project == budget.project, reservations.c.key != besides]
+    """By our own meter: all that ended in the period; of it what bills do not say; and what is held now.
+
+    Added up by the database, as a month may have many thousand jobs and each admission asks: only work that a bill's end
+    cuts through is looked at one by one.
+    """
+    c = reservations.c
+    mine = [c.project == budget.project, c.key != besides]
     if budget.subject:
-        mine.append(reservations.c.subject == budget.subject)
-    ended = sa.and_(reservations.c.settled >= start, reservations.c.settled < end)
-    wanted = sa.or_(reservations.c.settled.is_(None), ended)
-    metered: Dated = []
-    unbilled: Dated = []
-    held: Dated = []
-    for row in sql.execute(sa.select(reservations).where(*mine, wanted)):
-        if row.settled is None:
-            held.append((Money(micros=row.held, currency=row.currency), row.at.date()))
-            continue
-        day = row.settled.date()
-        metered.append((Money(micros=row.spent, currency=row.currency), day))
-        later = _after(row.spent, row.at, row.settled, billed_to) if row.on_bill else row.spent
-        unbilled.append((Money(micros=later, currency=row.currency), day))
-    return metered, unbilled, held
+        mine.append(c.subject == budget.subject)
+    ended = [*mine, c.settled >= start, c.settled < end]
+    metered = _by_day(sql, c.spent, c.settled, ended)
+    if billed_to is None:
+        return metered, metered, _by_day(sql, c.held, c.at, [*mine, c.settled.is_(None)])
+    unbilled = _by_day(sql, c.spent, c.settled, [*ended, sa.or_(~c.on_bill, c.at >= billed_to)])
+    cut = sa.select(c.currency, c.spent, c.at, c.settled).where(
+        *ended, c.on_bill, c.at < billed_to, c.settled > billed_to
+    )
+    for row in sql.execute(cut):
+        later = _after(row.spent, row.at, row.settled, billed_to)
+        unbilled.append((Money(micros=later, currency=row.currency), row.settled.date()))
+    return metered, unbilled, _by_day(sql, c.held, c.at, [*mine, c.settled.is_(None)])
+
+
+def _by_day(
+    sql: sa.Connection, amount: sa.Column[int], at: sa.Column[datetime], where: list[sa.ColumnElement[bool]]
+) -> Dated:
+    """Sums for each currency and day; instants are texts that begin with their day."""
+    day = sa.func.substr(sa.cast(at, sa.String), 1, _DAY_TEXT).label("day")
+    asked = sa.select(reservations.c.currency, day, sa.func.sum(amount).label("micros")).where(*where)
+    rows = sql.execute(asked.group_by(reservations.c.currency, day))
+    return [(Money(micros=int(r.micros), currency=r.currency), date.fromisoformat(r.day)) for r in rows]
 
 
 def _after(micros: int, start: datetime, end: datetime, billed_to: datetime | None) -> int:

@@ -72,7 +72,7 @@ reservations = sa.Table(
     sa.Column("on_bill", sa.Boolean, nullable=False),
     sa.Column("at", Instant, nullable=False),
     sa.Column("settled", Instant),
-    sa.Index("ix_billing_reservations_project", "project"),
+    sa.Index("ix_billing_reservations_project_settled", "project", "settled"),
 )
 
 # subject: '' for all that the project spends, else a reference such as 'endpoint:delays'.

@@ -99,4 +99,4 @@ def upgrade() -> None:
     )
     op.create_index("ix_billing_bills_delivery", "billing_bills", ["delivery"])
     op.create_index("ix_billing_spend_bill", "billing_spend", ["bill"])
-    op.create_index("ix_billing_reservations_project", "billing_reservations", ["project"])
+    op.create_index("ix_billing_reservations_project_settled", "billing_reservations", ["project", "settled"])
