@@ -28,6 +28,7 @@ HORIZON = 300.0
 AHEAD = 120.0
 """s; so much it holds ahead while it runs, and is stopped when no more is to be had: two looks of the queue."""
 START, STOP, END, SEEN = "jobs.start", "jobs.stop", "jobs.end", "jobs.machines"
+ALERT = "budgets.alert"
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +118,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         )
         registry.save_attempt(self.sql, closed)
         self._settle_budget(row, cost, ended)
+        for alert in budgets.new_alerts(self.sql, row.project, self.now):
+            self._queue(ALERT, f"budget:{row.project}", row.project, {"alert": budgets.facts(alert)})
         after = self._after(job, closed, verdict)
         registry.save_job(self.sql, after)
         self._say(

@@ -7,14 +7,22 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 from databases import KINDS, environment
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
 from macadam.compute.billing import budgets, forecast, periods
-from macadam.compute.billing.budget_types import CheckBudgets, ListAlerts, ListBudgets, RemoveBudget, SetBudget, Verdict
-from macadam.compute.billing.schema import exchange_rates, spend
+from macadam.compute.billing.budget_types import (
+    CheckBudgets,
+    ListAlerts,
+    ListBudgets,
+    RemoveBudget,
+    SetBudget,
+    Spending,
+    Verdict,
+)
+from macadam.compute.billing.schema import exchange_rates, reservations, spend
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.testing import Clock, open_platform
 from macadam.values import Money
@@ -236,3 +244,46 @@ def test_many_who_ask_at_once_for_the_last_of_a_budget_do_not_get_more_than_ther
     with ThreadPoolExecutor(8) as pool:
         asked = list(pool.map(lambda n: reserve(platform, f"job:{n}", dollars(0.3)), range(16)))
     assert sum(v.allowed for v in asked) == 3
+
+
+work = st.tuples(st.integers(0, 480), st.integers(1, 200), st.integers(0, 10**9), st.booleans())
+
+
+@given(st.lists(work, max_size=8), st.none() | st.integers(1, 20), st.integers(0, 10**9))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_spent_is_what_bills_say_and_the_meter_after_them_and_never_less_than_the_meter(
+    law_platform: Platform, done: list[tuple[int, int, int, bool]], billed_days: int | None, billed: int
+) -> None:
+    """Against the same told in Python, one work at a time. Hours count from the month's begin."""
+    begin = datetime(2026, 3, 1, tzinfo=UTC)
+    budget = law_platform.call(SetBudget(project="flights", amount="1"))
+    billed_to = None if billed_days is None else begin + timedelta(days=billed_days)
+
+    def told(sql: sa.Connection) -> Spending:
+        for table in (reservations, spend):
+            sql.execute(sa.delete(table))
+        if billed_to is not None:
+            day = (billed_to - timedelta(days=1)).date().isoformat()
+            row = {"project": "flights", "day": day, "currency": "USD", "bill": "b", "micros": billed}
+            sql.execute(sa.insert(spend).values(row))
+        for number, (start, hours, cost, on_bill) in enumerate(done):
+            key, at = f"job:{number}", begin + timedelta(hours=start)
+            budgets.reserve(sql, "flights", key, Money(micros=0), at, on_bill=on_bill)
+            budgets.settle(sql, key, Money(micros=cost), at + timedelta(hours=hours))
+        return budgets.spending(sql, budget, begin + timedelta(days=30))
+
+    seen = law_platform.ports.sql.write(told)
+    later = 0
+    for start, hours, cost, on_bill in done:
+        after = hours if billed_to is None or not on_bill else max(0, min(hours, start + hours - 24 * billed_days))
+        later += -(-cost * after // hours)
+    metered = sum(cost for _, _, cost, _ in done)
+    assert seen.metered.micros == metered
+    assert seen.spent.micros == max((billed if billed_to else 0) + later, metered)
+
+
+@pytest.fixture(scope="module")
+def law_platform() -> Iterator[Platform]:
+    with open_platform(clock=Clock(NOON)) as opened:
+        opened.call(CreateProject(project="flights"))
+        yield opened
