@@ -10,7 +10,7 @@ import pytest
 from databases import KINDS, server
 from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
-from macadam.compute.billing.budget_types import SetBudget
+from macadam.compute.billing.budget_types import ListAlerts, SetBudget
 from macadam.compute.jobs import bookkeeping, loop, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
@@ -19,6 +19,7 @@ from macadam.compute.jobs.types import CancelJob, Resources, SetQuota
 from macadam.compute.scheduling.types import Decision, Preempt, Slot, Start
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ledger import service as ledger
+from macadam.ledger.types import ShowLog
 from macadam.settings import Jobs
 
 PRICED = {
@@ -216,6 +217,10 @@ def test_a_spent_budget_keeps_work_from_starting_and_stops_what_runs() -> None:
         bench.executor.end(f"{endless.id}.1", exit_code=143, why="stopped")
         bench.turn()
         assert (bench.now(endless).state, bench.now(endless).ending) == ("waiting", "money")
+        alerts = bench.platform.call(ListAlerts(project="p"))
+        assert {50, 80} <= {alert.threshold for alert in alerts if alert.kind == "actual"}
+        raised = bench.platform.call(ShowLog(kind="budgets.alert")).entries
+        assert {entry.subject for entry in raised} == {"budget:p"}
 
 
 def test_a_price_that_is_set_or_unset_while_a_job_runs_blocks_nothing() -> None:
