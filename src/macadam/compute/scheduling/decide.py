@@ -74,8 +74,7 @@ class _Round:
         )
 
     def decide(self) -> Decision:
-        self._take_stock()
-        waiting = {work.id: work for work in self.state.waiting}
+        waiting = {work.id: work for work in [*self.state.waiting, *self._take_stock()]}
         for work in self._due():
             waiting.update((stopped.id, stopped) for stopped in self._hold(work))
         queue = [self._entry(work) for work in waiting.values() if work.id not in self.running]
@@ -93,20 +92,24 @@ class _Round:
 
     # --- 1 what runs
 
-    def _take_stock(self) -> None:
+    def _take_stock(self) -> Iterable[Work]:
+        """Returns what can run no longer where it is."""
         nodes = {node.name for node in self.state.nodes}
+        stopped: list[Work] = []
         exhausted = {running.work.id: reason for running, reason in self.limits.exhausted()}
         for running in self.state.running:
             work = running.work
+            reason = exhausted.get(work.id, "")
             if any(slot.node not in nodes for slot in running.placement):
+                reason = "node-lost"
+            if reason:
                 self.limits.remove(running)
-                self._note(running, "node-lost", "", work.tenant)
-            elif work.id in exhausted:
-                self.limits.remove(running)
-                self._note(running, exhausted[work.id], "", work.tenant)
+                self._note(running, reason, "", work.tenant)
+                stopped.append(self._again(running))
             else:
                 self.places.take(work, running.placement)
                 self.running[work.id] = running
+        return stopped
 
     # --- 2 promises
 
@@ -214,7 +217,11 @@ class _Round:
         gone = [victim for victim in stopped if victim.work.id not in self.running]
         for victim in gone:
             self._note(victim, reason, work.id, work.tenant)
-        return [msgspec.structs.replace(victim.work, attained=victim.attained(self.now)) for victim in gone]
+        return [self._again(victim) for victim in gone]
+
+    def _again(self, running: Running) -> Work:
+        """As it waits after this."""
+        return msgspec.structs.replace(running.work, attained=running.attained(self.now))
 
     def _room(self, work: Work) -> Placement | None:
         return None if self.limits.why_not(work) else self.places.place(work)

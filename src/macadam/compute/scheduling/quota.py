@@ -25,8 +25,11 @@ class Limits:
         self.used: dict[str, int] = defaultdict(int)
         self._running: dict[str, dict[str, Running]] = defaultdict(dict)
         self._pools = self._lent()
+        # What stretches that this decision ends have used: `state.spent` cannot have it yet.
+        self._banked: dict[str, float] = defaultdict(float)
+        self._banked_micros: dict[str, int] = defaultdict(int)
         for running in state.running:
-            self.add(running)
+            self._count(running)
 
     def quota(self, tenant: str) -> Quota:
         """Its quota: nothing of its own where it has none."""
@@ -40,12 +43,20 @@ class Limits:
         return self._spent.get(tenant) or Spent()
 
     def add(self, running: Running) -> None:
-        self.used[running.work.tenant] += running.work.demand
-        self._running[running.work.tenant][running.work.id] = running
+        """It starts, or goes on although it had been removed."""
+        self._count(running)
+        self._banked[running.work.tenant] -= _ran(self.now, running)
+        self._banked_micros[running.work.tenant] -= _cost(running.work, _ran(self.now, running))
 
     def remove(self, running: Running) -> None:
         self.used[running.work.tenant] -= running.work.demand
         del self._running[running.work.tenant][running.work.id]
+        self._banked[running.work.tenant] += _ran(self.now, running)
+        self._banked_micros[running.work.tenant] += _cost(running.work, _ran(self.now, running))
+
+    def _count(self, running: Running) -> None:
+        self.used[running.work.tenant] += running.work.demand
+        self._running[running.work.tenant][running.work.id] = running
 
     def borrowed(self, tenant: str) -> int:
         return max(0, self.used[tenant] - self.own(tenant))
@@ -139,11 +150,11 @@ class Limits:
 
     def _seconds(self, tenant: str) -> float:
         """GPU-seconds used so far, those of running work included."""
-        return self.spent(tenant).gpu_seconds + sum(_ran(self.now, one) for one in self._running[tenant].values())
+        return self.spent(tenant).gpu_seconds + self._banked[tenant] + sum(_ran(self.now, one) for one in self._running[tenant].values())
 
     def _micros(self, tenant: str) -> int:
         running = self._running[tenant].values()
-        return self.spent(tenant).micros + sum(_cost(one.work, _ran(self.now, one)) for one in running)
+        return self.spent(tenant).micros + self._banked_micros[tenant] + sum(_cost(one.work, _ran(self.now, one)) for one in running)
 
 
 def _ran(now: float, running: Running) -> float:

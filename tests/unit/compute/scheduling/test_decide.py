@@ -1,0 +1,246 @@
+"""Laws of every decision, over random workloads, clusters and quotas; and what single decisions say."""
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macadam.compute.scheduling.decide import decide
+from macadam.compute.scheduling.types import (
+    WHOLE,
+    Decision,
+    Node,
+    Policy,
+    Quota,
+    Running,
+    Slot,
+    Spent,
+    State,
+    Work,
+)
+from macadam.compute.simulation.replay import Replay
+from macadam.errors import InvalidInput
+
+TENANTS = "abc"
+NODES = (Node(name="n1", gpus=4), Node(name="n2", gpus=4))
+
+policies = st.builds(
+    Policy,
+    order=st.sampled_from(["fifo", "priority", "least-attained", "shortest", "gittins", "oracle"]),
+    backfill=st.sampled_from(["none", "easy", "any"]),
+    preempt=st.sampled_from(["never", "lower-priority", "order"]),
+    reclaim=st.sampled_from(["never", "due", "lower-priority", "any"]),
+    half_life=st.sampled_from([0.0, 3600.0]),
+    ageing=st.just(2000.0),
+)
+limits = st.none() | st.integers(0, 4)
+quotas = st.tuples(
+    *(
+        st.builds(
+            Quota,
+            tenant=st.just(tenant),
+            gpus=st.integers(0, 3),
+            cohort=st.sampled_from(["all", "all", "other", ""]),
+            borrow=limits,
+            lend=limits,
+            gpu_hours=st.none() | st.sampled_from([0.5, 2.0]),
+        )
+        for tenant in TENANTS
+    )
+)
+
+
+@st.composite
+def works(draw: st.DrawFn) -> list[Work]:
+    count = draw(st.integers(1, 14))
+    made = []
+    for at in range(count):
+        gpus = draw(st.sampled_from([0, 1, 1, 2, 3, 4, 8]))
+        made.append(
+            Work(
+                id=f"w{at:02d}",
+                tenant=draw(st.sampled_from(TENANTS)),
+                submitted=float(draw(st.integers(0, 2000))),
+                gpus=gpus,
+                milli=0 if gpus else draw(st.sampled_from([250, 500, 700])),
+                nodes=draw(st.sampled_from([0, 2])) if gpus in {2, 4, 8} else 0,
+                priority=draw(st.integers(0, 2)),
+                preemptible=draw(st.sampled_from([True, True, False])),
+                time_limit=draw(st.sampled_from([0.0, 3000.0])),
+                seconds=float(draw(st.integers(1, 3000))),
+            )
+        )
+    return made
+
+
+def held(running: tuple[Running, ...]) -> dict[str, int]:
+    used: dict[str, int] = defaultdict(int)
+    for one in running:
+        used[one.work.tenant] += one.work.demand
+    return used
+
+
+def after(now: float, state: State, decision: Decision) -> tuple[Running, ...]:
+    stopped = {one.id for one in decision.preemptions}
+    waiting = {work.id: work for work in [*state.waiting, *(one.work for one in state.running)]}
+    started = tuple(Running(work=waiting[one.id], placement=one.placement, started=now) for one in decision.starts)
+    return tuple(one for one in state.running if one.work.id not in stopped) + started
+
+
+def hold_limits(state: State, running: tuple[Running, ...]) -> None:
+    used, own = held(running), {quota.tenant: quota for quota in state.quotas}
+    cohorts: dict[str, int] = defaultdict(int)
+    spare = max(0, sum(node.gpus for node in state.nodes) - sum(quota.gpus for quota in state.quotas))
+    cohorts["all"] += spare * WHOLE
+    for quota in own.values():
+        most = quota.gpus if not quota.cohort else None if quota.borrow is None else quota.gpus + quota.borrow
+        assert most is None or used[quota.tenant] <= most * WHOLE
+        keeps = quota.gpus - min(quota.gpus, quota.gpus if quota.lend is None else quota.lend) if quota.cohort else 0
+        cohorts[quota.cohort] += (quota.gpus - keeps) * WHOLE - max(0, used[quota.tenant] - keeps * WHOLE)
+    assert all(left >= 0 for cohort, left in cohorts.items() if cohort)
+
+
+def hold_devices(running: tuple[Running, ...]) -> None:
+    devices: dict[tuple[str, int], int] = defaultdict(int)
+    for one in running:
+        assert sum(slot.milli for slot in one.placement) == one.work.demand, "a gang is whole"
+        assert not one.work.nodes or len(one.placement) == one.work.nodes
+        for slot in one.placement:
+            for device in slot.devices:
+                devices[slot.node, device] += slot.milli // len(slot.devices)
+    assert all(milli <= WHOLE for milli in devices.values()), "no GPU is given twice"
+
+
+@settings(max_examples=120, deadline=None)
+@given(works(), policies, st.just(()) | quotas)
+def test_no_decision_breaks_a_limit_splits_a_gang_or_gives_a_gpu_twice(
+    jobs: list[Work], policy: Policy, owned: tuple[Quota, ...]
+) -> None:
+    def watch(now: float, state: State, decision: Decision) -> None:
+        running = after(now, state, decision)
+        hold_devices(running)
+        if owned:
+            hold_limits(state, running)
+        stopped = {one.id: one for one in decision.preemptions}
+        assert all(
+            one.work.preemptible or stopped[one.work.id].reason in {"gpu-hours", "money"}
+            for one in state.running
+            if one.work.id in stopped
+        )
+        started = {one.id for one in decision.starts}
+        known = {work.id for work in state.waiting} | set(stopped)
+        assert set(decision.waits) | started >= known, "whoever does not start is told why"
+        assert not set(decision.waits) & started
+        assert decision == decide(now, state, policy, replay.history), "the same arguments give the same answer"
+
+    replay = Replay(NODES, policy, owned)
+    replay.run(jobs, watch)
+
+
+@settings(max_examples=80, deadline=None)
+@given(works(), st.sampled_from(["gittins", "least-attained", "fifo", "priority"]))
+def test_an_owner_gets_its_own_gpus_at_once_from_borrowers_that_can_be_stopped(jobs: list[Work], order: str) -> None:
+    policy = Policy(order=order)  # type: ignore[arg-type]
+    owned = (Quota(tenant="a", gpus=4), Quota(tenant="b", gpus=3), Quota(tenant="c", gpus=1))
+    share = {quota.tenant: quota.gpus * WHOLE for quota in owned}
+    nodes = (Node(name="pool", gpus=8),)
+    stoppable = [one for one in jobs if one.preemptible and one.gpus and not one.nodes]
+
+    def watch(now: float, state: State, decision: Decision) -> None:
+        running = {one.work.id for one in after(now, state, decision)}
+        for work in state.waiting:
+            if work.due is not None and work.due <= now:
+                assert work.id in running, "what is due on its own share runs"
+        assert all(share[work.tenant] >= work.demand for work in state.waiting if (work.due or 0) <= now)
+
+    ended = Replay(nodes, policy, owned).run(stoppable, watch)
+    fitting = {one.id for one in stoppable if one.demand <= 8 * WHOLE}
+    assert {one.id for one in ended} == fitting, "nobody starves"
+
+
+def work(name: str, tenant: str = "a", gpus: int = 1, **more: object) -> Work:
+    return Work(id=name, tenant=tenant, submitted=0.0, gpus=gpus, **more)  # type: ignore[arg-type]
+
+
+def runs(one: Work, *devices: int, node: str = "n", started: float = 0.0) -> Running:
+    slot = Slot(node=node, milli=len(devices) * WHOLE, devices=devices)
+    return Running(work=one, placement=(slot,), started=started)
+
+
+def test_a_job_that_waits_is_told_what_is_missing_and_how_many_go_first() -> None:
+    state = State(nodes=(Node(name="n", gpus=2),), waiting=(work("x", gpus=2), work("y", gpus=2)))
+    wait = decide(0.0, state, Policy()).waits["y"]
+    assert (wait.reason, wait.needs) == ("no-gpus", 2000)
+    assert wait.words == "It needs 2 GPUs and 0 are free; 0 jobs go first."
+
+
+def test_a_job_that_no_cluster_could_run_is_called_impossible_and_holds_up_nobody() -> None:
+    state = State(nodes=(Node(name="n", gpus=2),), waiting=(work("large", gpus=4), work("small")))
+    decision = decide(0.0, state, Policy(backfill="none", order="fifo"))
+    assert decision.waits["large"].reason == "impossible"
+    assert [start.id for start in decision.starts] == ["small"]
+
+
+def test_a_lending_limit_keeps_gpus_for_their_owner() -> None:
+    owned = (Quota(tenant="a", gpus=0), Quota(tenant="b", gpus=4, lend=1))
+    state = State(nodes=(Node(name="n", gpus=4),), waiting=(work("x"), work("y")), quotas=owned)
+    decision = decide(0.0, state, Policy())
+    assert [start.borrowed for start in decision.starts] == [1000]
+    assert decision.waits["y"].words == "It needs 1 GPUs of cohort 'all', where 0 are left to borrow."
+
+
+def test_a_time_limit_is_reserved_from_the_gpu_hours() -> None:
+    owned = (Quota(tenant="a", gpus=4, gpu_hours=1.5),)
+    waiting = (work("x", time_limit=3600.0), work("y", time_limit=3600.0))
+    decision = decide(0.0, State(nodes=(Node(name="n", gpus=4),), waiting=waiting, quotas=owned), Policy())
+    assert [start.id for start in decision.starts] == ["x"]
+    assert decision.waits["y"].reason == "gpu-hours"
+
+
+def test_work_whose_tenant_has_spent_its_money_is_stopped_and_the_instant_is_known_before() -> None:
+    owned = (Quota(tenant="a", gpus=4, micros=1_000_000),)
+    running = (runs(work("x", micros_per_gpu_hour=2_000_000, preemptible=False), 0),)
+    spent = {"a": Spent(micros=500_000)}
+    state = State(nodes=(Node(name="n", gpus=4),), running=running, quotas=owned, spent=spent)
+    assert decide(100.0, state, Policy()).look_again == pytest.approx(900.0)
+    assert [(one.id, one.reason) for one in decide(900.0, state, Policy()).preemptions] == [("x", "money")]
+
+
+def test_easy_backfill_lets_pass_what_ends_before_the_first_can_start() -> None:
+    running = (runs(work("r", gpus=3, time_limit=100.0), 0, 1, 2),)
+    waiting = (
+        work("first", gpus=4),
+        msg("long", 1.0, time_limit=200.0),
+        msg("short", 2.0, time_limit=50.0),
+    )
+    state = State(nodes=(Node(name="n", gpus=4),), running=running, waiting=waiting)
+    policy = Policy(order="fifo", backfill="easy", preempt="never", reclaim="never")
+    decision = decide(0.0, state, policy)
+    assert [start.id for start in decision.starts] == ["short"]
+    assert decision.waits["long"].words == "first goes first, and this would make it later."
+
+
+def msg(name: str, submitted: float, **more: object) -> Work:
+    return Work(id=name, tenant="a", submitted=submitted, gpus=1, **more)  # type: ignore[arg-type]
+
+
+def test_only_as_many_are_stopped_as_are_needed() -> None:
+    long = [runs(work(f"r{at}", gpus=at + 1), *range(first, first + at + 1)) for at, first in ((0, 0), (1, 1), (2, 3))]
+    state = State(nodes=(Node(name="n", gpus=6),), running=tuple(long), waiting=(msg("new", 5000.0),))
+    decision = decide(5000.0, state, Policy(order="least-attained"))
+    assert [start.id for start in decision.starts] == ["new"]
+    assert [one.id for one in decision.preemptions] == ["r2"]
+    assert decision.preemptions[0].words == "new is expected to finish much more for the GPU time it needs."
+
+
+def test_what_ran_on_a_machine_that_is_gone_is_stopped_and_placed_anew() -> None:
+    state = State(nodes=(Node(name="n", gpus=1),), running=(runs(work("x"), 0, node="lost"),))
+    decision = decide(1.0, state, Policy())
+    assert [(one.id, one.reason) for one in decision.preemptions] == [("x", "node-lost")]
+
+
+def test_a_state_in_which_two_jobs_have_one_gpu_is_refused() -> None:
+    state = State(nodes=(Node(name="n", gpus=1),), running=(runs(work("x"), 0), runs(work("y"), 0)))
+    with pytest.raises(InvalidInput, match="cannot give"):
+        decide(0.0, state, Policy())
