@@ -150,11 +150,19 @@ class Limits:
 
     def _seconds(self, tenant: str) -> float:
         """GPU-seconds used so far, those of running work included."""
-        return self.spent(tenant).gpu_seconds + self._banked[tenant] + sum(_ran(self.now, one) for one in self._running[tenant].values())
+        return (
+            self.spent(tenant).gpu_seconds
+            + self._banked[tenant]
+            + sum(_ran(self.now, one) for one in self._running[tenant].values())
+        )
 
     def _micros(self, tenant: str) -> int:
         running = self._running[tenant].values()
-        return self.spent(tenant).micros + self._banked_micros[tenant] + sum(_cost(one.work, _ran(self.now, one)) for one in running)
+        return (
+            self.spent(tenant).micros
+            + self._banked_micros[tenant]
+            + sum(_cost(one.work, _ran(self.now, one)) for one in running)
+        )
 
 
 def _ran(now: float, running: Running) -> float:

@@ -70,6 +70,8 @@ class Simulation:
         self.running: list[tuple[float, int, int]] = []
         self.preemptive = policy.preempt == "order"
         self.stoppable = self.preemptive or policy.reclaim != "never"
+        self.claims: list[int] = []  # due since the last decision
+        self.dirty = False  # something has happened since that may change it
         self.stretches: list[tuple[int, float, float]] = []
         self.preemptions, self.lost = 0, 0.0
         self._promises(promised)
@@ -110,23 +112,16 @@ class Simulation:
                 self.now = submitted[at]
                 self._arrive(at)
                 at += 1
-                continue
-            self.now, kind, job, stamp = heappop(events)
-            if kind == _ENTER:
-                self._enter(job)
-                self._fill()
-            elif kind == _LEAVE:
-                self.shares[job].leave(stamp)
-                self._advance(job)
-                self._fill()
-            elif stamp == self.stamp[job]:
-                if kind == _END:
-                    self._end(job)
-                    done += 1
-                    if progress and not done % 10_000:
-                        progress(done)
-                else:
-                    self._pass(job)
+            else:
+                self.now, kind, job, stamp = heappop(events)
+                self._happen(kind, job, stamp)
+                done += kind == _END
+                if progress and kind == _END and not done % 10_000:
+                    progress(done)
+            # All that happens at one instant is decided on together.
+            if self.dirty and not (at < n and submitted[at] == self.now) and not (events and events[0][0] == self.now):
+                self.dirty = False
+                self._settle()
         return Outcome(
             finished=self.finished,
             began=self.began,
@@ -137,6 +132,20 @@ class Simulation:
 
     # --- events
 
+    def _happen(self, kind: int, job: int, stamp: int) -> None:
+        """An event; of what a job does while it runs, only if it still runs that stretch."""
+        if kind == _ENTER:
+            self._enter(job)
+        elif kind == _LEAVE:
+            self.shares[job].leave(stamp)
+            self._advance(job)
+        elif stamp == self.stamp[job]:
+            self.dirty = True
+            if kind == _END:
+                self._end(job)
+            else:
+                self._pass(job)
+
     def _arrive(self, job: int) -> None:
         self._wait(job)
         if self.policy.reclaim != "never":
@@ -146,7 +155,7 @@ class Simulation:
                 self._enter(job)
         # Whoever waits already did not fit before, and needs no second look.
         if self.jobs.gpus[job] <= self.free or self.preemptive:
-            self._fill()
+            self.dirty = True
 
     def _end(self, job: int) -> None:
         self.state[job] = _DONE
@@ -159,9 +168,8 @@ class Simulation:
             work = self.lanes[lane]
             self.history.add(work.tenant, work.gpus, work.group, self.jobs.seconds[job])
             self.table[lane] = self._table(work)
-        if self.held[job]:
+        if self.due[job] >= 0:
             self._note_end(job)
-        self._fill()
 
     def _pass(self, job: int) -> None:
         """A running job has passed a level: its rank is another."""
@@ -169,7 +177,6 @@ class Simulation:
         self.stamp[job] += 1
         self._rank(job)
         self._schedule(job)
-        self._fill()
 
     # --- states of a job
 
@@ -223,6 +230,23 @@ class Simulation:
         self._wait(job)
 
     # --- decisions
+
+    def _settle(self) -> None:
+        """Sees that what is due runs and goes on running, then fills what is left.
+
+        What is held never exceeds what is promised, so that room can always be made.
+        """
+        claims, self.claims = sorted(self.claims), []
+        for job in claims:
+            self.held[job] = 1
+            if self.state[job] == _RUNNING:
+                self.stamp[job] += 1
+                self._schedule(job)
+        for job in claims:
+            if self.state[job] == _WAITING:
+                self._make_room(self.jobs.gpus[job], -_NEVER)
+                self._start(job)
+        self._fill()
 
     def _fill(self) -> None:
         """Starts whoever goes first, stopping who goes after it, until nothing changes."""
@@ -291,22 +315,13 @@ class Simulation:
             if self.state[job] == _DONE:
                 self._note_end(job)
             else:
-                self._hold(job)
+                self.claims.append(job)
+                self.dirty = True
 
     def _note_end(self, job: int) -> None:
         """Of a job that is done, so that its length is known."""
         end = max(self.now, self.due[job] + self.jobs.seconds[job])
         heappush(self.events, (end, _LEAVE, self.owner[job], self.jobs.gpus[job]))
-
-    def _hold(self, job: int) -> None:
-        """Makes sure that a job runs, and goes on running. What is held never exceeds what is promised, so that room can be made."""
-        self.held[job] = 1
-        if self.state[job] == _WAITING:
-            self._make_room(self.jobs.gpus[job], -_NEVER)
-            self._start(job)
-        else:
-            self.stamp[job] += 1
-            self._schedule(job)
 
 
 def simulate(

@@ -95,13 +95,17 @@ class Replay:
             self.now = min(arrives, happens, again)
             if self.now == _NEVER:
                 break
-            if happens <= self.now:
-                if not self._happen(*heappop(self._events)[1:]):
-                    continue
-            elif arrives < again:
+            # All that happens at one instant is decided on together.
+            changed = again <= self.now
+            while self._events and self._events[0][0] <= self.now:
+                changed |= self._happen(*heappop(self._events)[1:])
+            while arrived < len(self._jobs) and self._jobs[arrived].work.submitted <= self.now:
                 self._submit(arrived)
-                arrived += 1
-            again = self._decide(watch)
+                arrived, changed = arrived + 1, True
+            while self._events and self._events[0][0] <= self.now:
+                changed |= self._happen(*heappop(self._events)[1:])
+            if changed:
+                again = self._decide(watch)
         done = [job for job in self._jobs if job.ended >= 0]
         return [
             Ended(id=job.work.id, began=job.began, ended=job.ended, preemptions=job.work.preemptions) for job in done
