@@ -32,6 +32,7 @@ GUIDES = (
     "audit-the-ledger",
     "call-it-from-a-program",
     "import-bills",
+    "see-where-the-money-went",
     "set-budgets",
 )
 # Guides that need what a test of the guides has not. Their commands are shown (`console`), and tested elsewhere.
