@@ -271,6 +271,24 @@ def test_what_a_job_leaves_in_the_background_ends_with_it(here: LocalExecutor, t
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_descendants_are_found_also_where_the_kernel_lists_no_children(
+    monkeypatch: pytest.MonkeyPatch,
+    listed: bool,  # noqa: FBT001 - a table
+) -> None:
+    monkeypatch.setattr(supervisor, "_LISTED", listed)
+    nested = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)']); print('up', flush=True); time.sleep(30)"
+    with subprocess.Popen([sys.executable, "-c", nested], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = supervisor.descendants(os.getpid())
+        below = [one for one in found if one != process.pid and psutil.Process(one).ppid() == process.pid]
+        assert process.pid in found
+        assert len(below) == 1
+        os.kill(below[0], signal.SIGKILL)
+        process.kill()
+
+
 @pytest.mark.parametrize("gpus", [{}, {"gpu:virtual-0": 1000}], ids=["addresses", "resident"])
 def test_memory_is_limited(here: LocalExecutor, gpus: dict[str, int]) -> None:
     code = "import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * len(x[::4096])\ntime.sleep(30)"

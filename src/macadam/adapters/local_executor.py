@@ -36,7 +36,7 @@ LOG_BYTES = 64 << 20
 """Kept of each member's log: its first and its newest mebibytes."""
 _SUPERVISOR = Path(supervisor.__file__)
 _LEAVING = "leaving"
-_TOKEN = "MACADAM_ATTEMPT"  # noqa: S105 - the name of a variable
+_TOKEN = "MACADAM_ATTEMPT_DIRECTORY"  # noqa: S105 - the name of a variable
 _MILLI = 1000
 _CANNOT_RUN = 126  # as shells say
 _STRAYS_SECONDS = 2.0
@@ -260,7 +260,8 @@ class LocalExecutor:
     def _told(self, attempt: Attempt, rank: int, place: Path) -> dict[str, str]:
         """What a member is told about itself. The token is how its processes are known if its supervisor is killed."""
         told = {
-            _TOKEN: attempt.id,
+            _TOKEN: str(place),
+            "MACADAM_ATTEMPT": attempt.id,
             "MACADAM_JOB": attempt.job,
             "MACADAM_PROJECT": attempt.project,
             "MACADAM_RANK": str(rank),
@@ -346,7 +347,7 @@ class LocalExecutor:
         """Of an attempt that nobody stands over any more: it has begun and is lost, or it has not begun yet."""
         with _held(place) as free:
             if free and _outcome(place) is None and (begun := _begun(place)) is not None:
-                if not _end_strays(attempt, begun):
+                if not _end_strays(place, begun):
                     return Sighting(attempt=attempt, state="running", started=_instant(begun.started))
                 message = "its supervisor was killed, or the machine started anew"
                 _write_outcome(place, why="lost", exit_code=137, message=message, started=begun.started)
@@ -494,7 +495,7 @@ def _cuda_name(device: Device) -> str:
     return f"MIG-{gpu}/{instance}/0" if instance else gpu
 
 
-def _end_strays(attempt: str, begun: _Begun) -> bool:
+def _end_strays(place: Path, begun: _Begun) -> bool:
     """Ends what a killed supervisor left behind: its members die with it, what they started is known by the token.
 
     False if some do not end, as processes that wait for a device: what they hold is not free yet.
@@ -503,7 +504,7 @@ def _end_strays(attempt: str, begun: _Begun) -> bool:
         return True
     limit = time.monotonic() + _STRAYS_SECONDS
     while strays := [
-        *_marked(attempt),
+        *_marked(place),
         *(pid for pid, start in begun.members if start and supervisor.start_of(pid) == start),
     ]:
         for pid in strays:
@@ -515,9 +516,9 @@ def _end_strays(attempt: str, begun: _Begun) -> bool:
     return True
 
 
-def _marked(attempt: str) -> list[int]:
-    """Processes of this user whose environment holds the attempt's token; zombies have none."""
-    token, found = f"{_TOKEN}={attempt}".encode(), []
+def _marked(place: Path) -> list[int]:
+    """Processes of this user whose environment holds the attempt's token, which no other home has; zombies have none."""
+    token, found = f"{_TOKEN}={place}".encode(), []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if token in (path / "environ").read_bytes().split(b"\0"):

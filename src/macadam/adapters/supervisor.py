@@ -406,10 +406,17 @@ def descendants(pid: int) -> list[int]:
 
 
 def _children(pid: int) -> list[int]:
+    if not _LISTED:
+        everybody = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        return [one for one in everybody if (fields := _stat(one)) and int(fields[1]) == pid]
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+_LISTED = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+"""Whether this kernel lists children (CONFIG_PROC_CHILDREN); without it every process has to be asked for its parent."""
 
 
 def _ended_children() -> "list[tuple[int, int, resource.struct_rusage]]":
