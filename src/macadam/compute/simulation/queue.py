@@ -206,7 +206,7 @@ class Simulation:
         if self.stoppable and not self.held[job]:
             heappush(self.running, (-self.key[job], -job, self.stamp[job]))
             passed = self.passed[job]
-            if self.preemptive and self.fixed is None and passed < len(LEVELS):
+            if self.fixed is None and passed < len(LEVELS):
                 levels_up = self.since[job] + LEVELS[passed] - self.attained[job]
                 if levels_up < end:
                     heappush(self.events, (levels_up, _LEVEL, job, self.stamp[job]))
