@@ -242,13 +242,15 @@ def elastic(jobs: Jobs, outcome: Outcome, block: int = _BLOCK) -> float:
     need = np.asarray(jobs.gpus)[which.astype(int)]
     instants = np.concatenate([began, ended])
     # At one instant what ends comes before what starts.
-    order = np.lexsort((np.concatenate([np.ones_like(began), np.zeros_like(ended)]), instants))
+    order = np.lexsort((np.repeat([1, 0], len(began)), instants))
     used = np.cumsum(np.concatenate([need, -need])[order])
-    hours = (instants[order] // _HOUR).astype(int)
+    instants = instants[order]
+    hours = (instants // _HOUR).astype(int)
     peak = np.zeros(int(hours.max()) + 1)
-    np.maximum.at(peak, hours, used)
-    # What is in use when an hour begins counts for it too.
-    last = np.searchsorted(hours, np.arange(len(peak)), side="left") - 1
+    rises = order < len(began)
+    np.maximum.at(peak, hours[rises], used[rises])
+    # What goes on when an hour begins counts for it too.
+    last = np.searchsorted(instants, np.arange(len(peak)) * _HOUR, side="right") - 1
     peak = np.maximum(peak, np.where(last >= 0, used[last], 0))
     return float((np.ceil(peak / block) * block).sum())
 

@@ -1,0 +1,99 @@
+"""The study of queueing reads traces strictly, shares fairly and adds up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from macadam.compute.simulation import queueing
+from macadam.compute.simulation.queue import Jobs
+from macadam.errors import InvalidInput, SourceInvalid
+from macadam.faces.cli import main
+
+HEADER = "timestamp,duration,num_gpus,gpu_time,cluster\n"
+ROWS = (
+    "2017-10-09 07:00:00,7200.0,2,0,b\n"
+    "2017-10-09 06:00:00,3600.0,1,0,a\n"
+    "2017-10-09 06:00:10,60.0,1,0,a\n"
+    "2017-10-09 06:00:20,60.0,1,0,a\n"
+)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "jobs.csv"
+    path.write_text(HEADER + ROWS)
+    return path
+
+
+def test_jobs_are_read_in_order_of_submission(trace: Path) -> None:
+    jobs = queueing.read_jobs(trace)
+    assert jobs.submitted == [0.0, 10.0, 20.0, 3600.0]
+    assert jobs.tenant == ["a", "a", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "row", ["2017-10-09 07:00:00,nan,1,0,a", "x,1,1,0,a", "2017-10-09,-1,1,0,a", "2017-10-09,1,1.5,0,a"]
+)
+def test_a_row_that_makes_no_sense_is_refused_with_its_line(trace: Path, row: str) -> None:
+    trace.write_text(HEADER + ROWS + row + "\n")
+    with pytest.raises(SourceInvalid, match="line 6"):
+        queueing.read_jobs(trace)
+
+
+def test_shares_follow_demand_but_have_room_for_the_largest_job_and_add_up() -> None:
+    jobs = Jobs(submitted=[0.0] * 3, seconds=[900.0, 90.0, 10.0], gpus=[1, 1, 4], tenant=["a", "b", "c"])
+    assert queueing.proportional(jobs, 20) == {"c": 4, "a": 15, "b": 1}
+    assert sum(queueing.proportional(jobs, 5).values()) == 5
+
+
+def test_an_elastic_pool_pays_whole_machines_for_each_hour_in_which_they_are_needed(trace: Path) -> None:
+    jobs = queueing.read_jobs(trace)
+    summary, _ = queueing.run(jobs, 8, "default")
+    assert summary.elastic_gpu_hours == 8 * 3
+    assert summary.pool_gpu_hours == 8 * 3
+    assert summary.preemptions == 0
+
+
+def test_the_command_prints_one_value_that_says_who_waits_longer_than_alone(
+    trace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture = tmp_path / "jobs.svg"
+    words = [
+        "simulate",
+        "queue",
+        "--jobs",
+        str(trace),
+        "--gpus",
+        "3",
+        "--policy",
+        "all",
+        "--plot",
+        str(picture),
+        "--json",
+    ]
+    assert main(words) == 0
+    found = {one["policy"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["default"]["worse"] == []
+    assert found["default"]["mean"] <= found["static"]["mean"]
+    assert picture.read_text().startswith("<svg")
+
+
+def test_replaying_a_file_says_what_the_same_work_costs(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "replay", "--jobs", str(trace), "--gpus", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["found"]["gpus"] <= 4
+    assert found["saved"] >= 0
+    assert found["work_gpu_hours"] == pytest.approx(5 + 120 / 3600)
+
+
+def test_a_policy_that_is_not_known_is_refused_with_those_that_are(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "queue", "--jobs", str(trace), "--gpus", "3", "--policy", "luck"]) != 0
+    assert "least-attained" in capsys.readouterr().err
+
+
+def test_a_pool_too_small_for_the_largest_job_is_refused(trace: Path) -> None:
+    with pytest.raises(InvalidInput, match="needs 2 GPUs"):
+        queueing.run(queueing.read_jobs(trace), 1, "default")
