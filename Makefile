@@ -16,9 +16,9 @@ test: .venv/dev.stamp  ## all tests
 test-ray: .venv/dev.stamp .venv-ray/stamp  ## the executor of Ray on a real local cluster: 80 MB of wheels and 1.4 GB of memory, so not in `test`
 	export PATH="$(CURDIR)/.venv-ray/bin:$$PATH"; \
 	ray start --head --block --port=6391 --dashboard-port=8266 --num-cpus=4 --num-gpus=2 \
-		--object-store-memory=80000000 --disable-usage-stats >/dev/null & ray=$$!; \
-	for _ in $$(seq 180); do curl -sf http://127.0.0.1:8266/api/version >/dev/null && break; \
-		kill -0 $$ray || { echo "Ray did not start. Next: look into /tmp/ray/session_latest/logs."; exit 1; }; sleep 1; done; \
+		--object-store-memory=80000000 --disable-usage-stats >.venv-ray/start.log 2>&1 & ray=$$!; \
+	until grep -q 'Ray runtime started' .venv-ray/start.log; do \
+		kill -0 $$ray || { tail -3 .venv-ray/start.log; exit 1; }; sleep 1; done; \
 	MACADAM_TEST_RAY=http://127.0.0.1:8266 $(BIN)/python -m pytest -n 0 -k ray \
 		tests/contract/test_executor.py tests/contract/test_ray_executor.py; code=$$?; kill $$ray; wait $$ray; exit $$code
 

@@ -81,7 +81,7 @@ def test_what_ray_believes_is_used_is_told_by_node_and_job(ray: RayExecutor) -> 
     assert len(node.devices) == 2
     ray.start(
         attempt(
-            "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(8)",
+            "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(120)",
             gpus={"gpu:x/1": 1000},
         )
     )
