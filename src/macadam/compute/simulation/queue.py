@@ -140,9 +140,9 @@ class Simulation:
             self.shares[job].leave(stamp)
             self._advance(job)
         elif stamp == self.stamp[job]:
-            self.dirty = True
             if kind == _END:
                 self._end(job)
+                self.dirty = True
             else:
                 self._pass(job)
 
@@ -172,11 +172,13 @@ class Simulation:
             self._note_end(job)
 
     def _pass(self, job: int) -> None:
-        """A running job has passed a level: its rank is another."""
+        """A running job has passed a level: its rank is another. Only if it is a worse one can that change a decision."""
+        before = self.key[job]
         self.passed[job] += 1
         self.stamp[job] += 1
         self._rank(job)
         self._schedule(job)
+        self.dirty |= self.key[job] > before
 
     # --- states of a job
 
@@ -278,7 +280,8 @@ class Simulation:
         return self._make_room(self.jobs.gpus[first[1]], tolerated(first[0], self.policy))
 
     def _make_room(self, gpus: int, above: float) -> bool:
-        heap, chosen, room = self.running, [], self.free
+        heap, room = self.running, self.free
+        chosen: list[tuple[float, int, int]] = []
         while room < gpus and heap:
             last = heap[0]
             if last[2] != self.stamp[-last[1]] or self.state[-last[1]] != _RUNNING:
