@@ -12,7 +12,7 @@ from macadam.compute.simulation import queueing
 from macadam.errors import InvalidInput
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
-from macadam.operations import of_request
+from macadam.operations import load, of_request
 
 _NAMES: tuple[queueing.Name, ...] = get_args(queueing.Name)
 _PAGE = 1000
@@ -141,6 +141,7 @@ def _listed(session: Session) -> Iterator[Job]:
     project, before = session.project(), ""
     if not project:
         raise InvalidInput("`macadam cost replay` needs jobs.", next_step="Give --project NAME or --jobs FILE.")
+    load("jobs")
     while True:
         arguments = {"project": project, "state": "succeeded", "before": before, "limit": _PAGE}
         page = session.call(of_request(ListJobs), arguments)

@@ -97,3 +97,12 @@ def test_a_policy_that_is_not_known_is_refused_with_those_that_are(
 def test_a_pool_too_small_for_the_largest_job_is_refused(trace: Path) -> None:
     with pytest.raises(InvalidInput, match="needs 2 GPUs"):
         queueing.run(queueing.read_jobs(trace), 1, "default")
+
+
+def test_replaying_a_project_asks_for_its_jobs_and_says_so_where_there_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = ["--home", str(tmp_path / "home")]
+    assert main(["projects", "create", "ores", *home]) == 0
+    assert main(["cost", "replay", "--project", "ores", *home]) != 0
+    assert "no job that succeeded on GPUs" in capsys.readouterr().err
