@@ -31,17 +31,28 @@ GUIDES = (
     "give-access",
     "audit-the-ledger",
     "call-it-from-a-program",
+    "run-jobs",
     "import-bills",
     "see-where-the-money-went",
     "set-budgets",
+    "take-advice",
 )
 # Guides that need what a test of the guides has not. Their commands are shown (`console`), and tested elsewhere.
 SHOWN = {
+    "decide-to-train": "its figures, see unit/compute/rightsizing",
     "erase-a-person": "contracts with personal columns, see unit/personal",
     "keep-the-ledgers-keys": "witnesses on other machines, see test_witness and unit/ledger/test_keys",
+    "pack-gpus": "traces of a cluster, see unit/compute/simulation",
+    "right-size-llm-serving": "a trace of requests, see unit/compute/rightsizing",
     "run-a-far-gateway": "another machine, see test_linked_gateway",
+    "run-on-kubernetes": "a cluster, see contract/test_executor and unit/compute/jobs",
+    "run-on-many-clouds": "clouds, see unit/compute/jobs",
+    "run-on-ray": "Ray, see contract/test_executor",
+    "see-gpus": "GPUs, see unit/compute/telemetry and faces",
+    "share-gpus": "traces of a cluster, see unit/compute/simulation",
     "sign-in-with-oidc": "an identity provider, see faces/test_login",
     "use-postgres": "a Postgres server, see test_road_on_postgres",
+    "use-spot": "traces of spot machines, see unit/compute/simulation",
     "write-policies": "time between two people, see unit/access",
 }
 _BLOCK = re.compile(r"^```(sh|sh background|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
