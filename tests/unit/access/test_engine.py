@@ -26,7 +26,7 @@ READS = {
     "quarantine:read", "features:read", "training_sets:read", "online:read", "runs:read", "models:read",
     "evaluations:read", "gates:read", "endpoints:read", "predictions:read", "inspection:read", "policies:read",
     "erasures:read",
-    "costs:read", "budgets:read", "prices:read",
+    "costs:read", "budgets:read", "prices:read", "jobs:read", "jobs:logs", "telemetry:read", "advice:read",
 }  # fmt: skip
 OWN = {
     "principals:self",
@@ -43,15 +43,17 @@ MAY = {
     "developer": READS
     | {"contracts:register", "sources:register", "tables:ingest", "features:register", "training_sets:build",
        "online:write", "runs:train", "models:register", "models:promote", "thresholds:declare", "evaluations:run",
-       "gates:check", "predictions:prove", "inspection:run", "policies:propose", "models:export", "journal:declare"},
+       "gates:check", "predictions:prove", "inspection:run", "policies:propose", "models:export", "journal:declare",
+       "jobs:submit", "jobs:cancel", "jobs:prioritise", "advice:find", "advice:decide"},
     "approver": READS | {"approvals:give", "gates:check", "models:export", "predictions:prove", "policies:approve"},
     "operator": READS
-    | {"budgets:check", "tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
+    | {"budgets:check", "costs:meter", "costs:allocate", "jobs:cancel", "jobs:prioritise", "telemetry:deliver",
+       "telemetry:seal", "advice:find", "advice:decide", "tables:ingest", "online:write", "models:promote", "gates:check", "endpoints:deploy", "endpoints:rollback",
        "journal:seal", "predictions:create", "predictions:replay", "predictions:prove", "feedback:record",
        "inspection:run", "policies:activate", "models:export", "journal:declare", "predictions:receipt"},
-    "auditor": READS | {"bills:read", "principals:read", "rates:read", "keys:read", "models:export", "predictions:prove"},
+    "auditor": READS | {"bills:read", "quotas:read", "principals:read", "rates:read", "keys:read", "models:export", "predictions:prove"},
     "caller": {"predictions:create", "predictions:replay", "predictions:receipt", "feedback:record", "online:write"},
-    "gateway": {"link:serve", "link:objects", "link:deliver"},
+    "gateway": {"link:serve", "link:objects", "link:deliver", "telemetry:deliver", "telemetry:seal"},
     "admin": set(PERMISSIONS),
 }  # fmt: skip
 
