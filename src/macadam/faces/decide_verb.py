@@ -9,7 +9,7 @@ import msgspec
 from macadam import plots
 from macadam.compute.catalogue import gpus, llms, prices, tokens
 from macadam.compute.rightsizing import decisions, verdicts
-from macadam.compute.rightsizing.decisions import Outcome, Result
+from macadam.compute.rightsizing.decisions import Outcome, Rent, Result
 from macadam.compute.rightsizing.questions import Question
 from macadam.compute.rightsizing.verdicts import Verdict
 from macadam.errors import InvalidInput
@@ -23,6 +23,7 @@ else:
     yaml = lazy("yaml")
 
 _LARGEST = 1_000_000  # bytes of a question
+_CURRENCY = "USD"
 EXAMPLE = """\
 # A number that is not known for sure is a range: {low: …, high: …}. Any value in it counts as equally likely.
 task: sort support mails into 40 kinds
@@ -96,13 +97,13 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     if not hasattr(options, "question"):
         raise InvalidInput("No question was given.", next_step="macadam decide train --example > question.yaml")
     question = read(Path(options.question))
-    hour, source = _hour(question)
-    result = decisions.decide(question, gpu_hour_usd=hour, gpu_source=source, seed=options.seed)
+    rent = _rent(question)
+    result = decisions.decide(question, rent, seed=options.seed)
     answer = Answer(
         task=question.task,
         verdict=verdicts.verdict(question, result),
         result=result,
-        sources=tuple(_sources(question, source)),
+        sources=tuple(_sources(question, rent.source)),
     )
     if hasattr(options, "plot"):
         _draw(answer, Path(options.plot))
@@ -140,12 +141,18 @@ def _ranges(said: object) -> object:
     return [_ranges(value) for value in said] if isinstance(said, list) else said
 
 
-def _hour(question: Question) -> tuple[float, str]:
+def _rent(question: Question) -> Rent:
+    """Of the published prices, for each size of machine the cheapest, that with which the ways cost least."""
     if question.gpu_hour_usd is not None:
-        return question.gpu_hour_usd, "given in the question"
-    offer = prices.cheapest(gpus.find(question.gpu).name, utc_now().date()).price
-    said = f"{offer.provider} {offer.instance}, {offer.dated}: {offer.source}"
-    return offer.per_gpu_hour.micros / 1e6, said
+        return Rent(usd=question.gpu_hour_usd, source="given in the question")
+    name, today = gpus.find(question.gpu).name, utc_now().date()
+    prices.cheapest(name, today)  # says what to do where none is known
+    sizes: dict[int, Rent] = {}
+    for price in (offer.price for offer in prices.offers(name, today, kind="on-demand")):
+        if price.per_gpu_hour.currency == _CURRENCY:
+            said = f"{price.provider} {price.instance}, {price.gpus} GPU(s) a machine, {price.dated}: {price.source}"
+            sizes.setdefault(price.gpus, Rent(usd=price.per_gpu_hour.micros / 1e6, machine=price.gpus, source=said))
+    return decisions.cheapest(question, list(sizes.values()))
 
 
 def _sources(question: Question, hour: str) -> list[str]:

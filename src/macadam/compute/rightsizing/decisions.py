@@ -5,7 +5,7 @@ Every draw takes a value out of each range, computes all ways with the same volu
 which is best. The seed is fixed, so that the same question gets the same answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,6 +31,7 @@ _MONTH = 730.0  # hours: a year's 8,760 over twelve
 _SECONDS = _MONTH * 3600
 # Of a replica's time: fleets that kept their promise in the simulator were planned at 0.47 to 0.68 of it.
 _PLANNED = 0.6
+_TOGETHER = 8  # GPUs that can share a model where nothing is said of the machine
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """flops: of all runs. gpus: the least whose memory suffices. days: with so many, all runs one after another."""
+    """flops: of all runs. gpus: the least whose memory suffices, in whole machines. days: with so many, all runs one after another."""
 
     flops: Spread
     gpu_hours: Spread
@@ -120,10 +121,52 @@ class _Way(msgspec.Struct, frozen=True, kw_only=True):
     middle_one_off: float
 
 
-def decide(question: Question, *, gpu_hour_usd: float, gpu_source: str, seed: int = 0, draws: int = 20_000) -> Result:
-    """gpu_hour_usd: of one GPU, today. Raises InvalidInput, NotFound if a way cannot be computed."""
-    if gpu_hour_usd <= 0 or draws < 1:
-        raise InvalidInput("A GPU's hour must cost more than nothing.", next_step="Give gpu_hour_usd.")
+class Rent(msgspec.Struct, frozen=True, kw_only=True):
+    """usd: of one GPU for an hour, today. machine: GPUs of the machine that has that price, which are all paid; 0 for GPUs
+    that are paid one by one, of which eight can share a model. source: where that stands.
+    """
+
+    usd: float
+    machine: int = 0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.usd < float("inf") or self.machine < 0:
+            raise InvalidInput("A GPU's hour must cost more than nothing.", next_step="Give gpu_hour_usd.")
+
+    def paid(self, gpus: Any) -> Any:
+        """How many GPUs are paid if so many are used: machines are rented whole."""
+        each = self.machine or 1
+        return np.ceil(np.asarray(gpus) / each) * each
+
+
+def cheapest(question: Question, rents: Sequence[Rent]) -> Rent:
+    """The one with which the self-hosted ways cost least together by the month, in the middle of everything. The cheapest GPU
+    is not always on it: of a machine of eight, all are paid. Raises InvalidInput if the models run on none.
+    """
+    costs: dict[float, Rent] = {}
+    wrong = InvalidInput(f"No price of {question.gpu} is known.", next_step="Give gpu_hour_usd.")
+    for rent in rents:
+        try:
+            cost = sum(_hourly(question, way, rent) for way in question.ways if way.kind != "api")
+        except InvalidInput as error:  # too small a machine for one of the models: why, if there is no other
+            wrong = error
+        else:
+            costs.setdefault(cost, rent)
+    if not costs:
+        raise wrong
+    return costs[min(costs)]
+
+
+def _hourly(question: Question, way: Way, rent: Rent) -> float:
+    gpus_each, seconds = _hosted(question, way, rent)
+    return float(rent.paid(_replicas(question, seconds, question.requests_per_month.middle) * gpus_each)) * rent.usd
+
+
+def decide(question: Question, rent: Rent, *, seed: int = 0, draws: int = 20_000) -> Result:
+    """Raises InvalidInput, NotFound if a way cannot be computed."""
+    if draws < 1:
+        raise InvalidInput("Nothing is drawn.", next_step="Give draws of 1 or more.")
     random = np.random.default_rng(seed)
     world = _World(
         requests=_draw(random, question.requests_per_month, draws),
@@ -131,7 +174,7 @@ def decide(question: Question, *, gpu_hour_usd: float, gpu_source: str, seed: in
         prices=_draw(random, question.prices, draws),
         value=None if question.value_usd is None else _draw(random, question.value_usd, draws),
     )
-    ways = [_way(question, way, world, random, gpu_hour_usd) for way in question.ways]
+    ways = [_way(question, way, world, random, rent) for way in question.ways]
     judged = world.value is not None and all(way.accuracy is not None for way in ways)
     scores = np.stack([_score(question, way, world, judged=judged) for way in ways])
     winners = np.bincount(np.argmax(scores, axis=0), minlength=len(ways)) / draws
@@ -145,14 +188,14 @@ def decide(question: Question, *, gpu_hour_usd: float, gpu_source: str, seed: in
         by="net" if judged else "cost",
         crossings=tuple(_crossing(question, ways[order[0]], ways[other], judged=judged) for other in order[1:]),
         drivers=_drivers(world, ways, order, scores),
-        gpu_hour_usd=gpu_hour_usd,
-        gpu_source=gpu_source,
+        gpu_hour_usd=rent.usd,
+        gpu_source=rent.source,
         seed=seed,
         draws=draws,
     )
 
 
-def _way(question: Question, way: Way, world: _World, random: "np.random.Generator", gpu_hour: float) -> _Way:
+def _way(question: Question, way: Way, world: _World, random: "np.random.Generator", rent: Rent) -> _Way:
     draws = len(world.requests)
     one_off, monthly = _draw(random, way.one_off_usd, draws), _draw(random, way.monthly_usd, draws)
     accuracy = None if way.accuracy is None else _draw(random, way.accuracy, draws)
@@ -163,24 +206,23 @@ def _way(question: Question, way: Way, world: _World, random: "np.random.Generat
             replicas=0, training=None, doubt="", middle=lambda n: each * n * question.prices.middle + way.monthly_usd.middle,
             middle_one_off=way.one_off_usd.middle,
         )  # fmt: skip
-    gpus_each, seconds = _hosted(question, way)
-    hour = gpu_hour * gpus_each * _MONTH
+    gpus_each, seconds = _hosted(question, way, rent)
 
-    def replicas(requests: Any) -> Any:
-        needed = requests / _SECONDS * question.peak * seconds / _PLANNED
-        return np.maximum(np.ceil(needed), question.replicas)
+    def hosting(requests: Any) -> Any:
+        """USD a month, at today's prices."""
+        return rent.paid(_replicas(question, seconds, requests) * gpus_each) * rent.usd * _MONTH
 
-    trained, cost = _trained(question, way, world, random, gpu_hour)
+    trained, cost = _trained(question, way, world, random, rent)
     expected = float(np.mean(cost)) if trained else 0.0
     return _Way(
         way=way,
         one_off=one_off + cost,
-        monthly=monthly + replicas(world.requests) * hour * world.prices,
+        monthly=monthly + hosting(world.requests) * world.prices,
         accuracy=accuracy,
-        replicas=int(replicas(question.requests_per_month.middle)),
+        replicas=int(_replicas(question, seconds, question.requests_per_month.middle)),
         training=trained,
         doubt=_doubt(way),
-        middle=lambda n: float(replicas(n)) * hour * question.prices.middle + way.monthly_usd.middle,
+        middle=lambda n: float(hosting(n)) * question.prices.middle + way.monthly_usd.middle,
         middle_one_off=way.one_off_usd.middle + expected,
     )
 
@@ -199,10 +241,16 @@ def _bought(question: Question, way: Way) -> float:
     return ((question.prompt + way.extra_prompt) * read + question.output * made) / _MILLION
 
 
-def _hosted(question: Question, way: Way) -> tuple[int, float]:
+def _replicas(question: Question, seconds: float, requests: Any) -> Any:
+    """How many replicas so many requests a month need, each of `seconds` of a replica."""
+    needed = requests / _SECONDS * question.peak * seconds / _PLANNED
+    return np.maximum(np.ceil(needed), question.replicas)
+
+
+def _hosted(question: Question, way: Way, rent: Rent) -> tuple[int, float]:
     """GPUs of a replica, and the seconds of a replica that a request takes. The fewest GPUs that keep the promise."""
     llm, engine, slo = llms.read(way.model), Engine(), Slo(ttft=question.ttft, tpot=question.tpot)
-    offer = Offer(name=question.gpu, gpu=gpus.find(question.gpu).name, gpus=8, hourly=1)
+    offer = Offer(name=question.gpu, gpu=gpus.find(question.gpu).name, gpus=rent.machine or _TOGETHER, hourly=1)
     bucket = Bucket(kind=0, prompt=question.prompt + way.extra_prompt, output=question.output, rate=1.0)
     for option in planning.options(llm, [offer], engine, [1, 2, 4, 8]):
         pace = roofline.speed(option.replica, engine, Efficiency())
@@ -216,7 +264,7 @@ def _hosted(question: Question, way: Way) -> tuple[int, float]:
 
 
 def _trained(
-    question: Question, way: Way, world: _World, random: "np.random.Generator", gpu_hour: float
+    question: Question, way: Way, world: _World, random: "np.random.Generator", rent: Rent
 ) -> tuple[Training | None, "Array"]:
     """What training takes, and its cost in each draw."""
     if way.training_tokens is None or way.kind == "prompt":
@@ -224,10 +272,10 @@ def _trained(
     llm, gpu = llms.read(way.model), gpus.find(question.gpu)
     read = _draw(random, way.training_tokens, len(world.requests)) * way.epochs * way.runs
     total = training.flops(way.kind, llm, 1.0) * read
-    at_least = training.gpus_at_least(way.kind, llm, gpu)
+    at_least = int(rent.paid(training.gpus_at_least(way.kind, llm, gpu)))
     # An hour of the machines that the state needs is paid each run, however short it is.
     hours = np.maximum(training.gpu_hours(1.0, gpu, 1.0) * total / world.mfu, at_least * way.runs)
-    cost = hours * gpu_hour * world.prices
+    cost = hours * rent.usd * world.prices
     found = Training(
         flops=_spread(total),
         gpu_hours=_spread(hours),

@@ -4,7 +4,6 @@ answers.
 What is not known for sure is given as a range, in which any value counts as equally likely.
 """
 
-import math
 from typing import Literal
 
 import msgspec
@@ -14,15 +13,24 @@ from macadam.errors import InvalidInput
 Kind = Literal["api", "prompt", "lora", "finetune", "scratch"]
 
 
+_MOST = 1e18  # of any amount: beyond the world's tokens and money, and far from where floats end
+_MONTHS = 1200
+_TOKENS = 10_000_000  # of one request; above, a column was mistaken for another
+_USD = 1e6  # for a million tokens, or for a GPU's hour
+_TIMES = 1_000_000  # epochs, runs, replicas; and the busiest hour over the mean
+
+
 class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Raises InvalidInput if it is turned around or not finite."""
+    """Raises InvalidInput if it is turned around, not finite or beyond 1e18."""
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and 0 <= self.low <= self.high):
-            raise InvalidInput(f"{self.low} to {self.high} is no range.", next_step="Give low and high, 0 or more.")
+        if not 0 <= self.low <= self.high <= _MOST:  # NaN is not above 0
+            raise InvalidInput(
+                f"{self.low} to {self.high} is no range.", next_step=f"Give low and high between 0 and {_MOST:g}."
+            )
 
     @property
     def middle(self) -> float:
@@ -74,12 +82,13 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise self._wrong("is trained, but on how many tokens is not said", "Give training_tokens.")
         if self.accuracy is not None and self.accuracy.high > 1:
             raise self._wrong(f"is right in {self.accuracy.high} of the answers", "Give accuracy between 0 and 1.")
-        if self.extra_prompt < 0 or self.runs < 1 or not 0 < self.epochs < math.inf:
+        if not 0 <= self.extra_prompt <= _TOKENS or not 1 <= self.runs <= _TIMES or not 0 < self.epochs <= _TIMES:
             raise self._wrong(
-                "has a count below its least", "Give extra_prompt of 0, runs of 1 and epochs above 0 or more."
+                "has a count that cannot be",
+                f"Give extra_prompt of 0 to {_TOKENS}, runs of 1 and epochs above 0, up to {_TIMES}.",
             )
-        if min(self.read_usd or 0, self.made_usd or 0) < 0:
-            raise self._wrong("has a price below nothing", "Give read_usd and made_usd of 0 or more.")
+        if not all(0 <= price <= _USD for price in (self.read_usd, self.made_usd) if price is not None):
+            raise self._wrong("has a price that cannot be", f"Give read_usd and made_usd of 0 to {_USD:g}.")
 
     def _wrong(self, what: str, next_step: str) -> InvalidInput:
         return InvalidInput(f"The way {self.name!r} {what}.", next_step=next_step)
@@ -113,9 +122,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if len(self.ways) <= 1 or len({way.name for way in self.ways}) < len(self.ways):
             raise InvalidInput("A choice needs two ways with names of their own.", next_step="Add ways.")
-        if not 0 < self.months < math.inf or min(self.prompt, self.output, self.replicas) < 1 or self.peak < 1:
+        counts = ((self.prompt, _TOKENS), (self.output, _TOKENS), (self.replicas, _TIMES), (self.peak, _TIMES))
+        if not 0 < self.months <= _MONTHS or not all(1 <= said <= most for said, most in counts):
             raise InvalidInput(
-                "Months, prompt, output, replicas and peak must be above their least.", next_step="Correct them."
+                f"{self.months} months, {self.prompt} and {self.output} tokens, {self.replicas} replicas or a peak of {self.peak} cannot be.",
+                next_step=f"Give up to {_MONTHS} months, prompt and output of 1 to {_TOKENS}, and replicas and peak of 1 or more.",
             )
         if self.requests_per_month.low <= 0 or not 0 < self.mfu.low <= self.mfu.high <= 1 or self.prices.low <= 0:
             raise InvalidInput(
@@ -123,7 +134,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if not 0 <= self.tolerance < 1:
             raise InvalidInput("Tolerance lies between 0 and 1.", next_step="Correct it.")
-        if not _COIN < self.confidence < 1 or (self.gpu_hour_usd is not None and self.gpu_hour_usd <= 0):
+        if not _COIN < self.confidence < 1 or (self.gpu_hour_usd is not None and not 0 < self.gpu_hour_usd <= _USD):
             raise InvalidInput(
-                "Confidence lies between 0.5 and 1; a GPU's hour costs more than nothing.", next_step="Correct them."
+                f"Confidence lies between 0.5 and 1; a GPU's hour costs more than nothing and at most {_USD:g}.",
+                next_step="Correct them.",
             )

@@ -40,6 +40,17 @@ def test_every_published_price_is_of_a_known_gpu_and_has_a_source_and_a_day() ->
         assert 50_000 < price.per_gpu_hour.micros < 50_000_000, price
 
 
+def test_more_gpus_in_a_machine_never_make_each_of_them_dearer() -> None:
+    # A licence that crept into a price of one size shows here: Azure's Windows adds 0.046 USD for each processor.
+    by_series: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for price in prices.published():
+        series = (price.provider, price.region, price.gpu, price.kind, price.dated.isoformat())
+        by_series.setdefault(series, []).append((price.gpus, price.per_gpu_hour.micros))
+    for series, offered in by_series.items():
+        micros = [each for _, each in sorted(offered)]
+        assert micros == sorted(micros, reverse=True), series
+
+
 def test_every_provider_that_is_promised_has_prices() -> None:
     named = {price.provider for price in prices.published()}
     assert {"aws", "gcp", "azure", "coreweave", "lambda", "crusoe", "nebius"} <= named

@@ -5,7 +5,7 @@ import pytest
 
 from macadam.compute.catalogue import gpus, llms, tokens
 from macadam.compute.rightsizing import decisions, training, verdicts
-from macadam.compute.rightsizing.decisions import Result
+from macadam.compute.rightsizing.decisions import Rent, Result
 from macadam.compute.rightsizing.questions import Question, Range, Way
 from macadam.errors import InvalidInput, NotFound
 
@@ -30,8 +30,8 @@ def question(*ways: Way, volume: Range | None = None, value: Range | None = None
     return Question(ways=ways, requests_per_month=volume or between(1e6), value_usd=value, **{**plain, **more})  # type: ignore[arg-type]
 
 
-def decide(asked: Question, **more: int) -> Result:
-    return decisions.decide(asked, gpu_hour_usd=3.0, gpu_source="a list", draws=2000, **more)
+def decide(asked: Question, *, machine: int = 0, **more: int) -> Result:
+    return decisions.decide(asked, Rent(usd=3.0, machine=machine, source="a list"), draws=2000, **more)
 
 
 def outcome(result: Result, name: str) -> decisions.Outcome:
@@ -184,6 +184,50 @@ def test_a_question_needs_two_ways_and_sane_numbers() -> None:
         between(2, 1)
     with pytest.raises(InvalidInput):
         decide(question(BUY, LORA, ttft=0.0001))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0, 1e300])
+def test_no_figure_that_is_none_reaches_a_recommendation(wrong: float) -> None:
+    for field in ("gpu_hour_usd", "peak", "months", "confidence", "tolerance"):
+        with pytest.raises(InvalidInput):
+            decide(question(BUY, LORA, **{field: wrong}))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        between(wrong)
+    for field in ("read_usd", "made_usd", "epochs"):
+        with pytest.raises(InvalidInput):
+            msgspec.structs.replace(BUY, **{field: wrong})
+    with pytest.raises(InvalidInput):
+        Rent(usd=wrong if wrong < 1e300 else 0.0)
+
+
+def test_what_a_question_may_ask_at_most_is_still_computed() -> None:
+    most = msgspec.structs.replace(LORA, training_tokens=between(1e18), epochs=1e6, runs=10**6)
+    found = decide(
+        question(BUY, most, volume=between(1e18), value=between(1e18), months=1200, peak=1e6, replicas=10**6)
+    )
+    assert all(0 <= o.total_usd.low <= o.total_usd.high < float("inf") for o in found.outcomes)
+    with pytest.raises(InvalidInput):
+        msgspec.structs.replace(LORA, runs=10**9)
+
+
+def test_a_machine_is_paid_whole_however_few_of_its_gpus_are_used() -> None:
+    alone = outcome(decide(question(BUY, LORA), machine=1), "LoRA")
+    eighth = outcome(decide(question(BUY, LORA), machine=8), "LoRA")
+    assert alone.replicas == eighth.replicas == 1
+    assert alone.monthly_usd.value == pytest.approx(3.0 * 730)
+    assert eighth.monthly_usd.value == pytest.approx(8 * 3.0 * 730)
+
+
+def test_a_model_of_several_gpus_is_not_put_on_machines_of_one() -> None:
+    large = msgspec.structs.replace(LORA, model="llama-3.1-70b")
+    with pytest.raises(InvalidInput):
+        decide(question(BUY, large), machine=1)
+    asked = question(BUY, large)
+    offered = [Rent(usd=3.0, machine=1), Rent(usd=3.2, machine=8), Rent(usd=3.3, machine=4)]
+    assert decisions.cheapest(asked, offered).machine == 4  # of eight, more would stand idle than the price is lower
+    assert decisions.cheapest(question(BUY, LORA), offered).machine == 1
+    with pytest.raises(InvalidInput):
+        decisions.cheapest(asked, offered[:1])
 
 
 def test_prices_by_the_token_have_a_day_and_a_source() -> None:
