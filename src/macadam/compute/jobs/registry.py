@@ -36,6 +36,13 @@ def find_job(sql: sa.Connection, project: str, job: str) -> Job:
     return msgspec.convert(row.document, Job)
 
 
+def has_bundle(sql: sa.Connection, project: str, digest: str) -> bool:
+    """Whether a job of the project was submitted with these working files."""
+    document = sa.type_coerce(jobs.c.document, sa.Text)  # text in SQL; a digest in it needs no escaping
+    query = sa.select(jobs.c.id).where(jobs.c.project == project, document.contains(f'"bundle":"{digest}"'))
+    return sql.execute(query.limit(1)).first() is not None
+
+
 def list_jobs(sql: sa.Connection, project: str, state: str, before: str, limit: int) -> tuple[Job, ...]:
     """Newest first. state: '' = all, 'open' = those that have not ended."""
     query = sa.select(jobs.c.document).where(jobs.c.project == project)

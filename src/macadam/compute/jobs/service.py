@@ -39,12 +39,21 @@ owners.register("jobs", holdings)
 def _bring(context: Context, request: SubmitJob) -> str:
     """The digest of the working files, which are stored before the job is."""
     context.progress("storing working files", 0, 0)
-    return bundle.bring(context.ports.objects, request.files, request.source)
+    settings = context.ports.settings
+    return bundle.bring(
+        context.ports.objects,
+        request.files,
+        request.source,
+        home=settings.home,
+        local=settings.jobs.executor == "local",
+    )
 
 
 @operation(SubmitJob, permission="jobs:submit", http=f"POST {_JOBS}", cli="jobs submit", prepare=_bring)
 def submit_job(tx: Transaction, request: SubmitJob, files: str) -> Job:
-    """Raises InvalidInput for what could never run."""
+    """Raises InvalidInput for what could never run, NotFound for a bundle that is not of this project's jobs."""
+    if request.source == files != "" and not registry.has_bundle(tx.sql, request.project, files):
+        raise bundle.no_bundle(files)  # a digest is no secret, and the object behind it may be anybody's
     job = _job(tx, request, _spec(request, files))
     registry.keep_job(tx.sql, job)
     asked = job.spec.resources
@@ -69,6 +78,8 @@ def _spec(request: SubmitJob, files: str) -> Spec:
         raise InvalidInput("The command's first word is empty, or a word holds NUL.", next_step="Name a program.")
     if request.image and request.requirements:
         raise InvalidInput("Both an image and requirements were given.", next_step="Give one environment.")
+    if any("\0" in value for value in request.environment.values()):
+        raise InvalidInput("A variable's value holds NUL.", next_step="Remove it.")
     taken = sorted(name for name in request.environment if name.startswith("MACADAM_"))
     if taken:
         raise InvalidInput(f"{taken[0]} is the platform's to set.", next_step="Choose another name.")

@@ -68,6 +68,7 @@ def shared() -> Iterator[Bench]:
         ({"image": "i:1", "requirements": "x"}, "one environment"),
         ({"environment": {"MACADAM_TOKEN": "x"}}, "platform's to set"),
         ({"environment": {"A=B": "x"}}, "environment"),
+        ({"environment": {"A": "x\0y"}}, "NUL"),
         ({"files": {"../x": "y"}}, "no path below"),
         ({"files": {"/x": "y"}}, "no path below"),
         ({"files": {"x": "y"}, "source": "/src"}, "one of them"),
@@ -100,6 +101,45 @@ def test_working_files_are_stored_once_and_brought_to_the_attempt(bench: Bench, 
     assert bench.executor.orders[f"{again.id}.1"].bundle == by_text.spec.bundle
     with tarfile.open(fileobj=io.BytesIO(bench.platform.ports.objects.get(by_text.spec.bundle))) as tar:
         assert [(one.name, one.mode) for one in tar.getmembers()] == [("run.sh", 0o755)]
+
+
+def test_nobody_gets_at_another_projects_objects_by_their_digest(bench: Bench) -> None:
+    theirs = bench.submit("q", files={"secret.py": "x"}).spec.bundle
+    model = bench.platform.ports.objects.put(b"a model")
+    for digest in (theirs, model):
+        with pytest.raises(NotFound, match="no bundle"):
+            bench.submit("p", source=digest)
+        # Neither does a digest that stands in one's own command make it one's own.
+        bench.submit("p", command=("true", f'"bundle":"{digest}"'), environment={"A": f'"bundle":"{digest}"'})
+        with pytest.raises(NotFound, match="no bundle"):
+            bench.submit("p", source=digest)
+    assert bench.submit("q", source=theirs).spec.bundle == theirs
+
+
+def test_a_source_never_holds_anything_of_the_home(bench: Bench) -> None:
+    home = bench.platform.settings.home
+    for source in (home, home / "keys"):
+        source.mkdir(exist_ok=True)
+        with pytest.raises(InvalidInput, match="home"):
+            bench.submit(source=str(source))
+    found = bench.submit(source=str(home.parent))
+    with tarfile.open(fileobj=io.BytesIO(bench.platform.ports.objects.get(found.spec.bundle))) as tar:
+        assert not [one.name for one in tar.getmembers() if one.name.startswith(home.name)]
+
+
+def test_no_directory_of_the_server_is_read_for_jobs_that_run_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "private.txt").write_text("of the server")
+    with open_bench(settings={"MACADAM_EXECUTOR": "ray", "MACADAM_RAY_ADDRESS": "http://127.0.0.1:9"}) as made:
+        with pytest.raises(InvalidInput, match="elsewhere"):
+            made.submit(source=str(tmp_path))
+        assert made.submit(files={"a.py": "1"}).spec.bundle
+
+
+def test_a_huge_file_is_refused_before_it_is_read(bench: Bench, tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(TooLarge):
+        bench.submit(source=str(tmp_path))
 
 
 def test_too_many_working_files_are_refused() -> None:
