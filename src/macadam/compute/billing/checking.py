@@ -62,13 +62,17 @@ class Refusal:
 
 @dataclass(kw_only=True)
 class Findings:
-    """What was found in one file so far."""
+    """What was found in one file so far. left_out: rows of a wrong width, which are in no batch and none of `rows`."""
 
     refusals: list[Refusal] = field(default_factory=list)
     refused: int = 0
+    left_out: int = 0
     by_rule: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+
+    def leave_out(self) -> None:
+        self.left_out += 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,7 +217,7 @@ class _Reader:
                 self._take_one(name, layout, drafts)
         for name, layout in self._layouts.items():
             if not layout.parquet:
-                self._misfits[name] = reading.misfits(layout, (), checking.KEPT)[1] if self._may_misfit(name) else []
+                self._check_form(name, layout)
         self._check_whole()
 
     def _copy(self, path: Path) -> Path:
@@ -290,7 +290,7 @@ class _Reader:
         names = focus.known(layout.columns)
         order = sorted(layout.columns, key=lambda column: str(names.get(column, column)).lower())
         schema = self._draft_schema()
-        for batch in reading.batches(layout):
+        for batch in reading.batches(layout, findings.leave_out):
             checked = Checked(batch, names, self._terms, findings)
             if self.count > MAX_ROWS:
                 raise TooLarge(
@@ -327,12 +327,14 @@ class _Reader:
         names = ("billed", "billed_rest", "effective", "effective_rest")
         rows.money.append(np.stack([found[name] for name in names]))
 
-    def _may_misfit(self, name: str) -> bool:
-        """Whether a second look for rows of a wrong width is worth it: the reader has left some out if its rows are fewer
-        than the file's lines, which line breaks in values can be too.
-        """
-        layout = self._layouts[name]
-        return reading.lines(layout) > self._findings[name].rows + 1
+    def _check_form(self, name: str, layout: reading.Layout) -> None:
+        """What makes rows disappear from a CSV file, however right the others are."""
+        findings = self._findings[name]
+        if findings.left_out:
+            self._misfits[name] = reading.misfits(layout, (), checking.KEPT)[1]
+        line = reading.open_quote(layout, findings.rows + findings.left_out)
+        if line:
+            self._blame(name, "", "a quotation mark that nothing closes", "values as RFC 4180 quotes them", line)
 
     # What only the whole tells
 
@@ -342,8 +344,8 @@ class _Reader:
 
     @property
     def refused(self) -> int:
-        cells = sum(found.refused for found in self._findings.values())
-        return cells + sum(map(len, self._misfits.values())) + len(self._whole)
+        rows = sum(found.refused + found.left_out for found in self._findings.values())
+        return rows + len(self._whole)
 
     def _check_whole(self) -> None:
         if not self.count:

@@ -9,9 +9,9 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -72,12 +72,13 @@ def look(path: Path) -> Layout:
     return Layout(path=path, columns=columns, parquet=parquet, zipped=zipped)
 
 
-def batches(layout: Layout) -> "Iterator[pa.RecordBatch]":
-    """Batches of string columns in the file's order; what stands for no value is null. Rows of a wrong width are left
-    out: `misfits` finds them. Raises SourceInvalid, TooLarge.
+def batches(layout: Layout, left_out: Callable[[], None]) -> "Iterator[pa.RecordBatch]":
+    """Batches of string columns in the file's order; what stands for no value is null. Raises SourceInvalid, TooLarge.
+
+    left_out: told of each row of a wrong width, which is in no batch: `misfits` finds its line.
     """
     try:
-        yield from _parquet_batches(layout) if layout.parquet else _csv_batches(layout)
+        yield from _parquet_batches(layout) if layout.parquet else _csv_batches(layout, left_out)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise SourceInvalid(
             f"{layout.path.name} cannot be read to its end: {_first_line(error)}.",
@@ -122,10 +123,31 @@ def _widths(layout: Layout) -> Iterator[tuple[int, int]]:
                 yield line, len(values)
 
 
-def lines(layout: Layout) -> int:
-    """How many lines of a CSV file say anything: as many as it has rows at most, and one for the header."""
+def open_quote(layout: Layout, rows: int) -> int:
+    """The line of a CSV file in which a quotation mark stands that nothing closes rightly, so that its cell swallows rows;
+    0 if there is none. rows: as many as were found, of any width: where each has a line of its own, no cell can have more.
+    """
+    if _lines(layout) <= rows + 1:
+        return 0
+    with _text(layout.path, zipped=layout.zipped) as file:
+        found = csv.reader(file, strict=True)
+        begins = 1
+        try:
+            for _ in found:
+                begins = found.line_num + 1
+        except csv.Error:
+            return begins
+    return 0
+
+
+def _lines(layout: Layout) -> int:
+    """How many lines a CSV file has, whatever ends them; rather one too many than too few."""
+    count, last = 0, b""
     with _bytes(layout) as file:
-        return sum(1 for line in file if line.strip())
+        while block := file.read(_BLOCK):
+            count += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+            last = block[-1:]
+    return count + (last not in (b"\n", b"\r"))
 
 
 # CSV
@@ -180,7 +202,11 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
-def _csv_batches(layout: Layout) -> "Iterator[pa.RecordBatch]":
+def _csv_batches(layout: Layout, left_out: Callable[[], None]) -> "Iterator[pa.RecordBatch]":
+    def skip(_row: object) -> Literal["skip"]:
+        left_out()
+        return "skip"
+
     with _bytes(layout) as plain, io.BufferedReader(_Bounded(plain, layout.path.name), _BLOCK) as file:
         reader = pa_csv.open_csv(
             file,
@@ -188,7 +214,7 @@ def _csv_batches(layout: Layout) -> "Iterator[pa.RecordBatch]":
                 block_size=_BLOCK, column_names=list(layout.columns), skip_rows=1, use_threads=False
             ),
             parse_options=pa_csv.ParseOptions(
-                newlines_in_values=True, ignore_empty_lines=True, invalid_row_handler=lambda _row: "skip"
+                newlines_in_values=True, ignore_empty_lines=True, invalid_row_handler=skip
             ),
             convert_options=pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in layout.columns},

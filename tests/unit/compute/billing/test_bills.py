@@ -328,6 +328,35 @@ def test_rows_of_a_wrong_width_are_refused_with_their_lines(untouched: Platform,
     assert [(p["line"], p["got"]) for p in problems] == [(3, f"{len(USAGE) + 1} values"), (4, "2 values")]
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_a_row_of_a_wrong_width_is_refused_whatever_ends_lines(untouched: Platform, tmp_path: Path, ends: str) -> None:
+    path = write_csv(tmp_path / "bill.csv", [usage(1), usage(2), usage(3)])
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].rpartition(",")[0]
+    path.write_bytes((ends.join(lines) + ends).encode())
+    problems = refusal(untouched, path).details["problems"]
+    assert isinstance(problems, list)
+    assert [(p["line"], p["got"]) for p in problems] == [(3, f"{len(USAGE) - 1} values")]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_quotation_mark_that_swallows_the_rows_after_it_is_refused(
+    untouched: Platform, tmp_path: Path, ends: str, *, closed: bool
+) -> None:
+    columns = [*USAGE, "x_note"]
+    rows = [usage(n) | {"x_note": "fine"} for n in range(1, 6)]
+    path = write_csv(tmp_path / "bill.csv", rows, columns)
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].replace("fine", '"not fine')
+    if closed:
+        lines[4] = lines[4].replace("fine", '"q"')
+    path.write_bytes((ends.join(lines) + ends).encode())
+    problems = refusal(untouched, path).details["problems"]
+    assert isinstance(problems, list)
+    assert [(p["line"], p["got"]) for p in problems] == [(3, "a quotation mark that nothing closes")]
+
+
 def test_copies_of_a_row_are_refused_unless_somebody_says_what_they_are(platform: Platform, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "bill.csv", [usage(1), usage(2), usage(1), usage(1)])
     error = refusal(platform, path)
