@@ -137,7 +137,9 @@ class Attempts:
 def seal(platform: Platform) -> None:
     """A duty: seals the hours that are over, if any has deliveries."""
     if service.due(platform.ports, utc_now()):
-        platform.call(SealTelemetry(), token=platform.ports.secrets.get(LOCAL_TOKEN).decode())
+        sealed = platform.call(SealTelemetry(), token=platform.ports.secrets.get(LOCAL_TOKEN).decode())
+        for problem in (*sealed.set_aside, *sealed.stuck):
+            _log.error("telemetry is not sealed", extra={"facts": {"detail": problem}})
 
 
 def expire(platform: Platform) -> None:

@@ -17,7 +17,7 @@ from macadam.compute.telemetry.schema import files
 from macadam.compute.telemetry.schema import findings as kept
 from macadam.compute.telemetry.sealing import Hours, Pointers
 from macadam.compute.telemetry.store import HOUR, Store, Written
-from macadam.compute.telemetry.types import Finding, sample_schema, usage_schema
+from macadam.compute.telemetry.types import UNFIT, Finding, sample_schema, usage_schema
 from macadam.errors import Busy, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Granted
@@ -115,7 +115,7 @@ def findings(ports: Ports, granted: Granted, start: datetime, end: datetime, *, 
         hours = Hours(series, pointers, waiting)
         for hour in waiting:
             if start < hour + HOUR and hour < end:
-                found = [f for f in found if not hour <= f.first < hour + HOUR]
+                found = [f for f in found if f.check == UNFIT or not hour <= f.first < hour + HOUR]
                 held = owners.around(sql, hour)
                 found += sealing.folded(hours, hour, owners.known_pods(sql), held).findings
         return found

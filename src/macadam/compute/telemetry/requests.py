@@ -40,10 +40,14 @@ class SealedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SealedSeries(msgspec.Struct, frozen=True, kw_only=True):
-    """hours: those that changed. waiting: hours with deliveries that are not over yet."""
+    """hours: those that changed. waiting: hours with deliveries that are not over yet. set_aside: deliveries that cannot be
+    sealed, and why; they are kept under telemetry/set-aside. stuck: hours that a damaged sealed file holds up.
+    """
 
     hours: tuple[SealedFile, ...]
     waiting: int
+    set_aside: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
 
 
 class SealTelemetry(Request[SealedSeries], frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from macadam.compute.telemetry import fold, store
 from macadam.compute.telemetry.frame import LONGEST, SECOND, Frame
 from macadam.compute.telemetry.store import HOUR, Store, Written
 from macadam.compute.telemetry.types import Finding, Holding, Pod, sample_schema, usage_schema
+from macadam.errors import IntegrityError
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -44,6 +45,33 @@ class SealedHour(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: int
     suspect: int
     parts: tuple[Path, ...]
+
+
+class Unfit(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery that cannot become part of the series, and why."""
+
+    hour: datetime
+    part: Path
+    why: str
+
+
+def fit(
+    waiting: Mapping[datetime, tuple[Path, ...]], pointers: Pointers
+) -> tuple[dict[datetime, tuple[Path, ...]], tuple[Unfit, ...]]:
+    """(deliveries that can be sealed, the others): one that is damaged must not hold up the rest, and one that came while
+    its hour's samples expired would replace what is known of the hour by itself. Raises FileNotFoundError.
+    """
+    kept: dict[datetime, tuple[Path, ...]] = {}
+    unfit = []
+    for hour, parts in waiting.items():
+        expired = ("minute", hour) in pointers and ("raw", hour) not in pointers
+        for part in parts:
+            why = "its hour's samples have expired" if expired else store.fault(part)
+            if why:
+                unfit.append(Unfit(hour=hour, part=part, why=why))
+            else:
+                kept[hour] = (*kept.get(hour, ()), part)
+    return kept, tuple(unfit)
 
 
 def due(
@@ -115,34 +143,44 @@ def seal(
     pods: Mapping[tuple[str, str], Pod],
     held: Callable[[datetime], Iterable[Holding]],
     progress: Callable[[str, int, int], None],
-) -> list[SealedHour]:
-    """Writes the raw and minute files of the chosen hours. held: the assignments of an hour. Raises StorageFull."""
-    done = []
+) -> tuple[list[SealedHour], dict[datetime, str]]:
+    """Writes the raw and minute files of the chosen hours: (what they became, why others could not be sealed).
+
+    held: the assignments of an hour. Raises StorageFull, FileNotFoundError.
+    """
+    done, stuck = [], {}
     wanted = sorted(chosen)
     for number, hour in enumerate(wanted):
         progress("sealing " + hour.isoformat(), number, len(wanted))
-        result = folded(hours, hour, pods, held(hour))
-        done.append(
-            SealedHour(
-                hour=hour,
-                raw=_raw(files, hours, hour),
-                minute=files.write(result.usage, "minute", hour),
-                findings=result.findings,
-                samples=result.samples,
-                duplicates=result.duplicates,
-                suspect=_suspect(result.usage),
-                parts=hours.parts(hour),
-            )
-        )
-    return done
+        try:
+            done.append(_sealed(files, hours, hour, folded(hours, hour, pods, held(hour))))
+        except (
+            IntegrityError
+        ) as error:  # a sealed file is damaged: its hours wait for whoever mends it, the others do not
+            stuck[hour] = str(error)
+    return done, stuck
 
 
-def _raw(files: Store, hours: Hours, hour: datetime) -> Written:
+def _sealed(files: Store, hours: Hours, hour: datetime, result: fold.Folded) -> SealedHour:
+    return SealedHour(
+        hour=hour,
+        raw=_raw(files, hours, hour, result.duplicates),
+        minute=files.write(result.usage, "minute", hour),
+        findings=result.findings,
+        samples=result.samples,
+        duplicates=result.duplicates,
+        suspect=_suspect(result.usage),
+        parts=hours.parts(hour),
+    )
+
+
+def _raw(files: Store, hours: Hours, hour: datetime, duplicates: int) -> Written:
     sealed, parts = hours.sealed(hour), hours.parts(hour)
     if sealed and not parts:
         return sealed
     samples = hours.samples(hour)
-    if not sealed and len(parts) == 1:
+    # With repetitions in it a file's length would not tell later whether anything new came.
+    if not sealed and len(parts) == 1 and not duplicates:
         return files.adopt(parts[0], len(samples), hour)
     rows = Frame(samples, judged=False).rows
     if sealed and len(rows) == sealed.rows:

@@ -33,9 +33,9 @@ from macadam.compute.telemetry.requests import (
     VerifySeries,
 )
 from macadam.compute.telemetry.schema import files, findings, pods
-from macadam.compute.telemetry.sealing import Hours, SealedHour
+from macadam.compute.telemetry.sealing import Hours, SealedHour, Unfit
 from macadam.compute.telemetry.store import HOUR, Delivery, Store, Written, hour_of
-from macadam.compute.telemetry.types import Finding, to_table
+from macadam.compute.telemetry.types import UNFIT, Finding, to_table
 from macadam.errors import Busy
 from macadam.operations import Context, Transaction, operation
 from macadam.ports import Ports
@@ -100,6 +100,8 @@ class _Ready(msgspec.Struct, frozen=True, kw_only=True):
     days: tuple[Written, ...]
     base: dict[tuple[str, datetime], Written]
     waiting: int
+    unfit: tuple[Unfit, ...]
+    stuck: dict[datetime, str]
 
 
 def due(ports: Ports, now: datetime) -> bool:
@@ -118,14 +120,24 @@ def _seal(context: Context, request: SealTelemetry) -> _Ready:
         base = reading.pointers_of(sql, min(waiting, default=now) - _DAY, max(waiting, default=now) + _DAY)
         held = {hour: owners.around(sql, hour) for hour in _with_neighbours(waiting)}
     grace = timedelta(seconds=ports.settings.telemetry.grace)
-    chosen = sealing.due(waiting, base, now=now + _DAY if request.open else now, grace=grace)
-    hours = Hours(series, base, waiting)
     try:
-        sealed = sealing.seal(series, hours, chosen, pods=known, held=held.__getitem__, progress=context.progress)
+        waiting, unfit = sealing.fit(waiting, base)
+        chosen = sealing.due(waiting, base, now=now + _DAY if request.open else now, grace=grace)
+        hours = Hours(series, base, waiting)
+        sealed, stuck = sealing.seal(
+            series, hours, chosen, pods=known, held=held.__getitem__, progress=context.progress
+        )
         days = sealing.by_hour(series, base, sealed)
     except FileNotFoundError as error:
         raise Busy("Another process seals or expires the same hours.", next_step="Run the same call again.") from error
-    return _Ready(hours=tuple(sealed), days=tuple(days), base=base, waiting=len(set(waiting) - set(chosen)))
+    return _Ready(
+        hours=tuple(sealed),
+        days=tuple(days),
+        base=base,
+        waiting=len(set(waiting) - set(chosen)),
+        unfit=unfit,
+        stuck=stuck,
+    )
 
 
 def _with_neighbours(hours: Iterable[datetime]) -> set[datetime]:
@@ -148,9 +160,36 @@ def seal_telemetry(tx: Transaction, _request: SealTelemetry, ready: _Ready) -> S
         if _moved(ready.base, day):
             leaf = tx.record(f"telemetry:{instant(day.start)[:10]}", usage=day.digest, rows=day.rows)
             _point(tx, day, leaf, ready.base)
+    aside = _tell_unfit(tx, ready.unfit)
     parts = [part for one in ready.hours for part in one.parts]
-    tx.after_commit(partial(_clean, tx.ports.settings.home, tuple(parts), _superseded(ready)))
-    return SealedSeries(hours=tuple(done), waiting=ready.waiting)
+    tx.after_commit(partial(_clean, tx.ports.settings.home, tuple(parts), _superseded(ready), ready.unfit))
+    stuck = tuple(f"{instant(hour)}: {why}" for hour, why in sorted(ready.stuck.items()))
+    return SealedSeries(hours=tuple(done), waiting=ready.waiting, set_aside=aside, stuck=stuck)
+
+
+def _tell_unfit(tx: Transaction, unfit: tuple[Unfit, ...]) -> tuple[str, ...]:
+    """A leaf and a finding for each hour whose deliveries are set aside: what they held is in no sum."""
+    by_hour: dict[datetime, list[Unfit]] = {}
+    for one in unfit:
+        by_hour.setdefault(one.hour, []).append(one)
+    for hour, ones in by_hour.items():
+        tx.record(f"telemetry:{instant(hour)[:13]}", set_aside=[f"{one.part.name}: {one.why}" for one in ones[:100]])
+        told = Finding(
+            check=UNFIT,
+            device="",
+            node="",
+            count=len(ones),
+            first=hour,
+            last=hour + HOUR - timedelta(microseconds=1),
+            evidence=f"{ones[0].part.name}: {ones[0].why}",
+            threshold="a delivery must be what its name says, and come before its hour's samples expire",
+            suspect=True,
+        )
+        tx.sql.execute(sa.delete(findings).where(findings.c.hour == hour, findings.c.check == UNFIT))
+        tx.sql.execute(
+            sa.insert(findings).values(hour=hour, device="", check=UNFIT, document=msgspec.to_builtins(told))
+        )
+    return tuple(f"{instant(one.hour)} {one.part.name}: {one.why}" for one in unfit)
 
 
 def _moved(base: dict[tuple[str, datetime], Written], new: Written) -> bool:
@@ -172,7 +211,7 @@ def _publish(tx: Transaction, one: SealedHour, base: dict[tuple[str, datetime], 
     )
     _point(tx, one.raw, leaf, base)
     _point(tx, one.minute, leaf, base)
-    tx.sql.execute(sa.delete(findings).where(findings.c.hour == one.hour))
+    tx.sql.execute(sa.delete(findings).where(findings.c.hour == one.hour, findings.c.check != UNFIT))
     rows = [
         {"hour": one.hour, "device": f.device, "check": f.check, "document": msgspec.to_builtins(f)}
         for f in one.findings
@@ -209,9 +248,10 @@ def _superseded(ready: _Ready) -> tuple[Written, ...]:
     )
 
 
-def _clean(home: Path, parts: tuple[Path, ...], old: tuple[Written, ...]) -> None:
+def _clean(home: Path, parts: tuple[Path, ...], old: tuple[Written, ...], unfit: tuple[Unfit, ...] = ()) -> None:
     series = Store(home)
     series.forget(parts)
+    series.set_aside(one.part for one in unfit)
     for file in old:
         series.remove(file.level, file.name)
 

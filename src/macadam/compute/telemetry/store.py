@@ -4,6 +4,7 @@
     telemetry/raw/2026-11-21T14-<digest>.parquet        all samples of the hour, each once
     telemetry/minute/2026-11-21T14-<digest>.parquet     usage by minute
     telemetry/hour/2026-11-21-<digest>.parquet          usage by hour, of a day
+    telemetry/set-aside/2026-11-21T14-<id>-<name>       a delivery that could not be sealed
 
 A file is named by its content and written whole or not at all, so that a delivery that comes twice is one file, and a reader
 never meets half of one.
@@ -109,9 +110,12 @@ class Store:
         if len(small) < _MANY:
             return
         try:
-            merged = pa.concat_tables([read(path) for path in small])
+            small = [path for path in small if not fault(path)]  # what is damaged is the sealer's to set aside
+            merged = pa.concat_tables([read(path) for path in small]) if small else sample_schema().empty_table()
         except FileNotFoundError:
             return  # sealed, or merged by another process
+        if not small:
+            return
         written = folder / self._write(merged, folder, "").name
         self.forget([path for path in small if path != written])
 
@@ -137,6 +141,16 @@ class Store:
         for folder in folders:
             with contextlib.suppress(OSError):  # a new delivery is in it
                 folder.rmdir()
+
+    def set_aside(self, parts: Iterable[Path]) -> None:
+        """Moves deliveries out of the sealer's way, and keeps them as they are."""
+        folder = self._root / "set-aside"
+        for part in parts:
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                part.rename(folder / f"{part.parent.name}-{uuid7()}-{part.name}")
+            with contextlib.suppress(OSError):  # there is more in it
+                part.parent.rmdir()
 
     # --- sealed files
 
@@ -223,9 +237,23 @@ def read(path: Path, *, device: str = "", between: tuple[datetime, datetime] | N
         raise
     except (pa.ArrowInvalid, OSError) as error:
         raise IntegrityError(
-            f"{path} cannot be read: {error}.", next_step="Run macadam ledger verify --deep."
+            f"{path} cannot be read: {error}.",
+            next_step="Run macadam gpu seal, which sets damaged deliveries aside, and macadam gpu verify.",
         ) from error
     return found
+
+
+def fault(part: Path) -> str:
+    """What is wrong with a delivery that waits; '' if nothing is. Raises FileNotFoundError."""
+    if part.is_symlink():
+        return "it is a link"
+    if digest_of_file(part).removeprefix("sha256:")[:32] != part.stem:
+        return "it is not what was delivered"
+    try:
+        known = pq.read_schema(part).equals(sample_schema())
+    except (pa.ArrowException, OSError):
+        known = False
+    return "" if known else "it is no table of samples"
 
 
 def digest_of_file(path: Path) -> str:

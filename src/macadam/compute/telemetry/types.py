@@ -22,6 +22,8 @@ Text = Annotated[str, msgspec.Meta(max_length=253)]
 Aware = Annotated[datetime, msgspec.Meta(tz=True)]
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What a column of 64 bits holds: a number from elsewhere may be any."""
+UNFIT = "unfit-delivery"
+"""The one finding that is about a file and not about what it says: sealing sets such a delivery aside."""
 GPU = "gpu:"
 HOST = "host:"
 

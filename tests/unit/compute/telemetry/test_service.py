@@ -1,5 +1,6 @@
 """The series: delivered in any order, late, twice, with kills in between, it comes out as if it had come at once, with evidence."""
 
+import hashlib
 import json
 import os
 import random
@@ -250,6 +251,98 @@ def test_a_damaged_file_is_an_error_and_not_less_usage(platform: Platform, clock
     assert victim.name in problem
     with pytest.raises(IntegrityError, match="cannot be read"):
         usage(platform)
+
+
+@pytest.mark.parametrize("damage", ["torn", "changed", "no table", "a link"])
+def test_a_damaged_delivery_is_set_aside_and_said_and_holds_up_nothing(
+    platform: Platform, clock: Clock, tmp_path: Path, damage: str
+) -> None:
+    table = whole()
+    deliver(platform, table.slice(0, 400), clock)
+    deliver(platform, table.slice(400), clock)
+    victim = min((platform.settings.home / "telemetry" / "incoming").rglob("*.parquet"))
+    content = victim.read_bytes()
+    if damage == "torn":
+        victim.write_bytes(content[:-50])
+    elif damage == "changed":
+        victim.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    elif damage == "no table":
+        victim = victim.with_name(hashlib.sha256(b"x").hexdigest()[:32] + ".parquet")
+        victim.write_bytes(b"x")
+    else:
+        victim.rename(tmp_path / "elsewhere")
+        victim.symlink_to(tmp_path / "elsewhere")
+    kept = b"x" if damage == "no table" else victim.read_bytes()
+    sealed = platform.call(SealTelemetry())
+    assert len(sealed.hours) == 3
+    (said,) = sealed.set_aside
+    assert victim.name in said
+    (aside,) = (platform.settings.home / "telemetry" / "set-aside").iterdir()
+    assert aside.read_bytes() == kept
+    (found,) = platform.call(ListFindings(project="*", start=START, end=START + DAY, check="unfit-delivery"))
+    assert victim.name in found.evidence
+    assert any("set_aside" in leaf["body"] for leaf in leaves(platform, "compute.seal_telemetry"))
+    assert len(usage(platform)) > 0
+    deliver(platform, table, clock)  # delivered again, all of it is there, and what happened stays said
+    assert platform.call(SealTelemetry()).set_aside == ()
+    with open_platform(clock=clock) as at_once:
+        deliver(at_once, table, clock)
+        at_once.call(SealTelemetry())
+        assert usage(platform).equals(usage(at_once))
+    assert platform.call(ListFindings(project="*", start=START, end=START + DAY, check="unfit-delivery")) == (found,)
+
+
+def test_many_small_deliveries_are_merged_around_a_damaged_one(platform: Platform, clock: Clock) -> None:
+    table = whole().slice(0, 30)
+    deliver(platform, table.slice(0, 1), clock)
+    victim = next((platform.settings.home / "telemetry" / "incoming").rglob("*.parquet"))
+    victim.write_bytes(b"torn")
+    for n in range(30):
+        deliver(platform, table.slice(n, 1), clock)
+    assert files(platform)["incoming"] < 30
+
+
+def test_a_damaged_sealed_file_holds_up_its_own_hours_only(platform: Platform, clock: Clock) -> None:
+    table = whole()
+    hours = pc.divide(table.column("at").cast(pa.int64()), 3_600_000_000)
+    first = pc.min(hours).as_py()
+    deliver(platform, table.filter(pc.equal(hours, first)), clock)
+    platform.call(SealTelemetry())
+    raw = next((platform.settings.home / "telemetry" / "raw").glob("*.parquet"))
+    raw.write_bytes(raw.read_bytes()[:-50])
+    deliver(platform, table.filter(pc.greater(hours, first)), clock)
+    sealed = platform.call(SealTelemetry())
+    assert [one.hour for one in sealed.hours] == [START + timedelta(hours=2)]
+    assert len(sealed.stuck) == 2
+    assert raw.name in sealed.stuck[0]
+
+
+def test_repetitions_in_one_delivery_do_not_hide_what_comes_later(platform: Platform, clock: Clock) -> None:
+    table = whole().slice(0, 59)  # of one device and hour
+    early = table.slice(0, 58)
+    deliver(platform, pa.concat_tables([early, early.slice(0, 1)]), clock)
+    platform.call(SealTelemetry())
+    deliver(platform, table.slice(58), clock)
+    platform.call(SealTelemetry())
+    samples = reading.samples(platform.ports, ALLOWED, START, START + timedelta(hours=1))
+    assert len(samples) == 59
+
+
+def test_what_comes_while_its_hours_samples_expire_does_not_replace_the_hour(platform: Platform, clock: Clock) -> None:
+    table = whole()
+    deliver(platform, table, clock)
+    platform.call(SealTelemetry())
+    kept = usage(platform)
+    clock.pass_time(timedelta(hours=50))
+    late = fleet(6, 300, seed=9)
+    hour = store.hour_of(START)
+    with platform.ports.sql.read() as sql:
+        closed = service.closed_hours(sql, [hour])  # looked at before the expiry, written after it
+    platform.call(ExpireTelemetry())
+    store.Store(platform.settings.home).deliver(late, now=clock(), closed=closed)
+    (said,) = platform.call(SealTelemetry()).set_aside
+    assert "expired" in said
+    assert usage(platform).equals(kept)
 
 
 def test_a_delivery_of_the_wrong_shape_is_refused(platform: Platform, clock: Clock) -> None:
