@@ -150,7 +150,7 @@ def _rent(question: Question) -> Rent:
     sizes: dict[int, Rent] = {}
     for price in (offer.price for offer in prices.offers(name, today, kind="on-demand")):
         if price.per_gpu_hour.currency == _CURRENCY:
-            said = f"{price.provider} {price.instance}, {price.gpus} GPU(s) a machine, {price.dated}: {price.source}"
+            said = f"{price.provider} {price.instance}, machines of {price.gpus}, {price.dated}: {price.source}"
             sizes.setdefault(price.gpus, Rent(usd=price.per_gpu_hour.micros / 1e6, machine=price.gpus, source=said))
     return decisions.cheapest(question, list(sizes.values()))
 

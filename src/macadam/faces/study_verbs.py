@@ -14,6 +14,7 @@ from macadam.compute.simulation import packing, spot
 from macadam.errors import InvalidInput
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
+from macadam.values import parse_duration
 
 _NAMES: tuple[Name, ...] = get_args(Name)
 _SPOT_NAMES: tuple[SpotName, ...] = get_args(SpotName)
@@ -106,9 +107,15 @@ def _configure_spot(parser: argparse.ArgumentParser) -> None:
         "--zones", metavar="FILE", nargs="+", required=True, help="a trace of availability for each zone"
     )
     parser.add_argument(
-        "--work", metavar="H", type=float, default=48.0, help="hours without any interruption; default: 48"
+        "--work",
+        metavar="TIME",
+        type=_hours,
+        default=48.0,
+        help="without any interruption: hours, or 48h, 2d, 90m; default: 48",
     )
-    parser.add_argument("--deadline", metavar="H", type=float, nargs="+", required=True, help="hours from the start")
+    parser.add_argument(
+        "--deadline", metavar="TIME", type=_hours, nargs="+", required=True, help="from the start; as --work"
+    )
     known = ", ".join(_SPOT_NAMES)
     parser.add_argument(
         "--policy", metavar="NAME", action="append", help=f"{known} or all; may be repeated; default: expected-cost"
@@ -117,17 +124,17 @@ def _configure_spot(parser: argparse.ArgumentParser) -> None:
         "--starts", metavar="N", type=int, default=50, help="jobs, spread evenly over the traces; default: 50"
     )
     parser.add_argument(
-        "--changeover", metavar="H", type=float, default=0.2, help="hours until a new machine goes on; default: 0.2"
+        "--changeover", metavar="TIME", type=_hours, default=0.2, help="until a new machine goes on; default: 0.2 hours"
     )
     parser.add_argument(
         "--checkpoint-every",
-        metavar="H",
-        type=float,
+        metavar="TIME",
+        type=_hours,
         default=0.0,
-        help="hours of work; default: 0, all is saved all the time",
+        help="of work; default: 0, all is saved all the time",
     )
     parser.add_argument(
-        "--checkpoint-cost", metavar="H", type=float, default=0.0, help="hours that one takes; default: 0"
+        "--checkpoint-cost", metavar="TIME", type=_hours, default=0.0, help="that one takes; default: 0"
     )
     parser.add_argument(
         "--spot-price",
@@ -137,6 +144,20 @@ def _configure_spot(parser: argparse.ArgumentParser) -> None:
         help=f"part of the on-demand price; default: {SPOT_PRICE}",
     )
     parser.add_argument("--plot", metavar="FILE.svg", help="draw savings by deadline")
+
+
+def _hours(text: str) -> float:
+    """Hours: a plain number of them, or a duration with its unit."""
+    try:
+        hours = float(text)
+    except ValueError:
+        try:
+            hours = parse_duration(text).total_seconds() / _HOUR
+        except (InvalidInput, OverflowError):
+            hours = -1.0
+    if not 0 <= hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither hours, such as 1.5, nor a duration, such as 90m")
+    return hours
 
 
 def _run_spot(options: argparse.Namespace, session: Session) -> int:

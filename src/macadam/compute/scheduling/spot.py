@@ -13,6 +13,7 @@ from macadam.compute.scheduling import spot_plan
 from macadam.errors import InvalidInput
 
 ON_DEMAND, NOWHERE = "on-demand", ""
+MOST_STEPS = 10_000_000  # of one job: a step of seconds and a deadline of months; a unit was mistaken for another
 SPOT_PRICE = 0.33
 """Of the on-demand price: p3.2xlarge in us-west-2b, from Wu et al., "Can't Be Late", NSDI 2024, table 4 (prices of 2023)."""
 
@@ -24,7 +25,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     machine until the job goes on there (boot, set up, restore). checkpoint_every: seconds of work between checkpoints, 0 = it is saved
     all the time; checkpoint_cost: seconds that one takes. step: seconds between two decisions.
 
-    Raises InvalidInput for a deadline that on-demand machines could not meet.
+    Raises InvalidInput for a deadline that on-demand machines could not meet, or that is millions of steps away.
     """
 
     work: float
@@ -43,6 +44,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.work:g} s of work and {self.changeover:g} s to start cannot be done in {self.deadline:g} s.",
                 next_step="Give a later deadline, or run it on demand and accept that it is late.",
             )
+        if self.deadline > MOST_STEPS * self.step:
+            raise InvalidInput(
+                f"A deadline in {self.deadline:g} s is more than {MOST_STEPS} decisions away.",
+                next_step="Give an earlier deadline or a longer step.",
+            )
+
+    def worth_saving(self, unsaved: float) -> bool:
+        """Whether who leaves a machine on purpose should save first. A checkpoint longer than a step may be cut off by the loss
+        of the machine, and what it took would be lost with it: nothing can be built on it.
+        """
+        return self.checkpoint_cost < unsaved and self.checkpoint_cost <= self.step
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +140,7 @@ def safe(job: Job, standing: Standing, where: str) -> bool:
     """Whether on-demand machines could still meet the deadline if this step made no progress and what is not saved were lost."""
     left = job.deadline - standing.elapsed - job.step
     kept = standing.saved
-    if where != standing.where and standing.unsaved > job.checkpoint_cost:
+    if where != standing.where and job.worth_saving(standing.unsaved):
         kept, left = standing.done, left - job.checkpoint_cost  # who leaves on purpose saves first
     return left >= job.work - kept + job.changeover
 

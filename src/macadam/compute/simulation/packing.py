@@ -32,6 +32,8 @@ NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 PODS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")
 _LARGEST = 256 * 2**20  # bytes: some two million rows
 _POINTS = 100  # of the curve of what is allocated
+_MOST = 2**50  # of thousandths of a core or MiB: exact when added up in 64 bits
+_MOST_GPUS = 256  # of one node: the state of all is kept as wide as the widest
 _T = TypeVar("_T")
 
 
@@ -77,8 +79,15 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_nodes(path: Path) -> tuple[Machine, ...]:
-    """Raises SourceInvalid with the line that is wrong, TooLarge."""
-    return tuple(_rows(path, NODES, _machine))
+    """Raises SourceInvalid with the line that is wrong or the name that two nodes have, TooLarge."""
+    found = tuple(_rows(path, NODES, _machine))
+    twice = [name for name, count in Counter(node.name for node in found).items() if count > 1]
+    if twice:
+        raise SourceInvalid(
+            f"{path} has more than one node {twice[0]!r}.",
+            next_step="Give each node a line and a name (sn) of its own.",
+        )
+    return found
 
 
 def read_pods(path: Path) -> tuple[Demand, ...]:
@@ -211,7 +220,7 @@ def _rows(path: Path, columns: Sequence[str], build: Callable[[Mapping[str, str]
     try:
         if (size := path.stat().st_size) > _LARGEST:
             raise TooLarge(f"{path} has {size} bytes.", next_step=f"Give a file of at most {_LARGEST} bytes.")
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
@@ -220,35 +229,51 @@ def _rows(path: Path, columns: Sequence[str], build: Callable[[Mapping[str, str]
                 )
             for row in reader:
                 yield _row(path, reader.line_num, row, build)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise SourceInvalid(f"{path} cannot be read: {error.strerror}.", next_step="Correct the path.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise SourceInvalid(f"{path} cannot be read: {error}.", next_step="Give a CSV file in UTF-8.") from error
 
 
 def _row(path: Path, line: int, row: Mapping[str, str], build: Callable[[Mapping[str, str]], _T]) -> _T:
+    if None in row.values():
+        raise SourceInvalid(f"{path}, line {line}, has too few columns.", next_step="Correct that line.")
     try:
         return build(row)
-    except (ValueError, TypeError, AttributeError, InvalidInput) as error:
-        raise SourceInvalid(
-            f"{path}, line {line}, is wrong: {error}.".replace("..", "."), next_step="Correct that line."
-        ) from error
+    except InvalidInput as error:
+        raise SourceInvalid(f"{path}, line {line}: {error.what}", next_step=error.next_step) from error
 
 
 def _machine(row: Mapping[str, str]) -> Machine:
     return Machine(
         name=row["sn"],
-        cpu_milli=int(row["cpu_milli"]),
-        memory_mib=int(row["memory_mib"]),
-        gpus=int(row["gpu"]),
+        cpu_milli=_whole(row, "cpu_milli"),
+        memory_mib=_whole(row, "memory_mib"),
+        gpus=_whole(row, "gpu", _MOST_GPUS),
         model=row["model"] or "",
     )
 
 
 def _demand(row: Mapping[str, str]) -> Demand:
-    gpus = int(row["num_gpu"])
+    gpus = _whole(row, "num_gpu")
     return Demand(
-        cpu_milli=int(row["cpu_milli"]),
-        memory_mib=int(row["memory_mib"]),
+        cpu_milli=_whole(row, "cpu_milli"),
+        memory_mib=_whole(row, "memory_mib"),
         gpus=gpus,
-        gpu_milli=int(row["gpu_milli"]) if gpus else WHOLE,
+        gpu_milli=_whole(row, "gpu_milli") if gpus else WHOLE,
         models=tuple(sorted(set((row["gpu_spec"] or "").split("|")) - {""})),
     )
+
+
+def _whole(row: Mapping[str, str], column: str, most: int = _MOST) -> int:
+    """Raises InvalidInput, naming the column."""
+    said = row[column]
+    try:
+        found = int(said)
+    except (TypeError, ValueError):
+        found = -1
+    if not 0 <= found <= most:
+        raise InvalidInput(
+            f"{column} is {said or 'missing'}.", next_step=f"Give a whole number of 0 to {most}: correct the line."
+        )
+    return found

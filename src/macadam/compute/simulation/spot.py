@@ -24,7 +24,7 @@ _PRIOR_LIFE, _PRIOR_WAIT = 4 * 3600.0, 3600.0
 
 
 class _Metadata(msgspec.Struct, frozen=True):
-    gap_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+    gap_seconds: Annotated[float, msgspec.Meta(ge=1, le=86_400)]
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -151,6 +151,7 @@ def study(
     if not zones or starts < 1:
         raise InvalidInput("There is no zone or no start.", next_step="Give one trace or more, and starts above 0.")
     length = min(len(zone.up) for zone in zones)
+    starts = min(starts, length)
     probes = sorted({round(length * number / starts) for number in range(starts)})
     markets = [observe(zones, probe, price) for probe in probes]
     found: list[Summary] = []
@@ -224,7 +225,7 @@ class _Attempt:
         if where == self._where:
             return
         self._starting = self._job.changeover if where else 0.0
-        if self._unsaved > self._job.checkpoint_cost:
+        if self._job.worth_saving(self._unsaved):
             self._saved += self._unsaved
             self._starting += self._job.checkpoint_cost
         self._unsaved = self._written = 0.0

@@ -44,6 +44,9 @@ def test_files_are_read_as_they_are_meant(files):
         ("2,1000,V100", "2,700,V100", "line 3"),
         ("1,500,,LS", "1,NaN,,LS", "line 2"),
         ("q,1000,1,2,1000,V100M16|V100M32,LS", "q,1000", "line 3"),
+        ("p,1000", "p,99999999999999999999", "line 2: cpu_milli is 9999"),
+        ("1,500,,LS", "1,1500,,LS", "line 2"),
+        ("2,1000,V100M16|V100M32,LS", "2,1000", "line 3, has too few columns"),  # no wish for a model would be read
         ("gpu_milli", "gpu", "no column gpu_milli"),
     ],
 )
@@ -51,6 +54,26 @@ def test_a_wrong_line_is_named(files, old, new, said):
     files[1].write_text(PODS.replace(old, new))
     with pytest.raises(SourceInvalid, match=said):
         packing.read_pods(files[1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("4,T4", "1000000000,T4", "line 2: gpu is 1000000000"),  # rather than running out of memory
+        ("64000,1000,4,T4", "1e3,1000,4,T4", "line 2: cpu_milli is 1e3"),
+        ("b,64000", "a,64000", "more than one node 'a'"),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused_by_line_or_name(files, old, new, said):
+    files[0].write_text(NODES.replace(old, new))
+    with pytest.raises(SourceInvalid, match=said) as error:
+        packing.read_nodes(files[0])
+    assert "Next:" not in error.value.what
+
+
+def test_the_mark_that_spreadsheets_put_before_a_file_is_no_part_of_the_first_column(files):
+    files[0].write_text(NODES, encoding="utf-8-sig")
+    assert [node.name for node in packing.read_nodes(files[0])] == ["a", "b"]
 
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path):

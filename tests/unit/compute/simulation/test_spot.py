@@ -9,7 +9,7 @@ from macadam.compute.scheduling.spot import Job, Market, Policy
 from macadam.compute.simulation import spot
 from macadam.compute.simulation.spot import Zone
 from macadam.errors import InvalidInput, SourceInvalid
-from macadam.faces import cli
+from macadam.faces import cli, study_verbs
 
 TRACES = Path("../shared/data/spot")
 needs_traces = pytest.mark.skipif(not TRACES.exists(), reason="the traces of spot machines are not on this machine")
@@ -85,6 +85,26 @@ def test_a_checkpoint_that_is_cut_off_saves_nothing():
     assert found.on_demand == pytest.approx(2 * HOUR)
 
 
+def test_a_checkpoint_that_takes_longer_than_a_step_is_not_built_on_by_who_leaves():
+    # Forced on demand after 1500 s: to write for 1000 s on a machine that may be lost after 300 would be a gamble.
+    long = job(deadline=2 * HOUR + 1500, changeover=0.0, checkpoint_every=3000.0, checkpoint_cost=1000.0)
+    found = spot.run(zones([1]), long, Policy(name="greedy"), Market(), start=0)
+    assert (found.on_spot, found.on_demand) == (1500, 2 * HOUR)
+    assert found.met
+    short = job(deadline=2 * HOUR + 1500, changeover=0.0, checkpoint_every=3000.0, checkpoint_cost=GAP)
+    assert spot.run(zones([1]), short, Policy(name="greedy"), Market(), start=0).on_demand < 2 * HOUR
+
+
+def test_jobs_millions_of_steps_long_are_refused_rather_than_waited_for():
+    with pytest.raises(InvalidInput, match="decisions away"):
+        job(deadline=1e300)
+
+
+def test_there_are_no_more_starts_than_probes():
+    (found,) = spot.study(zones([1, 1, 0]), [Policy(name="greedy")], [3 * HOUR], job=job(), starts=10**12)
+    assert found.starts == 3
+
+
 def test_what_is_expected_comes_from_before_the_start_only():
     up = [1] * 40 + [0] * 10 + [1] * 50
     before = spot.observe(zones(up), 40)
@@ -102,7 +122,10 @@ def test_what_is_expected_comes_from_before_the_start_only():
         "[]",
         '{"data": [1]}',
         '{"metadata": {"gap_seconds": 0}, "data": [1]}',
+        '{"metadata": {"gap_seconds": 1e-9}, "data": [1]}',
         '{"metadata": {"gap_seconds": 60}, "data": [2]}',
+        '{"metadata": {"gap_seconds": 60}, "data": [0.5]}',
+        '{"metadata": {"gap_seconds": 60}, "data": [NaN]}',
         '{"metadata": {"gap_seconds": 60}, "data": []}',
     ],
 )
@@ -128,6 +151,19 @@ def test_the_command_prints_one_json_value_and_draws(tmp_path, capsys):
     assert (tmp_path / "p.svg").read_text().startswith("<svg")
     assert cli.main(["simulate", "spot", "--zones", str(tmp_path / "a.json"), "--work", "3", "--deadline", "3"]) == 2
     assert "later deadline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("same", "other"), [("3", "3h"), ("3", "180m"), ("48", "2d"), ("0.5", "30m")])
+def test_times_are_plain_hours_or_durations(same, other):
+    assert study_verbs._hours(same) == study_verbs._hours(other)
+
+
+@pytest.mark.parametrize("wrong", ["nan", "-1", "3x", "1e400", "999999999999999999999w", ""])
+def test_times_that_are_none_are_refused_with_what_to_write(tmp_path, capsys, wrong):
+    (tmp_path / "a.json").write_text('{"metadata": {"gap_seconds": 600}, "data": [1, 1, 0]}')
+    words = ["simulate", "spot", "--zones", str(tmp_path / "a.json"), "--work=" + wrong, "--deadline", "6h"]
+    assert cli.main(words) == 2
+    assert "such as 90m" in capsys.readouterr().err
 
 
 @needs_traces
