@@ -264,6 +264,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 AttemptState = Literal["unknown", "starting", "running", "ended"]
 
 
+Why = Literal["", "time limit", "memory", "stopped", "lost", "refused"]
+
+
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     """What an executor sees of an attempt.
 
@@ -276,7 +279,7 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     attempt: str
     state: AttemptState
     exit_code: int = 0
-    why: Literal["", "time limit", "memory", "stopped", "lost", "refused"] = ""
+    why: Why = ""
     message: str = ""
     started: datetime | None = None
     ended: datetime | None = None

@@ -314,6 +314,81 @@ def test_a_log_without_end_keeps_its_beginning_and_its_end(tmp_path: Path) -> No
     assert cut == 6 * supervisor.SEGMENT
 
 
+def test_what_a_member_cuts_loose_counts_for_its_memory(here: LocalExecutor) -> None:
+    # Its child's child is in a session of its own and has another parent; each alone is within the limit.
+    eat = "x = bytearray(80 << 20)\nx[::4096] = b'1' * len(x[::4096])\n"
+    loose = f"import os, time\nif not os.fork():\n  os.setsid()\n  if os.fork(): os._exit(0)\n{eat}time.sleep(60)"
+    here.start(attempt(loose, allotments=(Allotment(node="here", memory=140 << 20, gpus={"gpu:virtual-0": 1000}),)))
+    seen = until(here, "j1.1", "ended")
+    assert (seen.why, seen.exit_code) == ("memory", 137)
+
+
+def test_memory_that_forked_workers_share_is_counted_once(here: LocalExecutor) -> None:
+    code = "import os, time\nx = bytearray(60 << 20)\nx[::4096] = b'1' * len(x[::4096])\nfor _ in range(4):\n  if not os.fork():\n    time.sleep(1.5)\n    os._exit(0)\ntime.sleep(1.5)"
+    here.start(attempt(code, allotments=(Allotment(node="here", memory=140 << 20, gpus={"gpu:virtual-0": 1000}),)))
+    seen = until(here, "j1.1", "ended")
+    assert (seen.why, seen.exit_code) == ("", 0)
+
+
+@pytest.mark.parametrize("spoilt", ["", "{", '{"exit_code": 0}', "[]", '{"started": 1e300, "members": [], "boot": ""}'])
+@pytest.mark.parametrize("name", ["outcome.json", "begun.json", "stop"])
+def test_no_file_that_a_job_writes_keeps_others_from_being_seen(here: LocalExecutor, name: str, spoilt: str) -> None:
+    write = f"import os, signal\nopen('../{name}', 'w').write({spoilt!r})\nos.kill(os.getppid(), signal.SIGKILL)"
+    here.start(attempt(write, name="bad.1"))
+    here.start(attempt("raise SystemExit(3)", name="good.1"))
+    assert until(here, "good.1", "ended").exit_code == 3
+    assert until(here, "bad.1", "ended").why == "lost"
+    here.stop("bad.1", grace=1)
+    assert here.look(["bad.1", "good.1"])["bad.1"].why == "lost"
+
+
+def test_a_stop_that_cannot_be_read_gives_the_jobs_own_grace(here: LocalExecutor, tmp_path: Path) -> None:
+    here.start(attempt("import time; time.sleep(60)"))
+    until(here, "j1.1", "running")
+    (tmp_path / "jobs/attempts/j1.1/stop").write_text("soon")
+    assert until(here, "j1.1", "ended").why == "stopped"
+
+
+def test_a_log_that_cannot_be_written_ends_no_job(here: LocalExecutor, tmp_path: Path) -> None:
+    code = "import shutil, sys\nshutil.rmtree('../log')\nfor n in range(3 * 1024): sys.stdout.write('x' * 1023 + '\\n')\nraise SystemExit(7)"
+    here.start(attempt(code))
+    seen = until(here, "j1.1", "ended")
+    assert (seen.why, seen.exit_code) == ("", 7)
+
+
+def test_a_home_may_be_moved_while_its_jobs_run(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    before = local(tmp_path / "old")
+    before.start(attempt("import time; time.sleep(1); print('moved'); raise SystemExit(4)"))
+    until(before, "j1.1", "running")
+    (tmp_path / "old").rename(tmp_path / "new")
+    after = local(tmp_path / "new")
+    assert until(after, "j1.1", "ended").exit_code == 4
+    assert said(after, "j1.1") == "moved\n"
+
+
+def test_a_supervisor_whose_directory_is_removed_ends_with_its_job(here: LocalExecutor, tmp_path: Path) -> None:
+    here.start(
+        attempt(f"import time, shutil; shutil.rmtree({str(tmp_path / 'jobs/attempts/j1.1')!r}); time.sleep(0.6)")
+    )
+    process = supervisor_of(here, "j1.1")
+    while (tmp_path / "jobs/attempts/j1.1").exists():
+        time.sleep(0.01)
+    assert here.look(["j1.1"])["j1.1"].state == "running"  # what it holds is not free yet
+    process.wait(10)
+    assert here.look(["j1.1"])["j1.1"].state == "unknown"
+
+
+def test_a_clock_that_is_set_back_makes_no_time_negative(here: LocalExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.start(attempt("import time; time.sleep(60)"))
+    until(here, "j1.1", "running")
+    supervisor_of(here, "j1.1").kill()
+    past = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: past)
+    seen = until(here, "j1.1", "ended")
+    assert 0 < seen.seconds < 60  # more than nothing: what has begun is not tried again as if it had not
+
+
 def test_a_bundle_becomes_the_working_directory(here: LocalExecutor, tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "job.py").write_text("print('from the bundle')")

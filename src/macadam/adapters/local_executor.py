@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from macadam.adapters import supervisor
 from macadam.errors import InvalidInput, MacadamError, NotFound, StorageFull, Temporary
 from macadam.lazy import lazy
-from macadam.ports import Allotment, Attempt, Device, LogPage, Node, Objects, Sighting
+from macadam.ports import Allotment, Attempt, Device, LogPage, Node, Objects, Sighting, Why
 from macadam.values import parse_instant, utc_now
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _TOKEN = "MACADAM_ATTEMPT_DIRECTORY"  # noqa: S105 - the name of a variable
 _MILLI = 1000
 _CANNOT_RUN = 126  # as shells say
 _STRAYS_SECONDS = 2.0
+_MOMENT = 0.001  # s; what has begun has run, so that it is never taken for something that has not
 _SHORTEST_NOTICE = timedelta(seconds=30)
 """What the hastiest cloud gives: Azure's and GCP's spot machines go 30 s after their notice."""
 _NOTICE_IS_OVER = timedelta(minutes=10)  # the machine is still here
@@ -74,19 +75,22 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     prepare: tuple[str, ...] = ()
 
 
+_Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]  # also since 1970: datetime takes no more
+
+
 class _Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    exit_code: int
-    why: Any
+    exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    why: Why
     message: str
-    started: float
-    ended: float
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
+    started: _Seconds
+    ended: _Seconds
+    seconds: _Seconds
+    cpu_seconds: _Seconds
+    peak_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class _Begun(msgspec.Struct, frozen=True, kw_only=True):
-    started: float
+    started: _Seconds
     members: tuple[tuple[int, int], ...]
     boot: str
 
@@ -174,7 +178,7 @@ class LocalExecutor:
         place.mkdir(mode=0o700, exist_ok=True)
         if (place / supervisor.OUTCOME).exists():
             return
-        wished = self._wish(place)
+        wished = supervisor.wish(place, float("inf"))
         if wished is None or grace < wished:
             supervisor.write(place / supervisor.STOP, grace)
         _settle(place, why="stopped", exit_code=128 + signal.SIGTERM)
@@ -331,8 +335,8 @@ class LocalExecutor:
 
     def _look(self, attempt: str, alive: set[str]) -> Sighting:
         place = self._directory(attempt)
-        if not place.exists():
-            return Sighting(attempt=attempt, state="unknown")
+        if not place.exists():  # a job may have removed it and run on
+            return Sighting(attempt=attempt, state="running" if attempt in alive else "unknown")
         if (outcome := _outcome(place)) is not None:
             self._cores.pop(attempt, None)
             return _ended(attempt, outcome)
@@ -346,19 +350,13 @@ class LocalExecutor:
     def _bury(self, attempt: str, place: Path) -> Sighting:
         """Of an attempt that nobody stands over any more: it has begun and is lost, or it has not begun yet."""
         with _held(place) as free:
-            if free and _outcome(place) is None and (begun := _begun(place)) is not None:
+            if free and _outcome(place) is None and (begun := _begun(place) or _spoilt(place)) is not None:
                 if not _end_strays(place, begun):
                     return Sighting(attempt=attempt, state="running", started=_instant(begun.started))
                 message = "its supervisor was killed, or the machine started anew"
                 _write_outcome(place, why="lost", exit_code=137, message=message, started=begun.started)
         outcome = _outcome(place)
         return _ended(attempt, outcome) if outcome else Sighting(attempt=attempt, state="unknown")
-
-    def _wish(self, place: Path) -> float | None:
-        try:
-            return float((place / supervisor.STOP).read_text())
-        except FileNotFoundError:
-            return None
 
     def _directory(self, attempt: str) -> Path:
         return self._place / "attempts" / _safe(attempt)
@@ -388,36 +386,50 @@ def _is_held(place: Path) -> bool:
 
 
 def _outcome(place: Path) -> _Outcome | None:
+    """None also for one that nobody here wrote so: a job can reach it, and must not keep the others waiting."""
     try:
         return msgspec.json.decode((place / supervisor.OUTCOME).read_bytes(), type=_Outcome)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 def _begun(place: Path) -> _Begun | None:
+    """One that cannot be read was begun all the same."""
     try:
         return msgspec.json.decode((place / supervisor.BEGUN).read_bytes(), type=_Begun)
     except FileNotFoundError:
         return None
+    except msgspec.DecodeError:
+        return _begun_then(place / supervisor.BEGUN)
 
 
-def _settle(place: Path, *, why: str, exit_code: int, message: str = "") -> None:
+def _spoilt(place: Path) -> _Begun | None:
+    """What has an outcome that cannot be read has begun, whatever became of it."""
+    path = place / supervisor.OUTCOME
+    return _begun_then(path) if path.exists() else None
+
+
+def _begun_then(path: Path) -> _Begun:
+    return _Begun(started=path.stat().st_mtime, members=(), boot=supervisor.boot())
+
+
+def _settle(place: Path, *, why: Why, exit_code: int, message: str = "") -> None:
     """Ends one that has not begun. Under its lock nobody can begin it meanwhile; afterwards its outcome stands there."""
     with _held(place) as free:
         if free and not (place / supervisor.BEGUN).exists() and not (place / supervisor.OUTCOME).exists():
             _write_outcome(place, why=why, exit_code=exit_code, message=message)
 
 
-def _write_outcome(place: Path, *, why: str, exit_code: int, message: str = "", started: float = 0) -> None:
+def _write_outcome(place: Path, *, why: Why, exit_code: int, message: str = "", started: float = 0) -> None:
     """How an attempt ended that has no supervisor to say so. Its lock must be held."""
-    now = time.time()
+    now = max(time.time(), started)  # a clock that was set back makes no time negative
     outcome = _Outcome(
         exit_code=exit_code,
         why=why,
         message=message,
         started=started or now,
         ended=now,
-        seconds=now - started if started else 0,
+        seconds=max(now - started, _MOMENT) if started else 0,
         cpu_seconds=0,
         peak_bytes=0,
     )
@@ -446,7 +458,7 @@ def _instant(seconds: float) -> datetime:
 def _read_log(directory: Path, offset: int, limit: int) -> tuple[bytes, int]:
     """Bytes from `offset`, or from where the log goes on behind a gap; and where they begin."""
     try:
-        starts = sorted(int(path.name) for path in directory.iterdir())
+        starts = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
     except FileNotFoundError:
         return b"", offset
     data, at = b"", offset

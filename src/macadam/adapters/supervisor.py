@@ -6,6 +6,8 @@ any instant leaves the truth: `work.json` what is to be done, `lock` held while 
 the first member runs, `stop` written by whoever wants it ended, `outcome.json` how it ended. An attempt that has begun
 is never begun again.
 
+It works in the attempt's directory and names files from there, so that a home may be moved under it.
+
 Usage: supervisor.py DIRECTORY
 """
 
@@ -34,6 +36,8 @@ _MOST_FILES, _NICE = 100_000, 5
 
 def main(directory: Path) -> None:
     """Carries the attempt out, unless somebody does or did."""
+    os.chdir(directory)
+    directory = Path()
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     if not _lock(lock) or (directory / OUTCOME).exists():
         return
@@ -223,20 +227,25 @@ class Supervision:
 
     def _wish(self) -> float | None:
         """Seconds of grace, if it is to stop."""
-        try:
-            return float((self._directory / STOP).read_text())
-        except FileNotFoundError:
-            return None
+        return wish(self._directory, self._work["grace"])
 
     def _look_at_memory(self) -> None:
         for member in self._members:
             if member.code is None:
-                used = sum(resident(pid) for pid in [member.pid, *descendants(member.pid)])
-                self._peak = max(self._peak, used)
-                if member.limit and used > member.limit:
-                    self._why = "memory"
-                    self._message = f"it used {used} bytes of memory; its limit is {member.limit}"
-                    self._kill_at = time.monotonic()
+                self._limit_memory([member.pid, *descendants(member.pid)], member.limit)
+        # What a member has cut loose from itself is this process's child, and nobody's but the gang's.
+        limits = [member.limit for member in self._members]
+        self._limit_memory(descendants(os.getpid()), sum(limits) if all(limits) else 0)
+
+    def _limit_memory(self, processes: list[int], limit: int) -> None:
+        used = sum(map(resident, processes))
+        if limit and used > limit:
+            used = sum(map(proportional, processes))  # pages that they share are counted once; that takes longer
+        self._peak = max(self._peak, used)
+        if limit and used > limit:
+            self._why = "memory"
+            self._message = f"it used {used} bytes of memory; its limit is {limit}"
+            self._kill_at = time.monotonic()
 
     def _ask(self, why: str, message: str, grace: float) -> None:
         self._why, self._message = why, message
@@ -279,13 +288,22 @@ class Supervision:
             "cpu_seconds": self._cpu,
             "peak_bytes": self._peak,
         }
-        while True:
+        while _is_there():  # once the directory is removed nobody asks any more
             try:
                 write(self._directory / OUTCOME, facts)
             except OSError:  # a full disk: nobody else knows how it ended, so it is waited for
                 time.sleep(_FULL_SECONDS)
             else:
                 return
+
+
+def _is_there() -> bool:
+    """Whether the directory that this process works in was not removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class Log:
@@ -322,17 +340,19 @@ class Log:
 
     def write(self, data: bytes) -> None:
         while data:
-            if self._at % SEGMENT == 0:
-                self._next()
             piece = data[: SEGMENT - self._at % SEGMENT]
             with contextlib.suppress(OSError):  # a full disk must not end the job: its outcome is what counts
-                os.write(self._file, piece)
+                if self._at % SEGMENT == 0:
+                    self._next()
+                if self._file >= 0:
+                    os.write(self._file, piece)
             self._at += len(piece)
             data = data[len(piece) :]
 
     def _next(self) -> None:
         if self._file >= 0:
             os.close(self._file)
+            self._file = -1
         name = self._directory / f"{self._at:015d}"
         self._file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         kept = sorted(self._directory.iterdir())
@@ -393,6 +413,25 @@ def resident(pid: int) -> int:
     return int(fields[21]) * resource.getpagesize() if fields else 0
 
 
+def proportional(pid: int) -> int:
+    """Bytes of memory that a process holds, each page divided by how many share it: forked workers share most of theirs."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return resident(pid)
+    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def wish(directory: Path, grace: float) -> float | None:
+    """Seconds of grace, if an attempt is to stop. grace: its own, if what was written cannot be read."""
+    try:
+        return max(0.0, float((directory / STOP).read_text()))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return grace
+
+
 def descendants(pid: int) -> list[int]:
     """All processes below one, zombies that nobody reaped left out."""
     found = []
@@ -446,6 +485,9 @@ def _become(member: dict, gate: int, output: int, directory: Path) -> None:  # t
         os.execvpe(member["command"][0], member["command"], member["environment"])  # noqa: S606 - words, no shell
     except OSError as error:
         os.write(2, f"{member['command'][0]}: {error.strerror}\n".encode())
+    except BaseException as error:  # noqa: BLE001 - this is a copy of the supervisor, which must not go on as one
+        os.write(2, f"{member['command'][0]}: {error}\n".encode())
+        os._exit(126)
     os._exit(127)
 
 
