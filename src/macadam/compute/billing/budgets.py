@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from macadam.compute.billing import exchange, forecast, periods
 from macadam.compute.billing.budget_types import Alert, AlertKind, Budget, BudgetState, Forecast, Spending, Verdict
-from macadam.compute.billing.schema import alerts, reservations, spend
+from macadam.compute.billing.schema import alerts, bills, reservations, spend
 from macadam.compute.billing.schema import budgets as table
 from macadam.errors import Conflict, InvalidInput, NotFound
 from macadam.operations import Transaction
@@ -29,6 +29,13 @@ def allows(sql: sa.Connection, project: str, estimate: Money, now: datetime, *, 
     budget cannot count is refused: else changing the currency would be a way round it.
     """
     return _verdict(sql, project, estimate, now, subject, besides="")
+
+
+def unpriced(sql: sa.Connection, project: str) -> str:
+    """Why work may not begin of which nobody knows what it costs: under a hard budget, or it would be none. Else ''."""
+    if not any(budget.hard and not budget.subject for budget in of_project(sql, project)):
+        return ""
+    return f"{project} has a hard budget, and nothing says what this costs: no price of a GPU-hour is set."
 
 
 def reserve(
@@ -155,17 +162,19 @@ def raise_alerts(tx: Transaction, project: str) -> tuple[Alert, ...]:
 
 
 def new_alerts(sql: sa.Connection, project: str, now: datetime) -> tuple[Alert, ...]:
-    """Writes down which alerts are due that were not raised yet. Whoever asks records a leaf for each, with its `facts`."""
+    """Writes down which alerts are due that were not raised yet. Whoever asks records a leaf for each, with its `facts`.
+
+    What was raised of another amount does not count, and gives way: who was allowed more is warned of that too.
+    """
     found: list[Alert] = []
     for budget in of_project(sql, project):
         now_state = state(sql, budget, now)
-        known = {(alert.kind, alert.threshold) for alert in now_state.alerts}
+        known = {(alert.kind, alert.threshold) for alert in now_state.alerts if alert.amount == budget.amount}
         found += [alert for alert in _due(now_state, now) if (alert.kind, alert.threshold) not in known]
     for alert in found:
-        keys = {
-            name: getattr(alert, name) for name in ("project", "subject", "period_start", "threshold", "kind", "at")
-        }
-        sql.execute(sa.insert(alerts).values(**keys, document=msgspec.to_builtins(alert)))
+        keys = {name: getattr(alert, name) for name in ("project", "subject", "period_start", "threshold", "kind")}
+        sql.execute(sa.delete(alerts).where(*(alerts.c[name] == value for name, value in keys.items())))
+        sql.execute(sa.insert(alerts).values(**keys, at=alert.at, document=msgspec.to_builtins(alert)))
     return tuple(found)
 
 
@@ -265,11 +274,21 @@ def _within(start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], sa.
 
 
 def _billed_to(sql: sa.Connection, budget: Budget) -> datetime | None:
-    """The end of the last day for which a bill charges the project anything."""
-    last = sql.execute(sa.select(sa.func.max(spend.c.day)).where(spend.c.project == budget.project)).scalar()
-    if last is None:
-        return None
-    return datetime.combine(date.fromisoformat(last) + timedelta(days=1), datetime.min.time(), UTC)
+    """The end of the last day for which a bill charges the project anything, and no later than that bill was imported: a
+    fee for the whole month or year says nothing of what the days to come will cost.
+    """
+    rows = sql.execute(
+        sa.select(sa.func.max(spend.c.day).label("last"), bills.c.at)
+        .outerjoin(bills, bills.c.id == spend.c.bill)
+        .where(spend.c.project == budget.project)
+        .group_by(spend.c.bill, bills.c.at)
+    )
+    ends = [(_midnight(date.fromisoformat(row.last) + timedelta(days=1)), row.at) for row in rows]
+    return max((min(end, at or end) for end, at in ends), default=None)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, datetime.min.time(), UTC)
 
 
 Dated = list[tuple[Money, date]]
@@ -346,7 +365,7 @@ def _forecast(sql: sa.Connection, budget: Budget, now: datetime, seen: Spending)
 
 
 def _noon(day: date) -> datetime:
-    return datetime.combine(day, datetime.min.time(), UTC) + timedelta(hours=12)
+    return _midnight(day) + timedelta(hours=12)
 
 
 def _raised(sql: sa.Connection, budget: Budget, start: datetime) -> tuple[Alert, ...]:

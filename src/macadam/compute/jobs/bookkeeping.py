@@ -79,7 +79,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         ahead = max(limit, elapsed) if limit else elapsed + AHEAD if elapsed else HORIZON
         estimate = self.rate.of_places(row.places, ahead)
         if estimate is None:
-            return ""  # without a price no sum can be compared with a budget
+            # What runs since there was a price goes on; without one no sum can be compared with a budget.
+            return "" if elapsed else budgets.unpriced(self.sql, row.project)
         verdict = budgets.reserve(self.sql, row.project, _key(row), estimate, self.now)
         return "" if verdict.allowed else verdict.reason
 

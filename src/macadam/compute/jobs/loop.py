@@ -334,7 +334,7 @@ def refusal(sql: sa.Connection, job: Job, rate: Rate, now: datetime) -> str:
     ahead = job.spec.time_limit or bookkeeping.HORIZON
     estimate = rate.cost(asked.demand, asked.cpu_milli, ahead)
     if estimate is None:
-        return ""
+        return budgets.unpriced(sql, job.project)
     verdict = budgets.allows(sql, job.project, estimate, now)
     return "" if verdict.allowed else verdict.reason
 

@@ -14,7 +14,7 @@ from unit.compute.billing.bills import USAGE, Row, usage, write_csv, write_parqu
 
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
-from macadam.compute.billing import reading, store
+from macadam.compute.billing import budgets, reading, store
 from macadam.compute.billing.budget_types import ListAlerts, ListBudgets, SetBudget
 from macadam.compute.billing.types import (
     CheckBill,
@@ -519,6 +519,31 @@ def test_bills_fill_budgets_and_raise_their_alerts(platform: Platform, tmp_path:
     (state,) = platform.call(ListBudgets(project="flights"))
     assert state.billed == Money(micros=10_000_000)
     assert [(a.kind, a.threshold) for a in platform.call(ListAlerts(project="flights"))] == [("actual", 80)]
+
+
+def test_a_fee_for_the_whole_month_hides_no_work_of_the_days_that_no_bill_has_seen(
+    platform: Platform, tmp_path: Path
+) -> None:
+    tagged = {"Tags": '{"project": "flights"}'}
+    month = {"BillingPeriodStart": "2026-11-01T00:00:00Z", "BillingPeriodEnd": "2026-12-01T00:00:00Z"}
+    fee = {"ChargePeriodStart": month["BillingPeriodStart"], "ChargePeriodEnd": month["BillingPeriodEnd"]}
+    money = {"BilledCost": "900", "EffectiveCost": "900"}
+    take(platform, write_csv(tmp_path / "bill.csv", [usage(1, **tagged, **month, **fee, **money)]))
+    platform.call(SetBudget(project="flights", amount="1000", hard=True))
+
+    def work(key: str, cost: float) -> bool:
+        later = NOW + timedelta(hours=1)
+        allowed = platform.ports.sql.write(
+            lambda sql: budgets.reserve(sql, "flights", key, dollars(cost), later)
+        ).allowed
+        if allowed:
+            platform.ports.sql.write(lambda sql: budgets.settle(sql, key, dollars(cost), later + timedelta(hours=1)))
+        return allowed
+
+    assert work("job:1", 90)
+    assert not work("job:2", 20)
+    (state,) = platform.call(ListBudgets(project="flights"))
+    assert (state.spent, state.billed_to) == (dollars(990), NOW)
 
 
 def test_who_may_see_a_project_sees_its_charges_and_no_others(platform: Platform, tmp_path: Path) -> None:

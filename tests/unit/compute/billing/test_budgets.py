@@ -179,6 +179,21 @@ def test_each_alert_is_raised_once_in_its_period_with_a_leaf(platform: Platform,
     assert len([a for a in platform.call(ListAlerts(project="flights")) if a.kind == "actual"]) == 3
 
 
+def test_a_budget_that_was_raised_warns_of_its_new_amount_too(platform: Platform) -> None:
+    platform.call(SetBudget(project="flights", amount="10", thresholds=(50, 100)))
+    reserve(platform, "job:1", dollars(10))
+    settle(platform, "job:1", dollars(10), NOON)
+    assert {a.threshold for a in platform.call(CheckBudgets(project="flights")) if a.kind == "actual"} == {50, 100}
+    platform.call(SetBudget(project="flights", amount="100", thresholds=(50, 100)))
+    reserve(platform, "job:2", dollars(90))
+    settle(platform, "job:2", dollars(90), NOON)
+    raised = [a for a in platform.call(CheckBudgets(project="flights")) if a.kind == "actual"]
+    assert [(a.threshold, a.amount) for a in raised] == [(50, dollars(100)), (100, dollars(100))]
+    assert platform.call(CheckBudgets(project="flights")) == ()
+    platform.call(SetBudget(project="flights", amount="100", thresholds=(50, 100), hard=True))
+    assert [a.amount for a in platform.call(ListAlerts(project="flights")) if a.kind == "actual"] == [dollars(100)] * 2
+
+
 @given(
     st.sampled_from(["day", "week", "month", "quarter", "year"]),
     st.datetimes(timezones=st.just(UTC)).filter(lambda at: 1900 < at.year < 2100),

@@ -15,7 +15,7 @@ from macadam.compute.jobs import bookkeeping, loop, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
 from macadam.compute.jobs.prices import Rate
-from macadam.compute.jobs.types import CancelJob, Resources, SetQuota
+from macadam.compute.jobs.types import CancelJob, ExplainJob, Resources, SetQuota
 from macadam.compute.scheduling.types import Decision, Preempt, Slot, Start
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ledger import service as ledger
@@ -221,6 +221,20 @@ def test_a_spent_budget_keeps_work_from_starting_and_stops_what_runs() -> None:
         assert {50, 80} <= {alert.threshold for alert in alerts if alert.kind == "actual"}
         raised = bench.platform.call(ShowLog(kind="budgets.alert")).entries
         assert {entry.subject for entry in raised} == {"budget:p"}
+
+
+def test_a_hard_budget_lets_no_gpu_be_had_whose_price_nobody_knows() -> None:
+    with open_bench() as bench:
+        bench.platform.call(SetBudget(project="p", amount="1.00"))
+        soft = bench.submit()
+        bench.turn()
+        bench.platform.call(SetBudget(project="p", amount="1.00", hard=True))
+        hard = bench.submit()
+        bench.clock.pass_time(timedelta(minutes=2))
+        bench.turn()
+        assert [bench.now(one).state for one in (soft, hard)] == ["running", "waiting"]
+        why = bench.platform.call(ExplainJob(project="p", job=hard.id))
+        assert (why.reason, "no price of a GPU-hour is set" in why.words) == ("money", True)
 
 
 def test_a_price_that_is_set_or_unset_while_a_job_runs_blocks_nothing() -> None:
