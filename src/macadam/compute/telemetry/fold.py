@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from macadam.compute.telemetry import attribution, trust
-from macadam.compute.telemetry.frame import LONGEST, SECOND, Frame
+from macadam.compute.telemetry.frame import SECOND, Frame
 from macadam.compute.telemetry.trust import Verdict
 from macadam.compute.telemetry.types import RATIOS, Finding, Holding, Pod, usage_schema
 from macadam.lazy import lazy
@@ -107,7 +107,7 @@ def _pieces(frame: Frame, reading: "Ints", start: int, end: int, step: int) -> "
     began = at - (frame.seconds[reading] * SECOND).astype(np.int64)
     width = step * SECOND
     found = []
-    for n in range(LONGEST // step + 2):
+    for n in range(int(frame.seconds.max(initial=0.0)) // step + 2):
         bucket = (began - start) // width + n
         low = np.maximum(began, start + bucket * width)
         high = np.minimum(at, start + (bucket + 1) * width)

@@ -4,6 +4,7 @@ Deliveries come twice, late and from several sources; what is made of them here 
 they came, which is what makes a repeated delivery harmless.
 """
 
+import itertools
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,12 @@ pc: Any = lazy("pyarrow.compute")
 
 SECOND = 1_000_000
 """µs, the unit of all instants here."""
-LONGEST = 120
-"""Seconds that one reading can stand for: Prometheus is seldom set to scrape less often than once a minute. What lies
-between two readings further apart was not seen."""
+LONGEST = 330
+"""Seconds that one reading can ever stand for: of a device that is read every five minutes, a little late. What lies between
+two readings further apart was not seen."""
+_USUAL, _MISSED, _STEPS = 120, 2.5, 3
+"""Seconds that a reading can stand for at least; how many of a device's own steps, so that one that was missed is no gap; and
+the steps that it takes to know them."""
 _BEST_FIRST = ("nvml", "dcgm", "prometheus", "host")
 """Where several sources read one device in one minute, the nearest to the device counts."""
 _COMPARED = (
@@ -44,6 +48,7 @@ _COMPARED = (
     "host_cpu",
 )
 _NEVER = -(2**62)
+_RAISED = 1.5
 
 
 class Frame:
@@ -107,7 +112,18 @@ class Frame:
         at = self.at[self.first]
         since = np.zeros(len(at))
         since[1:] = (at[1:] - at[:-1]) / SECOND
-        return np.where(self.before & (since <= LONGEST), since, 0.0)
+        return np.where(self.before & (since <= self._longest(since)), since, 0.0)
+
+    def _longest(self, since: "Floats") -> "Floats":
+        """By reading: seconds that it can stand for, by how often its device is read."""
+        owner = self.device[self.first]
+        bounds = np.searchsorted(owner, np.arange(len(self.devices) + 1))
+        each = np.full(len(self.devices), float(_USUAL))
+        for number, (low, high) in enumerate(itertools.pairwise(bounds.tolist())):
+            if high - low > _STEPS:
+                usual = float(np.median(since[low + 1 : high]))
+                each[number] = min(max(_MISSED * usual, _USUAL), LONGEST)
+        return each[owner]
 
     @cached_property
     def counted(self) -> "Floats":
@@ -116,6 +132,19 @@ class Frame:
         grown = np.full(len(energy), np.nan)
         grown[1:] = (energy[1:] - energy[:-1]) / 1000
         return np.where(self.before, grown, np.nan)
+
+    @cached_property
+    def unchanged(self) -> "Floats":
+        """By reading: seconds from the last one at which the energy counter moved. Exporters serve a value for as long as it
+        takes them to read the next, so growth that is seen at once may be of all of this time.
+        """
+        moved = ~self.before | (self.counted != 0)
+        number = np.arange(len(moved))
+        last = np.maximum.accumulate(np.where(moved, number, 0)) if len(moved) else number
+        at = self.at[self.first]
+        since = np.zeros(len(at))
+        since[1:] = (at[1:] - at[last[:-1]]) / SECOND
+        return np.where(self.before, since, 0.0)
 
     @cached_property
     def models(self) -> "tuple[list[str], Ints]":
@@ -127,10 +156,19 @@ class Frame:
 
     @cached_property
     def limit(self) -> "Floats":
-        """W that the GPU may draw at most, by its data sheet or else its own setting; NaN if neither is known."""
+        """W that the GPU may draw at most: by its data sheet, or what an owner set above it, which boards allow to a half
+        more; else its own setting. NaN if neither is known.
+        """
         names, code = self.models
         sheet = np.array([gpus.gpus()[name].power if name else np.nan for name in names] or [np.nan])[code]
-        return np.where(np.isnan(sheet), self.number("power_limit"), sheet)
+        own = self.number("power_limit")
+        return np.where(np.isnan(sheet), own, np.fmax(sheet, np.minimum(own, _RAISED * sheet)))
+
+    @cached_property
+    def memory(self) -> "Floats":
+        """Bytes that the data sheet gives the GPU, NaN if it is not known."""
+        names, code = self.models
+        return np.array([gpus.gpus()[name].memory if name else np.nan for name in names] or [np.nan])[code]
 
 
 def _codes(rows: "pa.Table", name: str) -> "tuple[list[str], Ints]":

@@ -21,15 +21,24 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-_BUSY, _TOUCHED = 0.9, 0.05
+_BUSY, _WORKS, _TOUCHED = 0.9, 0.5, 0.05
 _TOLERANCE = 0.05
 """Ratios are means over windows that do not begin at the same microsecond."""
 _ROUNDING = 0.01
 _AHEAD = 60
 """Seconds: what NTP keeps machines within, a hundred times over."""
 _POWER_FACTOR = 1.2
-_STILL = 300
-"""Seconds in which a busy device's sensors cannot all stand still; its energy counter cannot for a fifth of that."""
+_STILL, _STUCK = 300, 150
+"""Seconds in which a busy device's sensors cannot all stand still, and its energy counter cannot: exporters read every 30 s
+by default, and some are set to two minutes."""
+_SLOWEST = 120.0
+"""Seconds between two readings of an exporter at most that are allowed for where a counter moves in steps."""
+_UNMARKED = 3000.0
+"""W that no GPU draws: what a counter that began anew is held against where the product is not known."""
+_RATIO = 0.011
+"""Utilisation that never exceeds this, on a device that works, was divided by a hundred once too often."""
+_SHEET = 1.2
+"""Of the data sheet's memory: drivers count up to 7% more."""
 _WINDOW, _LEAST = 600, 8
 """Seconds over which power and energy are compared, and the readings that this takes."""
 _HOTTEST = 200.0
@@ -135,7 +144,9 @@ def _out_of_range(frame: Frame, _owned: "Mask") -> "Mask":
         else:
             hit |= value < 0
     used, total = frame.number("memory_used"), frame.number("memory_total")
-    return hit | (used < 0) | (used > total * (1 + _ROUNDING)) | (frame.number("energy") < 0)
+    most = frame.memory * _SHEET
+    hit |= (used < 0) | (used > total * (1 + _ROUNDING)) | (used > most) | (total > most)
+    return hit | (frame.number("energy") < 0)
 
 
 def _profiling_off(frame: Frame, _owned: "Mask") -> "Mask":
@@ -143,7 +154,8 @@ def _profiling_off(frame: Frame, _owned: "Mask") -> "Mask":
     active = np.zeros(len(frame), dtype=bool)
     for name in _PROFILED:
         value = frame.number(name)
-        measured |= ~np.isnan(value)
+        # A kernel that spins touches no memory, so that field alone says nothing.
+        measured |= ~np.isnan(value) & (name != "dram_active")
         active |= value > 0
     return (frame.number("gpu_active") >= _BUSY) & measured & ~active
 
@@ -186,23 +198,43 @@ def _mig_unmeasured(frame: Frame, _owned: "Mask") -> "Mask":
     return np.asarray(hit)
 
 
+def _anew(frame: Frame) -> "Mask":
+    """By reading: the counter went back to no more than can have been drawn since, as when a machine was started again."""
+    limit = np.where(np.isnan(frame.limit), _UNMARKED, frame.limit)[frame.first] * _POWER_FACTOR
+    joules = frame.number("energy")[frame.first] / 1000
+    return np.asarray((frame.counted < 0) & (joules <= limit * (frame.unchanged + _slack(frame))))
+
+
+def _restarted(frame: Frame, _owned: "Mask") -> "Mask":
+    return _anew(frame)[frame.reading]
+
+
 def _backwards(frame: Frame, _owned: "Mask") -> "Mask":
-    return np.asarray(frame.counted < 0)[frame.reading]
+    return np.asarray((frame.counted < 0) & ~_anew(frame))[frame.reading]
+
+
+def _slack(frame: Frame) -> "Floats":
+    """By reading: seconds by which growth that is seen can be older than the reading: the longest between two moves of its
+    device's counter.
+    """
+    device = frame.device[frame.first]
+    longest = np.zeros(len(frame.devices))
+    np.maximum.at(longest, device, frame.unchanged)
+    return np.minimum(longest, _SLOWEST)[device]
 
 
 def _impossible_power(frame: Frame, _owned: "Mask") -> "Mask":
     limit = frame.limit * _POWER_FACTOR
-    rate = np.where(frame.seconds > 0, frame.counted / np.where(frame.seconds > 0, frame.seconds, 1), np.nan)
-    return (frame.number("power") > limit) | (rate[frame.reading] > limit)
+    grown = frame.counted > limit[frame.first] * (frame.unchanged + _slack(frame))
+    group, usable, total = _windows(frame, frame.counted >= 0)
+    most = limit[frame.first] * (total(frame.seconds)[group] + _slack(frame))
+    grown |= usable & (total(np.ones(len(group)))[group] >= _LEAST) & (total(frame.counted)[group] > most)
+    return (frame.number("power") > limit) | np.asarray(grown)[frame.reading]
 
 
-def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
-    """Mean power against the counter's growth, over windows: sampled power scatters around the mean, so the allowance has
-    four standard errors of it beside a quarter of the value.
-    """
-    shown = frame.number("power")[frame.first]
-    usable = (frame.seconds > 0) & np.isfinite(shown) & (frame.counted >= 0)
-    power = np.where(usable, shown, 0.0)
+def _windows(frame: Frame, wanted: "Mask") -> "tuple[Ints, Mask, Callable[[Floats], Floats]]":
+    """(window of each reading, which of those wanted stand for any time, their sum by window)."""
+    usable = wanted & (frame.seconds > 0)
     window = frame.at[frame.first] // (_WINDOW * SECOND)
     new = np.ones(len(window), dtype=bool)
     new[1:] = ~frame.before[1:] | (window[1:] != window[:-1])
@@ -212,14 +244,38 @@ def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
     def total(values: "Floats") -> "Floats":
         return np.asarray(np.bincount(group, weights=np.where(usable, values, 0.0), minlength=size), dtype=np.float64)
 
+    return group, usable, total
+
+
+def _a_hundredth(frame: Frame, _owned: "Mask") -> "Mask":
+    """Utilisation that stays below 1% of a device whose engine is at work, as of an exporter that gives a ratio for percent."""
+    shown, engine = frame.number("gpu_active")[frame.first], frame.number("gr_active")[frame.first]
+    engine = np.where(np.isnan(engine), frame.number("sm_active")[frame.first], engine)
+    group, usable, total = _windows(frame, np.isfinite(shown) & np.isfinite(engine))
+    count = total(np.ones(len(group)))
+    seconds = np.maximum(total(frame.seconds), 1e-9)
+    works = total(engine * frame.seconds) / seconds >= _WORKS
+    odd = works & (count >= _LEAST) & (total((shown > _RATIO).astype(np.float64)) == 0)
+    return np.asarray((odd[group] & usable)[frame.reading])
+
+
+def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
+    """Mean power against the counter's growth, over windows: sampled power scatters around the mean, so the allowance has
+    four standard errors of it beside a quarter of the value, and what one move of the counter can be off at the edges.
+    """
+    shown = frame.number("power")[frame.first]
+    group, usable, total = _windows(frame, np.isfinite(shown) & (frame.counted >= 0))
+    power = np.where(usable, shown, 0.0)
     count = total(np.ones(len(power)))
     seconds = np.maximum(total(frame.seconds), 1e-9)
     mean = total(power * frame.seconds) / seconds
     spread = np.sqrt(np.maximum(total(power**2 * frame.seconds) / seconds - mean**2, 0.0))
     counted = total(np.nan_to_num(frame.counted)) / seconds
-    allowed = 0.25 * np.maximum(mean, counted) + 25.0 + 4 * spread / np.sqrt(np.maximum(count, 1))
-    odd = (count >= _LEAST) & (np.abs(mean - counted) > allowed)
-    return np.asarray((odd[group] & usable)[frame.reading]) if size else np.zeros(len(frame), dtype=bool)
+    most = np.maximum(mean, counted)[group]
+    errors = (4 * spread / np.sqrt(np.maximum(count, 1)))[group]
+    allowed = 0.25 * most + 25.0 + errors + most * _slack(frame) / seconds[group]
+    odd = (count >= _LEAST)[group] & (np.abs(mean - counted)[group] > allowed)
+    return np.asarray((odd & usable)[frame.reading])
 
 
 def _stands_still(frame: Frame, _owned: "Mask") -> "Mask":
@@ -232,7 +288,7 @@ def _stands_still(frame: Frame, _owned: "Mask") -> "Mask":
     for name in (*RATIOS, "memory_used", "power", "temperature", "sm_clock"):
         value = frame.number(name)[first]
         same[1:] &= (value[1:] == value[:-1]) | (np.isnan(value[1:]) & np.isnan(value[:-1]))
-    long = _run(frame, stuck, _STILL / 5) | _run(frame, same, _STILL)
+    long = _run(frame, stuck, _STUCK) | _run(frame, same, _STILL)
     return np.asarray(long)[frame.reading]
 
 
@@ -296,7 +352,8 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="out-of-range",
         about="A value that cannot be: a ratio above 1, below 0 or no number, more memory in use than there is.",
-        threshold="ratios 0 to 1.01, others at least 0, memory at most 101%, temperature within 200 °C of 0",
+        threshold="ratios 0 to 1.01, others at least 0, memory at most 101% and 1.2 times the data sheet's, temperature "
+        "within 200 °C of 0",
         shown=(*RATIOS, "memory_used", "memory_total", "power", "temperature"),
         find=_out_of_range,
     ),
@@ -310,7 +367,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         name="profiling-off",
         about="The device is said to be busy while every profiling field is 0: the fields are not measured.",
-        threshold="gpu_active at least 0.9, and 0 in all of gr_active, sm_active, dram_active that are given",
+        threshold="gpu_active at least 0.9, gr_active or sm_active given, and 0 in all of them and dram_active",
         shown=("gpu_active", *_PROFILED),
         find=_profiling_off,
     ),
@@ -344,31 +401,46 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="backwards",
-        about="The energy counter went back: the driver was loaded anew, or it is another device.",
-        threshold="any decrease",
+        about="The energy counter went back, and not to where it began: it is another device, or an invention.",
+        threshold="a decrease to more than 1.2 times what the device can have drawn since",
         shown=("energy",),
         find=_backwards,
     ),
     Check(
         name="impossible-power",
         about="More power, or energy in the time, than the device can draw.",
-        threshold="1.2 times the data sheet's power, else the device's own limit",
+        threshold="1.2 times the data sheet's power, else the device's own limit; of energy, with its counter's longest step",
         shown=("power", "power_limit", "energy"),
         find=_impossible_power,
     ),
     Check(
         name="energy-at-odds",
         about="The energy counter grows at another rate than the power that is shown.",
-        threshold="over 10 minutes: 25% and 25 W and 4 standard errors",
+        threshold="over 10 minutes: 25% and 25 W and 4 standard errors and the counter's longest step",
         shown=("power", "energy"),
         find=_energy_at_odds,
     ),
     Check(
         name="stale",
         about="The readings repeat themselves: the exporter serves old values.",
-        threshold="energy unchanged for 60 s while power is drawn; without a counter, all of a busy device for 300 s",
+        threshold="energy unchanged for 150 s while power is drawn; without a counter, all of a busy device for 300 s",
         shown=("energy", "power", "gpu_active"),
         find=_stands_still,
+    ),
+    Check(
+        name="utilisation-at-odds",
+        about="The engine works and utilisation stays near 0: it was given as a ratio where percent are due.",
+        threshold="over 10 minutes: gpu_active never above 0.011, gr_active (else sm_active) at least 0.5",
+        shown=("gpu_active", "gr_active", "sm_active"),
+        find=_a_hundredth,
+    ),
+    Check(
+        name="restarted",
+        about="The energy counter began anew: the driver was loaded again. What was drawn meanwhile is power times time.",
+        threshold="a decrease to no more than 1.2 times what the device can have drawn since",
+        shown=("energy",),
+        find=_restarted,
+        suspect=False,
     ),
     Check(
         name="mig-unmeasured",

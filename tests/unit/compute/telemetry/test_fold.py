@@ -43,6 +43,20 @@ def test_what_lies_between_readings_far_apart_was_not_seen() -> None:
     assert sum(float(str(r["seconds"])) for r in rows(at(0), at(120))) == 120.0
 
 
+@pytest.mark.parametrize("every", [90, 120, 180, 300])
+def test_a_device_that_is_read_seldom_is_seen_all_the_same(every: int) -> None:
+    late = [at(s + (s // every % 3) * 2) for s in range(0, 3600, every)]  # scrapes are a little late at times
+    seen = sum(float(str(r["seconds"])) for r in rows(*late))
+    assert seen == pytest.approx((3600 // every - 1) * every, abs=5)
+
+
+def test_one_scrape_that_was_missed_is_no_gap_and_an_outage_is_one() -> None:
+    regular = [at(s) for s in range(0, 1200, 60) if s != 300]
+    assert sum(float(str(r["seconds"])) for r in rows(*regular)) == 1140
+    out = [at(s) for s in range(0, 1200, 60) if not 300 <= s < 600]
+    assert sum(float(str(r["seconds"])) for r in rows(*out)) == 240 + 540
+
+
 def test_means_are_weighted_by_time_and_what_was_not_measured_weighs_nothing() -> None:
     (row,) = rows(at(0), at(10, gpu_active=1.0), at(40, gpu_active=0.0), at(50, gpu_active=None))
     assert row["seconds"] == 50.0

@@ -293,8 +293,8 @@ def test_a_damaged_delivery_is_set_aside_and_said_and_holds_up_nothing(
 
 
 def test_many_small_deliveries_are_merged_around_a_damaged_one(platform: Platform, clock: Clock) -> None:
-    table = whole().slice(0, 30)
-    deliver(platform, table.slice(0, 1), clock)
+    table = whole().slice(0, 31)
+    deliver(platform, table.slice(30), clock)
     victim = next((platform.settings.home / "telemetry" / "incoming").rglob("*.parquet"))
     victim.write_bytes(b"torn")
     for n in range(30):

@@ -102,7 +102,24 @@ LIES = {
     "one figure for every pod": Lie("shared-value", two_pods),
     "a busy GPU in no pod": Lie("no-pod", lambda t: changed(t, SOME, pod="", namespace="", container="")),
     "utilisation of a slice": Lie("mig-utilisation", mig),
-    "a counter that restarts": Lie("backwards", lambda t: changed(t, SOME[10:11], energy=[1000]), rows=1),
+    "a counter that goes back": Lie("backwards", lambda t: changed(t, SOME[10:11], energy=[1_200_000_000]), rows=1),
+    "a counter that begins anew": Lie(
+        "restarted",
+        lambda t: changed(t, MINE[50:], energy=[9_000_000 * (n + 1) for n in range(PER_DEVICE - 50)]),
+        rows=1,
+        suspect=False,
+    ),
+    "utilisation as a ratio for percent": Lie(
+        "utilisation-at-odds", lambda t: changed(t, MINE, gpu_active=0.0095), rows=100
+    ),
+    "memory in other units": Lie(
+        "out-of-range", lambda t: changed(t, SOME, memory_used=5 * 10**16, memory_total=8 * 10**16)
+    ),
+    "twice the energy that it can draw, and no power to compare": Lie(
+        "impossible-power",
+        lambda t: changed(t, MINE, power=None, energy=[n * 1700 * 15 * 1000 for n in range(len(MINE))]),
+        rows=100,
+    ),
     "energy at half the power": Lie(
         "energy-at-odds",
         lambda t: changed(t, MINE, energy=[int(10**9 + n * 300 * 15 * 1000) for n in range(len(MINE))]),
@@ -190,6 +207,61 @@ def test_a_value_that_cannot_be_is_in_no_mean() -> None:
 def test_honest_devices_are_never_suspected(*, seed: int, every: float, pods: bool) -> None:
     result = folded(fleet(12, 3600, seed=seed, every=every, pods=pods))
     assert result.findings == ()
+
+
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 2**32 - 1), update=st.sampled_from([10, 30, 60, 120]), scrape=st.sampled_from([10, 15, 20, 60])
+)
+def test_an_exporter_that_reads_its_devices_seldom_is_honest(*, seed: int, update: int, scrape: int) -> None:
+    """dcgm-exporter reads every 30 s unless it is told otherwise, and serves the same values until it reads again."""
+    fine, devices = 5, 6
+    table = fleet(devices, 3600, seed=seed, every=fine)
+    per = len(table) // devices
+    rng = np.random.default_rng(seed)
+    asked, served = [], []
+    for device in range(devices):
+        phase = rng.uniform(0, update)
+        times = np.arange(update + scrape, 3600 - fine, scrape) + rng.uniform(0, fine)
+        asked += [device * per + int(t // fine) for t in times]
+        served += [device * per + int(((t - phase) // update * update + phase) // fine) for t in times]
+    seen = table.take(served)
+    for name in ("at", "received"):
+        place = seen.schema.get_field_index(name)
+        seen = seen.set_column(place, seen.schema.field(place), table.take(asked).column(name))
+    result = folded(seen)
+    assert [f for f in result.findings if f.suspect] == []
+    # A reading stands for the time since the one before, however often the exporter looks.
+    assert sum(r["seconds"] for r in result.usage.to_pylist()) == pytest.approx(devices * (3600 - update), rel=0.05)
+
+
+def test_a_machine_that_was_started_again_is_honest() -> None:
+    table = busy(honest())
+    after = MINE[60:]
+    gone = changed(
+        table,
+        after,
+        at=moved(table, after, timedelta(minutes=7)),
+        received=moved(table, after, timedelta(minutes=7)),
+        energy=[60_000_000 + 9_000_000 * n for n in range(len(after))],
+    )
+    result = folded(gone)
+    assert [(f.check, f.suspect) for f in result.findings] == [("restarted", False)]
+    assert all(r["energy_joules"] is None or r["energy_joules"] >= 0 for r in result.usage.to_pylist())
+
+
+def test_a_board_whose_limit_its_owner_raised_is_honest() -> None:
+    table = changed(busy(honest()), MINE, power_limit=950.0)
+    hot = changed(table, SOME, power=900.0)
+    assert "impossible-power" not in {f.check for f in folded(hot).findings}
+    assert "impossible-power" in {
+        f.check for f in folded(changed(hot, MINE, power_limit=50_000.0, power=1300.0)).findings
+    }
+
+
+def test_a_kernel_that_spins_without_memory_is_honest() -> None:
+    table = changed(busy(honest()), MINE, gr_active=None, sm_active=None, sm_occupancy=None, tensor_active=None)
+    assert folded(changed(table, MINE, gpu_active=1.0, dram_active=0.0)).findings == ()
 
 
 def test_an_idle_device_in_no_pod_is_honest() -> None:
