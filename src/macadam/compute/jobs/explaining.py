@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from macadam.compute.jobs import forecast, history, registry, spending
 from macadam.compute.jobs.history import Durations, Memory
-from macadam.compute.jobs.loop import PLACES, policy, refusal
+from macadam.compute.jobs.loop import placing, policy, refusal
 from macadam.compute.jobs.picture import Picture
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import Explanation, Job, Price, Span
@@ -50,14 +50,14 @@ def _waiting(
     sql: sa.Connection, ports: Ports, seen: Picture, job: Job, lasts: Durations, cost: Price, memory: Memory
 ) -> Explanation:
     known = _durations(sql, (*seen.waiting, *seen.jobs.values())) | {job.id: lasts}
-    rules = policy(ports.settings.jobs)
+    rules, places = policy(ports.settings.jobs), placing(memory)
     likely, late = (
         forecast.outlook(
             seen,
             job,
             rules,
             lambda one, at=is_late: known[one].at(at),  # type: ignore[misc]
-            places=PLACES,
+            places=places,
             estimates=memory.estimates,
         )
         for is_late in (False, True)

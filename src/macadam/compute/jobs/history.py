@@ -1,5 +1,6 @@
 """How long jobs are thought to run, from those like them that succeeded, and what scheduling learns from all that ended."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -9,13 +10,20 @@ import sqlalchemy as sa
 from macadam.compute.jobs import registry
 from macadam.compute.jobs.types import WHOLE, Job, Quota
 from macadam.compute.scheduling.estimates import History
+from macadam.compute.scheduling.fragmentation import Typical
+from macadam.compute.scheduling.packed import typical_work
 from macadam.compute.scheduling.promise import Past, due_times
+from macadam.compute.scheduling.types import Work
 
 _WEEKS = timedelta(days=14)
 """What ended before that made nobody wait who waits now."""
 _MOST_ESTIMATES = 5000
 _ENOUGH = 3
 """Fewer are no history; a median of two is a guess."""
+_USUAL = 20
+"""With fewer jobs nothing is said of what usually comes, and work is placed by best fit."""
+_NEWS = 0.05
+"""Part of the jobs that has to be new before what usually comes is counted anew."""
 
 
 class Durations(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,13 +59,17 @@ def quantile(ordered: Sequence[float], part: float) -> float:
 
 
 class Memory:
-    """What jobs that have ended say about those that have not: how long they run, and when each project's own share is due to start them.
+    """What jobs that have ended say about those that have not: how long they run, what they usually ask for, and when each project's own
+    share is due to start them.
 
     Kept from turn to turn and brought up to date with what ended since; nothing is in it that SQL does not say again.
     """
 
     def __init__(self) -> None:
         self.estimates = History()
+        self._asked: deque[Work] = deque(maxlen=_MOST_ESTIMATES)
+        self._news = 0
+        self._typical: tuple[Typical, ...] = ()
         self._since: datetime | None = None
         self._past: dict[str, dict[str, Past]] = {}
 
@@ -75,6 +87,12 @@ class Memory:
             for gone in [one for one, past in known.items() if (past.ended or 0) < (now - _WEEKS).timestamp()]:
                 del known[gone]
 
+    def typical(self) -> tuple[Typical, ...]:
+        """What usually comes, by how often it came, as of jobs that have ended; () while they are too few."""
+        if len(self._asked) >= _USUAL and self._news > _NEWS * len(self._asked):
+            self._typical, self._news = typical_work(self._asked), 0
+        return self._typical
+
     def due(self, quotas: Sequence[Quota], jobs: Iterable[Job], now: datetime, patience: float) -> dict[str, float]:
         """By job's id, for those of projects with quotas that are due by now. jobs: all with GPUs that have not ended."""
         still: dict[str, list[Past]] = {one.project: [] for one in quotas}
@@ -89,8 +107,26 @@ class Memory:
         return found
 
     def _learn(self, job: Job) -> None:
+        if job.spec.resources.demand:
+            self._asked.append(_asked(job))
+            self._news += 1
         if job.state != "cancelled" and job.attained > 0:
             self.estimates.add(job.project, job.spec.resources.gpus, job.spec.likeness, job.attained)
+
+
+def _asked(job: Job) -> Work:
+    asked = job.spec.resources
+    return Work(
+        id=job.id,
+        tenant=job.project,
+        submitted=job.submitted.timestamp(),
+        gpus=asked.gpus,
+        milli=asked.milli,
+        models=asked.models,
+        nodes=asked.nodes,
+        cpu_milli=asked.cpu_milli,
+        memory=asked.memory,
+    )
 
 
 def _past(job: Job) -> Past:

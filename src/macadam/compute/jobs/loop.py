@@ -38,9 +38,6 @@ from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ports import Allotment, Attempt, Executor, Node, Ports, Sighting
 from macadam.settings import Jobs as Settings
 
-PLACES: MakePlaces = packed(Placement())
-"""Where jobs go: so that what usually comes still fits."""
-
 _log = logging.getLogger(__name__)
 _LOCK = "queue.lock"
 _HOLD_EVERY = 60.0  # s between two looks at whether running work may still be paid for
@@ -72,10 +69,15 @@ def policy(settings: Settings) -> Policy:
         ) from error
 
 
+def placing(memory: Memory) -> MakePlaces:
+    """Where jobs go: so that what usually comes still fits; by best fit while that is not known."""
+    return packed(Placement(typical=memory.typical()))
+
+
 class Queue:
     """ports: those of the platform. committed: called after each commit that left leaves. clock: the present instant, UTC.
 
-    places: how jobs are placed.
+    places: how jobs are placed, None for the queue's own way (see `placing`).
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Queue:
         *,
         clock: Callable[[], datetime],
         committed: Callable[[], None],
-        places: MakePlaces = PLACES,
+        places: MakePlaces | None = None,
     ) -> None:
         self._ports = ports
         self._executor: Executor = ports.executor
@@ -203,7 +205,11 @@ class Queue:
         decision = Decision()
         if seen.waiting or seen.attempts:
             decision = decide(
-                seen.now.timestamp(), picture.state(seen), self._policy, self._memory.estimates, self._places
+                seen.now.timestamp(),
+                picture.state(seen),
+                self._policy,
+                self._memory.estimates,
+                self._places or placing(self._memory),
             )
         if not (decision.starts or decision.preemptions or leaving or broke or seen.waiting):
             return 0, 0

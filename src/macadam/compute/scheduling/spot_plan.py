@@ -24,6 +24,7 @@ _CELLS = 512  # steps of time, and less than twice as many where a changeover ta
 # What a second of waiting costs. Without it, to begin now and to begin later cost the same while there is time enough, and slack would
 # be spent for nothing; it is worth most where spot behaves worse than was expected.
 _IMPATIENCE = 0.01
+_NEVER = 1e-30  # a chance that single precision would round to 0, and 0 times infinity is no number
 _KEPT = 8  # each has some ten MB
 
 
@@ -152,6 +153,6 @@ def _mean(chance: float, one: "Floats", other: "Floats") -> "Floats":
     """An expectation in which what cannot happen may cost infinitely much."""
     if chance >= 1:
         return one
-    if chance <= 0:
+    if chance <= _NEVER:
         return other
     return np.asarray(chance * one + (1 - chance) * other)

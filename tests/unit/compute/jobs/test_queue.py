@@ -404,3 +404,30 @@ def test_a_job_that_is_to_go_on_elsewhere_ends_first(bench: Bench, monkeypatch: 
     monkeypatch.setattr(loop, "decide", lambda *_: moved)
     bench.turn()
     assert (bench.now(job).state, bench.now(job).attempt) == ("stopping", 1)
+
+
+def test_jobs_go_where_what_usually_comes_still_fits(bench: Bench) -> None:
+    bench.executor.machines = (gpu_node("a", gpus=4, cpus=64_000), gpu_node("b", gpus=4, cpus=128_000))
+    hungry = Resources(gpus=1, cpus=40)
+
+    def place() -> str:
+        job = bench.submit(resources=hungry)
+        assert bench.turn().started == 1
+        (allotment,) = bench.executor.orders[f"{job.id}.1"].allotments
+        bench.clock.pass_time(timedelta(seconds=10))
+        bench.executor.end(f"{job.id}.1")
+        bench.turn()
+        return str(allotment.node)
+
+    assert place() == "a"  # best fit: the least is left over there
+    usual = [bench.submit(resources=Resources(gpus=1, cpus=16)) for _ in range(20)]
+    while any(bench.now(job).state != "succeeded" for job in usual):
+        bench.turn()
+        bench.clock.pass_time(timedelta(seconds=10))
+        for attempt, seen in bench.executor.attempts.items():
+            if seen.state == "running":
+                bench.executor.end(attempt)
+    # On `a` 24 cores would be left for three GPUs, of which usual work could use one and a half.
+    assert place() == "b"
+    bench.new_queue()
+    assert place() == "b"

@@ -114,3 +114,13 @@ def test_more_time_never_costs_more(late, part):
     short = work + 720 + 400 + late * 5 * HOUR
     # What waiting is said to cost is all that more time can add.
     assert plan.cost("nowhere", short + HOUR, work, spot=False) <= plan.cost("nowhere", short, work, spot=False) + 1
+
+
+@pytest.mark.parametrize("rate", [1e-30, 1e-3, 0.1, 1e3])
+def test_rates_however_extreme_give_a_plan(rate):
+    market = Market(loss=rate, comeback=1 / rate if rate > 1 else rate, elsewhere=0.5)
+    for elapsed in (0.0, 4.5 * HOUR):
+        assert where("expected-cost", market=market, elapsed=elapsed, saved=elapsed, available={"a": 60.0}) in (
+            "a",
+            ON_DEMAND,
+        )
