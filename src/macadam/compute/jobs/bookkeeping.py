@@ -32,12 +32,13 @@ ALERT = "budgets.alert"
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """One transaction's pen. rate: what hours cost. restart_delay: seconds before the first restart."""
+    """One transaction's pen. rate: what hours cost. restart_delay: seconds before the first restart. executor: where what starts runs."""
 
     sql: sa.Connection
     now: datetime
     rate: Rate
     restart_delay: float
+    executor: str = ""
 
     # --- starting
 
@@ -52,6 +53,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             places=places,
             started=self.now,
             borrowed=borrowed,
+            executor=self.executor,
         )
         refusal = self.hold(job, row)
         if refusal:

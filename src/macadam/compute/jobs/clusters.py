@@ -6,6 +6,7 @@ What a cluster's objects look like is known in this room, how to speak to it in 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
 
 from macadam.compute.catalogue import gpus
 from macadam.compute.jobs import machine, pods
@@ -37,6 +38,16 @@ def open_executor(settings: Settings, objects: Objects) -> Executor:
     if name == "ray":
         return cast("Executor", _ray(settings.clusters, objects))
     return cast("Executor", load(name)(directory, objects, machine.devices(settings.jobs)))
+
+
+def named(settings: Settings) -> str:
+    """Which executor the settings choose, and whose attempts it knows: the same name, the same attempts. No credentials."""
+    name, clusters = settings.jobs.executor, settings.clusters
+    if name == "kubernetes":
+        return f"kubernetes {clusters.kubernetes_context}/{clusters.kubernetes_namespace}"
+    if name == "ray":
+        return f"ray {urlsplit(clusters.ray_address).netloc.rpartition('@')[2]}/{clusters.ray_prefix}"
+    return name
 
 
 def site(clusters: Clusters) -> Site:

@@ -23,7 +23,7 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.billing import budgets
-from macadam.compute.jobs import bookkeeping, picture, registry, spending
+from macadam.compute.jobs import bookkeeping, clusters, picture, registry, spending
 from macadam.compute.jobs.bookkeeping import Books
 from macadam.compute.jobs.history import Memory
 from macadam.compute.jobs.picture import MakePlaces, Picture
@@ -91,6 +91,8 @@ class Queue:
         self._ports = ports
         self._executor: Executor = ports.executor
         self._settings = ports.settings.jobs
+        self._name = clusters.named(ports.settings)
+        self._said: set[str] = set()
         self._policy = policy(self._settings)
         self._rate = Rate.of(ports.settings.prices)
         self._clock = clock
@@ -103,7 +105,7 @@ class Queue:
     def turn(self) -> Done:
         """One round. Raises Temporary if the executor or SQL does not answer: then the next turn goes on."""
         with self._ports.sql.read() as sql:
-            rows = registry.open_attempts(sql)
+            rows = self._own(registry.open_attempts(sql))
         seen = self._executor.look([row.id for row in rows])  # 1
         nodes = self._executor.nodes()
         ended = self._settle(seen, nodes) if self._is_news(rows, seen, nodes) else 0  # 2
@@ -114,9 +116,20 @@ class Queue:
             rows = registry.open_attempts(sql)
             jobs = registry.by_id(sql, [row.job for row in rows])
             waiting = sum(n for (_, state), n in registry.counts(sql).items() if state == "waiting")
-        self._act(rows, jobs, seen, nodes)  # 5
+        self._act(self._own(rows), jobs, seen, nodes)  # 5
         self._tidy()
         return Done(ended=ended, started=started, stopped=stopped, open=len(rows), waiting=waiting)
+
+    def _own(self, rows: tuple[AttemptRow, ...]) -> tuple[AttemptRow, ...]:
+        """Attempts that this executor can know. What another one was given may run there: that this one does not know it says nothing."""
+        for row in rows:
+            if row.executor not in ("", self._name) and row.id not in self._said:
+                self._said.add(row.id)
+                facts = {"attempt": row.id, "executor": row.executor, "chosen": self._name}
+                _log.warning(
+                    "an attempt is another executor's: choose that one until it has ended", extra={"facts": facts}
+                )
+        return tuple(row for row in rows if row.executor in ("", self._name))
 
     # --- settling
 
@@ -328,7 +341,13 @@ class Queue:
             self._ports.sql.write(lambda sql: registry.forgotten(sql, [row.id for row in old]))
 
     def _books(self, sql: sa.Connection) -> Books:
-        return Books(sql=sql, now=self._clock(), rate=self._rate, restart_delay=self._settings.restart_delay)
+        return Books(
+            sql=sql,
+            now=self._clock(),
+            rate=self._rate,
+            restart_delay=self._settings.restart_delay,
+            executor=self._name,
+        )
 
 
 _UNSEEN = Sighting(attempt="", state="unknown")

@@ -172,6 +172,7 @@ class Place(Value, frozen=True, kw_only=True):
 class AttemptRow(Value, frozen=True, kw_only=True):
     """One attempt. started: when its GPUs became its own; began: when its first process was seen; ended: when they were
     free again. seconds and below: as the executor measured. cost: of the GPUs and cores that it held, None if no price is known.
+    executor: where it was given its places, as `clusters.named` says; '' = before that was written down.
     """
 
     id: str
@@ -191,6 +192,7 @@ class AttemptRow(Value, frozen=True, kw_only=True):
     cpu_seconds: float = 0
     peak_bytes: int = 0
     cost: Money | None = None
+    executor: str = ""
 
     @property
     def milli(self) -> int:

@@ -1,5 +1,6 @@
 """The live queue, turn by turn, with everything that can go wrong between two of them."""
 
+import dataclasses
 import os
 import random
 from collections import Counter
@@ -8,10 +9,10 @@ from datetime import timedelta
 
 import pytest
 from databases import KINDS, server
-from unit.compute.jobs.bench import Bench, gpu_node, open_bench
+from unit.compute.jobs.bench import Bench, Told, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import ListAlerts, SetBudget
-from macadam.compute.jobs import bookkeeping, loop, registry
+from macadam.compute.jobs import bookkeeping, clusters, loop, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
 from macadam.compute.jobs.prices import Rate
@@ -20,7 +21,7 @@ from macadam.compute.scheduling.types import Decision, Preempt, Slot, Start
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
 from macadam.ledger import service as ledger
 from macadam.ledger.types import ShowLog
-from macadam.settings import Jobs
+from macadam.settings import Jobs, Settings
 
 PRICED = {
     "MACADAM_PRICE_GPU_HOUR": "3600000",
@@ -107,6 +108,47 @@ def test_what_an_executor_has_forgotten_is_lost_and_not_started_twice(bench: Ben
     bench.turn()
     assert (bench.now(job).state, bench.now(job).ending) == ("failed", "lost")
     assert bench.executor.started == [f"{job.id}.1"]
+
+
+def test_what_another_executor_was_given_is_left_to_it(bench: Bench) -> None:
+    running, started = bench.submit(max_restarts=3), bench.submit(resources=Resources(gpus=2))
+    bench.turn()
+    first, settings = bench.executor, bench.platform.ports.settings
+    elsewhere = dataclasses.replace(settings, jobs=dataclasses.replace(settings.jobs, executor="ray"))
+    second = Told(clock=bench.clock, machines=(gpu_node("other"),))
+    object.__setattr__(bench.platform.ports, "settings", elsewhere)
+    object.__setattr__(bench.platform.ports, "executor", second)
+    bench.new_queue()
+    late = bench.submit()
+    bench.platform.call(CancelJob(project="p", job=started.id))
+    for _ in range(3):
+        bench.turn()
+    assert second.started == [f"{late.id}.1"]  # new work goes on there; nothing runs in two places
+    assert not second.stopped
+    assert [bench.now(one).state for one in (running, started)] == ["starting", "stopping"]
+    object.__setattr__(bench.platform.ports, "settings", settings)
+    object.__setattr__(bench.platform.ports, "executor", first)
+    bench.new_queue()
+    first.end(f"{running.id}.1")
+    bench.turn()
+    assert bench.now(running).state == "succeeded"
+    assert f"{started.id}.1" in first.stopped
+
+
+def test_an_executors_name_tells_clusters_apart_and_no_credentials() -> None:
+    names = [
+        clusters.named(Settings.load({"MACADAM_EXECUTOR": name, **more}))
+        for name, more in (
+            ("local", {}),
+            ("kubernetes", {}),
+            ("kubernetes", {"MACADAM_KUBERNETES_CONTEXT": "b"}),
+            ("kubernetes", {"MACADAM_KUBERNETES_NAMESPACE": "b"}),
+            ("ray", {"MACADAM_RAY_ADDRESS": "https://me:pass@ray:8265"}),
+            ("ray", {"MACADAM_RAY_ADDRESS": "https://me:pass@ray:8265", "MACADAM_RAY_PREFIX": "b-"}),
+        )
+    ]
+    assert len(set(names)) == len(names)
+    assert "pass" not in "".join(names)
 
 
 def test_a_cancelled_job_is_asked_to_stop_and_ends_cancelled(bench: Bench) -> None:
