@@ -1,7 +1,7 @@
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.compute.advice.telling import GIB, START, told, usage
 
@@ -56,6 +56,7 @@ def test_the_same_owner_on_two_devices_is_told_apart() -> None:
     assert (first.stretches, second.stretches) == ((), pytest.approx((4.0,)))
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 71), st.floats(0, 1), st.sampled_from(["job:1", "job:2", ""])), max_size=60))
 def test_hours_are_conserved_by_hour_and_by_day(rows: list[tuple[int, float, str]]) -> None:
     given_rows = [told([hour], owner, gpu_active=active) for hour, active, owner in rows]

@@ -49,6 +49,18 @@ def test_what_got_dearer_is_said_to_cost_more() -> None:
     assert measure(held(told(FIRST, "job:1")), BEFORE, more, SINCE, RATES).verdict == "cost more"
 
 
+def test_a_difference_within_the_noise_of_days_is_not_called_a_saving() -> None:
+    def days_of(first: int, *active: float) -> list[list[dict[str, object]]]:
+        return [told(range((first + n) * 24, (first + n + 1) * 24), "job:1", sm_active=a) for n, a in enumerate(active)]
+
+    before = held(*days_of(0, 0.4, 0.8, 0.3, 0.9, 0.5, 0.7, 0.4))
+    since = held(*days_of(7, 0.9, 0.4, 0.8, 0.3, 0.5, 0.8, 0.4))  # 2.5% more work for the same money
+    found = measure(before, BEFORE, since, SINCE, RATES)
+    assert found.saving is not None
+    assert found.saving.micros > 0
+    assert found.verdict == "nothing shown"
+
+
 def test_two_days_are_too_early_and_a_device_without_a_price_shows_nothing() -> None:
     mine = held(told(FIRST, "job:1"))
     assert measure(mine, BEFORE, mine, SINCE[:2], RATES).verdict == "too early"

@@ -1,7 +1,7 @@
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.compute.advice.telling import GIB, START, over, told, usage
 
@@ -78,6 +78,12 @@ def test_two_that_fit_on_one_gpu_are_put_together() -> None:
     assert found.saving.hours == pytest.approx(720)  # one device, all of the time
 
 
+def test_only_the_hours_in_which_both_were_held_are_saved() -> None:
+    held = summarise(usage(light("job:1", "gpu:a", 20, 0.3), light("job:2", "gpu:b", 20, 0.3, range(24))))
+    (found,) = sharing.share(held, RATES, over(4))
+    assert found.saving.hours == pytest.approx(24 / 4 * 30)
+
+
 def test_one_owner_of_two_half_empty_gpus_needs_one() -> None:
     held = summarise(usage(light("job:1", "gpu:a", 20, 0.3), light("job:1", "gpu:b", 20, 0.3)))
     (found,) = sharing.share(held, RATES, over(4))
@@ -107,6 +113,7 @@ def test_projects_and_doubted_telemetry_are_kept_apart() -> None:
 loads = st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.5, 79)), min_size=1, max_size=8)
 
 
+@settings(max_examples=30)
 @given(loads)
 def test_no_shared_gpu_is_ever_overfull_and_no_more_is_saved_than_was_held(loads: list[tuple[float, float]]) -> None:
     parts = [light(f"job:{n}", f"gpu:{n}", gib, sm, range(24)) for n, (sm, gib) in enumerate(loads)]
