@@ -40,8 +40,12 @@ def page(found: Breakdown, owners: Breakdown, pictures: Sequence[tuple[Waterfall
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<style>{_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
         f'<p class="soft">Allocation {escape(found.allocation)}. All lines of a waterfall sum exactly to its bill.</p>'
-        f"{''.join(parts)}</main></body></html>\n"
+        f"{_outdated(found)}{''.join(parts)}</main></body></html>\n"
     )
+
+
+def _outdated(found: Breakdown) -> str:
+    return f"<p><b>Since then somebody changed {escape(found.outdated)}.</b></p>" if found.outdated else ""
 
 
 def _waterfall(whole: Waterfall, bars: Sequence[Bar]) -> str:

@@ -53,11 +53,14 @@ def _waterfall(options: argparse.Namespace, session: Session) -> int:
         session.show(found)
         return 0
     for whole in found.whole:
-        said = f"{whole.bill.micros / 1_000_000:,.2f} {whole.bill.currency}"
+        (cents,) = sharing.in_cents([whole.bill.micros])
+        said = f"{cents / 100:,.2f} {whole.bill.currency}"
         whose = "all projects" if found.project == "*" else found.project
         session.say(f"{whose}, {found.month}: {said}")
         printing.as_text(_steps(whole))
-    printing.as_text([_part(one) for one in found.parts], title=f"by {found.by}")
+    printing.as_text(_parts(found.parts), title=f"by {found.by}")
+    if found.outdated:
+        session.say(f"Note: since then somebody changed {found.outdated}. macadam cost allocate --month {found.month}")
     for flag in found.flags:
         session.say(f"Note: {flag.what}: {flag.count}, such as {flag.example or 'one without a name'}.")
     if found.doubts:
@@ -82,11 +85,21 @@ def _steps(whole: Waterfall) -> list[dict[str, object]]:
     ]
 
 
-def _part(one: Waterfall) -> dict[str, object]:
+def _parts(parts: Sequence[Waterfall]) -> list[dict[str, object]]:
+    """All of one currency in cents that add up to its bill as it is printed."""
+    rows = []
+    for currency in dict.fromkeys(one.bill.currency for one in parts):
+        own = [one for one in parts if one.bill.currency == currency]
+        cents = sharing.in_cents([one.bill.micros for one in own])
+        rows += [_part(one, cent) for one, cent in zip(own, cents, strict=True)]
+    return rows
+
+
+def _part(one: Waterfall, cents: int) -> dict[str, object]:
     total = one.bill.micros
     row: dict[str, object] = {
         "name": one.key or "(nobody's)",
-        "amount": f"{total / 1_000_000:,.2f} {one.bill.currency}",
+        "amount": f"{cents / 100:,.2f} {one.bill.currency}",
     }
     for step in _SHOWN:
         row[STEPS[step][0]] = f"{one.amount(step) / total:.1%}" if total else ""

@@ -6,7 +6,7 @@ by project and day is kept in SQL as well, so that asking whether a budget has r
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -272,6 +272,12 @@ def by_project(sql: sa.Connection, bill: str) -> dict[str, int]:
     total = sa.func.sum(spend.c.micros).label("micros")
     rows = sql.execute(sa.select(spend.c.project, total).where(spend.c.bill == bill).group_by(spend.c.project))
     return {row.project: int(row.micros) for row in rows.all()}
+
+
+def charging(sql: sa.Connection, first: date, until: date) -> set[str]:
+    """The ids of current bills that charge anything on days from `first` on and before `until`."""
+    days = (spend.c.day >= first.isoformat(), spend.c.day < until.isoformat())
+    return set(sql.execute(sa.select(spend.c.bill).where(*days).distinct()).scalars())
 
 
 def own_prices(sql: sa.Connection) -> tuple[Price, ...]:

@@ -84,6 +84,7 @@ def divide(context: Context, request: AllocateCosts) -> Divided:
     granted = context.authorise(reading.PERMISSION, "project:*")
     context.progress(f"reading the bills of {month}", 0, 0)
     with context.read() as sql:
+        mapping = billing.mapping(sql).version
         found = billing.current(sql, context.ports.objects, start=start, end=end)
         charges = [charge for charge in found if start <= charge.start < end]
     if not charges:
@@ -98,6 +99,7 @@ def divide(context: Context, request: AllocateCosts) -> Divided:
         models = _models(sql, spread)
     facts = msgspec.structs.replace(_facts(context.ports.settings, request, spread, usage), models=models)
     made = _allocation(context, month, (start, until), spread, charges, usage.num_rows)
+    made = msgspec.structs.replace(made, mapping=mapping)
     return Divided(allocation=made, facts=context.ports.objects.put(msgspec.json.encode(facts)))
 
 
@@ -177,6 +179,18 @@ def keep(sql: sa.Connection, divided: Divided) -> None:
             id=made.id, month=made.month, at=made.at, facts=divided.facts, document=msgspec.to_builtins(made)
         )
     )
+
+
+def changed(sql: sa.Connection, made: Allocation) -> str:
+    """What was changed since a month was divided, in words; '' if nothing was that its figures rest on."""
+    if billing.mapping(sql).version != made.mapping:
+        return "the rules by which charges are projects'"
+    standing = {one.bill.id: one.bill for one in billing.stored(sql)}
+    if not set(made.bills) <= set(standing):
+        return "bills that it was made from: later deliveries say them anew"
+    month, start, end = month_of(made.month, made.at)
+    later = billing.charging(sql, start.date(), end.date()) & {one.id for one in standing.values() if one.at >= made.at}
+    return f"the bills: more of {month} came" if later - set(made.bills) else ""
 
 
 def newest(sql: sa.Connection, objects: Objects, month: str) -> tuple[Allocation, Spread, Facts]:

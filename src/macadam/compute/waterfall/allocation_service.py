@@ -11,7 +11,7 @@ from macadam.compute.waterfall.requests import (
     OwnerCost,
     ShowOwnerCost,
 )
-from macadam.errors import NotFound
+from macadam.errors import Conflict, NotFound
 from macadam.operations import Transaction, operation
 
 PLATFORM = "platform:home"
@@ -28,8 +28,13 @@ _COSTS = "/api/v1/projects/{project}/costs"
     prepare=allocation.divide,
 )
 def allocate_costs(tx: Transaction, _request: AllocateCosts, divided: Divided) -> Allocation:
-    """The leaf names the bills and the objects, so that every project's figure can be led back to them."""
+    """The leaf names the bills and the objects, so that every project's figure can be led back to them.
+
+    Raises Conflict if bills or rules were changed meanwhile.
+    """
     made = divided.allocation
+    if what := allocation.changed(tx.sql, made):
+        raise Conflict(f"While {made.month} was divided somebody changed {what}.", next_step="Divide it again.")
     allocation.keep(tx.sql, divided)
     tx.record(
         f"allocation:{made.id}",
@@ -37,6 +42,7 @@ def allocate_costs(tx: Transaction, _request: AllocateCosts, divided: Divided) -
         month=made.month,
         rows=made.rows,
         facts=divided.facts,
+        mapping=made.mapping,
         charges=made.charges,
         usage_rows=made.usage_rows,
         bill={money.currency: money.micros for money in made.bill},
@@ -74,6 +80,7 @@ def break_down(tx: Transaction, request: BreakDown) -> Breakdown:
         uncharged=seen.uncharged[: request.limit],
         doubts=cascade.doubts(seen)[: request.limit] if everything else (),
         flags=seen.flags,
+        outdated=allocation.changed(tx.sql, made),
     )
 
 

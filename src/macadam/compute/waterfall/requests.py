@@ -21,7 +21,8 @@ Counted = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     """A month's bills divided over what was seen. rows: digest of the Parquet object with the pieces; bills: their ids;
-    bill: the sum that the pieces add up to, by currency; start, end: of what was divided, UTC, end excluded.
+    bill: the sum that the pieces add up to, by currency; start, end: of what was divided, UTC, end excluded. mapping: the
+    version of the rules by which charges were projects'.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[Flag, ...]
     at: datetime
     by: str
+    mapping: int = 0
 
 
 class AllocateCosts(Request[Allocation], frozen=True, kw_only=True):
@@ -59,7 +61,8 @@ class ListAllocations(Request[tuple[Allocation, ...]], frozen=True, kw_only=True
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     """Where a month's money went. whole: one waterfall for each currency; parts: by what was asked for, the dearest first.
 
-    doubts, flags: only for who reads all projects, as they are of machines that projects share.
+    doubts, flags: only for who reads all projects, as they are of machines that projects share. outdated: what was changed
+    since the month was divided, '' if nothing was.
     """
 
     project: str
@@ -72,6 +75,7 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
     uncharged: tuple[Uncharged, ...]
     doubts: tuple[Doubt, ...]
     flags: tuple[Flag, ...]
+    outdated: str = ""
 
 
 class BreakDown(Request[Breakdown], frozen=True, kw_only=True):

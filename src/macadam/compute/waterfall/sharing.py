@@ -5,6 +5,7 @@ than one unit from its exact value, and the sum is the amount (Balinski and Youn
 Pure; numpy with whole numbers only, so that nothing depends on the order of floating-point sums.
 """
 
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from macadam.errors import InvalidInput
@@ -68,12 +69,12 @@ def _totals(amounts: "Ints", group: "Ints", weights: "Ints", begins: "Ints") -> 
 
 
 def in_cents(micros: "list[int]") -> list[int]:
-    """The same amounts in whole cents, each within a cent, summing to the sum rounded down to the cent.
+    """The same amounts in whole cents, each within a cent, summing to the sum rounded half to even, as invoices round.
 
     For printing: lines that were rounded one by one would not add up to the printed total.
     """
     down = [amount // MICROS_PER_CENT for amount in micros]
-    missing = sum(micros) // MICROS_PER_CENT - sum(down)
+    missing = round(Fraction(sum(micros), MICROS_PER_CENT)) - sum(down)
     by_rest = sorted(range(len(micros)), key=lambda n: -(micros[n] % MICROS_PER_CENT))
     for place in by_rest[:missing]:
         down[place] += 1

@@ -13,7 +13,7 @@ from unit.compute.waterfall import clusters
 from macadam import testing
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
-from macadam.compute.billing.types import ImportBill
+from macadam.compute.billing.types import ImportBill, MapCharges
 from macadam.compute.telemetry import service as telemetry
 from macadam.compute.telemetry.requests import DeclarePods, PodOwner
 from macadam.compute.waterfall import allocation, cascade
@@ -24,7 +24,7 @@ from macadam.compute.waterfall.requests import (
     ListAllocations,
     ShowOwnerCost,
 )
-from macadam.errors import InvalidInput, NotAuthorised, NotFound
+from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import Leaf
 from macadam.ledger.types import ShowLog, VerifyLedger
@@ -152,6 +152,41 @@ def test_an_allocation_is_evidence_and_the_newest_of_a_month_counts(platform):
     entry = platform.call(ShowLog(kind="compute.allocate_costs", limit=1)).entries[0]
     assert second.id in entry.subject
     assert platform.call(VerifyLedger(deep=True)).problems == ()
+
+
+def test_figures_whose_bills_or_rules_were_changed_since_say_so(tmp_path):
+    with testing.open_platform(tmp_path / "home", clock=Clock(NOW)) as opened:
+        furnish(opened, tmp_path)
+        assert shown(opened).outdated == ""
+        october = bills.usage(1)  # of another month
+        opened.call(ImportBill(path=str(bills.write_csv(tmp_path / "october.csv", [october])), lenient=True))
+        assert shown(opened, "vision").outdated == ""
+        another = [hour(1, 0, BillingAccountId="another"), hour(2, 0, BillingAccountId="another")]
+        opened.call(ImportBill(path=str(bills.write_csv(tmp_path / "late.csv", another)), lenient=True))
+        assert "more of 2026-11 came" in shown(opened, "vision").outdated
+        opened.call(AllocateCosts(month=MONTH))
+        assert shown(opened).outdated == ""
+        opened.call(MapCharges(tag_keys=("team",)))
+        assert "rules" in shown(opened).outdated
+        opened.call(AllocateCosts(month=MONTH))
+        corrected = [hour(1, 0, BillingAccountId="another", BilledCost="1", EffectiveCost="1")]
+        opened.call(ImportBill(path=str(bills.write_csv(tmp_path / "new.csv", corrected)), lenient=True))
+        assert "anew" in shown(opened).outdated
+
+
+def test_a_bill_that_is_replaced_while_it_is_divided_is_not_divided(tmp_path, monkeypatch):
+    with testing.open_platform(tmp_path / "home", clock=Clock(NOW)) as opened:
+        furnish(opened, tmp_path)
+        spread, corrected = cascade.spread, [hour(0, 0, BilledCost="1", EffectiveCost="1")]
+
+        def slow(*given, **named):
+            opened.call(ImportBill(path=str(bills.write_csv(tmp_path / "new.csv", corrected)), lenient=True))
+            return spread(*given, **named)
+
+        monkeypatch.setattr(cascade, "spread", slow)
+        with pytest.raises(Conflict, match="anew"):
+            opened.call(AllocateCosts(month=MONTH))
+        assert len(opened.call(ListAllocations())) == 1
 
 
 def test_parts_beyond_the_limit_are_summed_up(platform):
