@@ -21,9 +21,10 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
     peak: dense FLOP/s by number format ('fp64', 'fp32', 'tf32', 'fp16', 'bf16', 'fp8', 'int8'), without sparsity, on
     the fastest units that do that format (tensor or matrix cores where there are). bandwidth: bytes/s of its own
-    memory. memory: bytes, as the data sheet says (10^9 a GB); a driver may report up to 7% more. link: bytes/s to its
-    neighbours in one direction, 0 if only PCIe, or if the bridge is sold apart. power: W at its limit. source: where
-    the figures stand; dated: when they were read, ISO date. Raises InvalidInput.
+    memory. memory: bytes, as the data sheet says (10^9 a GB). A driver reports as much or up to 8% more (81,559 MiB of an
+    H100 with 80 GB), so that what fits by this fits; how full a device is follows from the total of its driver, which
+    telemetry has. link: bytes/s to its neighbours in one direction, 0 if only PCIe, or if the bridge is sold apart.
+    power: W at its limit. source: where the figures stand; dated: when they were read, ISO date. Raises InvalidInput.
     """
 
     name: str

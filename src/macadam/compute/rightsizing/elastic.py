@@ -14,6 +14,7 @@ from macadam.compute.rightsizing.types import Trace
 from macadam.errors import InvalidInput
 
 _HOUR = 3600.0
+_MOST_STEPS = 1_000_000
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +70,12 @@ class Elastic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rates(trace: Trace, step: float) -> list[float]:
-    """Requests/s in each step of the trace."""
+    """Requests/s in each step of the trace. Raises InvalidInput if there would be more than a million."""
+    if trace.at[-1] / step >= _MOST_STEPS:
+        raise InvalidInput(
+            f"A trace of {trace.at[-1] / 86_400:.0f} days has more than {_MOST_STEPS} steps of {step:g} s.",
+            next_step="Give a longer step, such as --step 1h, or a part of the trace.",
+        )
     counts = [0] * (int(trace.at[-1] / step) + 1)
     for at in trace.at:
         counts[int(at / step)] += 1

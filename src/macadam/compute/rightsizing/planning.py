@@ -30,6 +30,7 @@ _AT_ONCE = 12  # of them before the search moves on or ends
 _ALIKE = 1.02  # times as busy is hardly busier
 _MORE = 4  # replicas of one kind in the place of those that are left out
 _LOOKED_AT = 400  # fleets whose load is computed
+_REPLICAS = 10_000  # of one fleet: each is simulated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +289,13 @@ def _solved(asked: Problem, busy: float) -> Fleet:
     for kind in range(len(rates)):
         if all(math.isinf(work[kind]) for work in works):
             raise _impossible(asked, kind)
-    return mix.cheapest(asked.options, works, [rate / busy for rate in rates])
+    fleet = mix.cheapest(asked.options, works, [rate / busy for rate in rates])
+    if fleet.size > _REPLICAS:
+        raise InvalidInput(
+            f"{fleet.size} replicas would be needed for {sum(rates):.3g} requests/s; up to {_REPLICAS} are simulated.",
+            next_step="Give a part of the load (--load 0.1), and take the fleet as many times.",
+        )
+    return fleet
 
 
 def _impossible(asked: Problem, place: int) -> InvalidInput:

@@ -38,7 +38,7 @@ _UNMARKED = 3000.0
 _RATIO = 0.011
 """Utilisation that never exceeds this, on a device that works, was divided by a hundred once too often."""
 _SHEET = 1.2
-"""Of the data sheet's memory: drivers count up to 7% more."""
+"""Of the data sheet's memory: drivers count up to 8% more."""
 _WINDOW, _LEAST = 600, 8
 """Seconds over which power and energy are compared, and the readings that this takes."""
 _HOTTEST = 200.0

@@ -80,6 +80,24 @@ def test_peaks_are_without_sparsity(name: str, bf16_tflops: float) -> None:
     assert gpus.find(name).peak["bf16"] == pytest.approx(bf16_tflops * 1e12)
 
 
+@pytest.mark.parametrize(
+    ("name", "mib"),  # the total that nvidia-smi prints, as seen in many public logs (2026-11-21)
+    [
+        ("t4-16gb", 15_360),
+        ("l4-24gb", 23_034),
+        ("l40s-48gb", 46_068),
+        ("a100-sxm-40gb", 40_960),
+        ("a100-sxm-80gb", 81_920),
+        ("h100-sxm-80gb", 81_559),
+        ("h200-sxm-141gb", 143_771),
+        ("b200-sxm-180gb", 183_359),
+    ],
+)
+def test_the_data_sheets_memory_is_there_whatever_the_driver_counts(name: str, mib: int) -> None:
+    # What is said to fit by it fits; how full a device is follows from the total that its driver says.
+    assert gpus.find(name).memory <= mib * 2**20 <= 1.08 * gpus.find(name).memory
+
+
 def test_links_are_counted_in_one_direction() -> None:
     assert gpus.find("h100-sxm-80gb").link == 450e9  # of the 900 GB/s of the data sheet, both directions together
     assert gpus.find("h100-pcie-80gb").link == 0

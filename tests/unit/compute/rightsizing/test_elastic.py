@@ -55,6 +55,13 @@ def test_rates_count_every_request_once() -> None:
     assert [rate * 60 for rate in elastic.rates(trace, 60)] == [3, 1, 0, 1]
 
 
+def test_a_trace_of_years_in_steps_of_seconds_is_refused_before_it_fills_memory() -> None:
+    years = Trace(at=(0.0, 56 * 365 * 86_400.0), prompt=(1, 1), output=(1, 1))
+    with pytest.raises(InvalidInput, match="more than 1000000 steps"):
+        elastic.rates(years, 1.0)
+    assert len(elastic.rates(years, 3600.0)) == 56 * 365 * 24 + 1
+
+
 @pytest.mark.parametrize("wrong", [{"capacity": 0}, {"least": 5, "most": 2}, {"headroom": 1.0}, {"up": -1.0}])
 def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput):

@@ -118,6 +118,13 @@ def test_what_a_fifth_changes_is_told_of_each_thing() -> None:
     assert all(change.attained == said.best.attained for change in priced)
 
 
+def test_a_load_for_more_replicas_than_can_be_simulated_is_refused_with_what_to_ask_instead() -> None:
+    asked = problem(traces.faster(conversation(6, 30), 1e7))
+    with pytest.raises(InvalidInput, match="replicas would be needed") as error:
+        planning.plan(asked)
+    assert "--load" in error.value.next_step
+
+
 def test_a_promise_that_no_gpu_keeps_is_refused() -> None:
     with pytest.raises(InvalidInput, match="keeps the promise for prompts"):
         planning.plan(problem(conversation(1, 30), OFFERS[:1], Slo(ttft=0.01, tpot=0.001)))
