@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from macadam.compute.telemetry.exposition import Reading, Series
+from macadam.compute.telemetry.exposition import Reading, Series, outgrown
 from macadam.compute.telemetry.types import Sample
 
 _MIB = 1024 * 1024
@@ -19,7 +19,10 @@ _INT32_BLANK = 0x7FFFFFF0
 _WHOLE_LIMIT = 2**63
 _MOST_NAMED = 20
 _OWN_POD = "dcgm-exporter"
-"""Prometheus labels a scrape with the exporter's own pod unless it honours labels: that pod has no GPU."""
+"""Prometheus labels a scrape with the exporter's own pod (and with its job and instance) unless the exporter names one: that
+pod has no GPU. What an exporter says itself is a tenant's pod, however the tenant calls it.
+"""
+_SLICE = "/mig:"
 _LATEST = 253_402_300_799_000.0
 """ms since the epoch: the end of the year 9999."""
 
@@ -98,8 +101,9 @@ class Translator:
         problems = Problems()
         rows: dict[tuple[str, str, float | None], dict[str, float]] = {}
         facts: dict[tuple[str, str, float | None], dict[str, str | None]] = {}
-        names_pods = False
+        names_pods, seen = False, 0
         for reading in readings:
+            seen += 1
             place = self._place(reading.series, problems)
             if place is None:
                 continue
@@ -115,7 +119,9 @@ class Translator:
                 continue
             row[place.field] = value
             facts.setdefault(key, place.facts)
-        divided = {device.partition("/")[0] for device, _, _ in rows if "/" in device}
+        if outgrown(len(self._places), seen):
+            self._places = {}
+        divided = {device.partition(_SLICE)[0] for device, _, _ in rows if _SLICE in device}
         found = [
             self._sample(key, row, facts[key], now, live=live, names_pods=names_pods)
             for key, row in rows.items()
@@ -137,11 +143,12 @@ class Translator:
             return None
         labels = series.labels
         uuid = labels.get("UUID") or labels.get("uuid") or ""
-        if not uuid or len(uuid) > 100:  # noqa: PLR2004 - a UUID with its prefix has 40 characters
+        instance = labels.get("GPU_I_ID", "")
+        # A UUID with its prefix has 40 characters; what looks like another device's slice would hide that device.
+        if not uuid or len(uuid) > 100 or _SLICE in uuid or not (instance.isdecimal() or not instance):  # noqa: PLR2004
             problems.add(f"{series.name} names no device by UUID: {sorted(labels)[:8]}")
             return None
-        instance = labels.get("GPU_I_ID", "")
-        device = f"gpu:{uuid}/mig:{instance}" if instance else f"gpu:{uuid}"
+        device = f"gpu:{uuid}{_SLICE}{instance}" if instance else f"gpu:{uuid}"
         pod, namespace, container = _pod(labels)
         facts: dict[str, str | None] = {
             "node": labels.get("Hostname") or labels.get("hostname") or labels.get("instance") or self._node,
@@ -170,6 +177,8 @@ class Translator:
         names_pods: bool,
     ) -> Sample:
         device, part, at = key
+        if _SLICE in device:
+            row = _own_of_slice(row)
         used, free = _whole(row.get("memory_used")), _whole(row.get("memory_free"))
         pod = {name: (facts[name] or "") if names_pods else None for name in ("pod", "namespace", "container")}
         return Sample(
@@ -194,13 +203,21 @@ class Translator:
         )
 
 
+def _own_of_slice(row: dict[str, float]) -> dict[str, float]:
+    """What is a MIG instance's own. dcgm-exporter repeats the whole device's power and energy for each of its instances, so
+    that their sum would be several devices', and some releases give each a utilisation of 0, which none has.
+    """
+    none = {"gpu_active"} if row.get("gpu_active") == 0 else set()
+    return {name: value for name, value in row.items() if name not in {"power", "power_limit", "energy", *none}}
+
+
 def _pod(labels: dict[str, str]) -> tuple[str, str, str]:
     """Whose pod the device is in, '' for nobody's. `exported_…` is the exporter's own label, moved aside by Prometheus."""
     if "exported_pod" in labels:
         found = tuple(labels.get(f"exported_{name}", "") for name in ("pod", "namespace", "container"))
         return found[0], found[1], found[2]
     pod = labels.get("pod") or labels.get("pod_name") or ""
-    if _OWN_POD in pod:
+    if _OWN_POD in pod and "job" in labels and "instance" in labels:
         return "", "", ""
     namespace = labels.get("namespace") or labels.get("pod_namespace") or ""
     return pod, namespace, labels.get("container") or labels.get("container_name") or ""

@@ -19,7 +19,10 @@ MOST_LABELS = 64
 _MOST_LINE = 16 * 1024
 _MOST_NAMED = 20
 """Malformed lines that are named; the rest are counted."""
-_MOST_CACHED = 500_000
+MOST_LINES = 1_000_000
+"""Of one scrape."""
+_SPARE = 1000
+"""Series that are remembered beyond twice those of the last scrape: labels that never come again must not pile up."""
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\\n]|\\["\\n])*)"\s*')
@@ -72,6 +75,11 @@ class Parser:
                 f"The scrape has {len(data)} bytes, more than {MOST_BYTES}.",
                 next_step="Have the exporter serve fewer metrics, such as by its collectors file.",
             )
+        if data.count(b"\n") > MOST_LINES:
+            raise TooLarge(
+                f"The scrape has more than {MOST_LINES} lines.",
+                next_step="Have the exporter serve fewer metrics, such as by its collectors file.",
+            )
         openmetrics = b"# EOF" in data[-64:]
         readings: list[Reading] = []
         bad: list[BadLine] = []
@@ -95,6 +103,8 @@ class Parser:
                 continue
             if found is not None:
                 append(found)
+        if outgrown(len(known), len(readings)):
+            self._known = {}
         return Scrape(readings=readings, malformed=malformed, named=tuple(bad))
 
     def _line(self, line: str, *, openmetrics: bool) -> Reading | None:
@@ -121,10 +131,13 @@ class Parser:
             at = _number(words[1]) * (1000 if openmetrics else 1)
             if not math.isfinite(at):
                 raise ValueError(f"{words[1]!r} is no time")
-        if len(self._known) >= _MOST_CACHED:
-            self._known.clear()
         self._known[head] = series
         return Reading(series, value, at)
+
+
+def outgrown(remembered: int, seen: int) -> bool:
+    """Whether more series are remembered than the scrapes of one exporter can account for."""
+    return remembered > 2 * seen + _SPARE
 
 
 def _series(text: str) -> tuple[Series, int]:

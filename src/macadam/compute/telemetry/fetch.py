@@ -1,6 +1,9 @@
 """Gets text and answers over HTTP from exporters and from Prometheus, with a limit on time and on size."""
 
 import ipaddress
+import time
+import zlib
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -25,13 +28,14 @@ class Exporter:
     def __init__(self, url: str, *, timeout: float, transport: "httpx.BaseTransport | None" = None) -> None:
         """timeout: s for all of a scrape. Raises InvalidInput for what is no URL of http(s)."""
         self.url = checked(url)
-        self._client = client(timeout, transport)
+        self._client, self._timeout = client(timeout, transport), timeout
         self._parser = exposition.Parser()
         self._translator = Translator(source="dcgm", node=_host(url))
 
     def read(self, now: datetime) -> tuple[list[Sample], Problems]:
         """Raises Unavailable, SourceInvalid, TooLarge."""
-        body, _ = _body(self._client, httpx.Request("GET", self.url), exposition.MOST_BYTES)
+        asked = httpx.Request("GET", self.url, headers={"Accept-Encoding": "gzip"})
+        body, _ = _body(self._client, asked, exposition.MOST_BYTES, self._timeout)
         scrape = self._parser.parse(body)
         found, problems = self._translator.samples(scrape.readings, now=now)
         for line in scrape.named:
@@ -64,7 +68,7 @@ def history(
         asked = httpx.Request(
             "POST", checked(url), content=remote_read.request(start, end, matchers), headers=remote_read.HEADERS
         )
-        body, content_type = _body(opened, asked, remote_read.MOST_BYTES)
+        body, content_type = _body(opened, asked, remote_read.MOST_BYTES, timeout)
     read = remote_read.readings(body, content_type, start, end)
     return Translator(source="prometheus").samples(read, now=now, live=False)
 
@@ -86,9 +90,10 @@ def checked(url: str) -> str:
     return url
 
 
-def _body(opened: "httpx.Client", request: "httpx.Request", most: int) -> tuple[bytes, str]:
-    """Body as it came (an answer compressed for transport is undone) and its type."""
+def _body(opened: "httpx.Client", request: "httpx.Request", most: int, timeout: float) -> tuple[bytes, str]:
+    """Body as it came (an answer compressed for transport is undone) and its type. timeout: s for all of it."""
     where = f"{request.url.host}:{request.url.port or ''}"
+    limit = time.monotonic() + timeout
     try:
         answer = opened.send(request, stream=True)
         try:
@@ -96,12 +101,16 @@ def _body(opened: "httpx.Client", request: "httpx.Request", most: int) -> tuple[
                 raise SourceInvalid(
                     f"{where} answered with status {answer.status_code}.", next_step=f"Look at {request.url.path}."
                 )
-            # Snappy is the message's own encoding, which httpx does not know and leaves alone.
-            body = bytearray()
-            for piece in answer.iter_bytes():
-                body += piece
+            unpack, body = _unpacker(where, answer.headers.get("content-encoding", "")), bytearray()
+            for piece in answer.iter_raw():
+                body += unpack(piece, most + 1 - len(body))
                 if len(body) > most:
                     raise TooLarge(f"{where} answered with more than {most} bytes.", next_step="Ask for less at once.")
+                if time.monotonic() > limit:
+                    raise Unavailable(
+                        f"{where} had not answered whole after {timeout:g} s.", next_step=f"Try: curl {request.url}"
+                    )
+            unpack(b"", 1)
             return bytes(body), answer.headers.get("content-type", "")
         finally:
             answer.close()
@@ -109,6 +118,32 @@ def _body(opened: "httpx.Client", request: "httpx.Request", most: int) -> tuple[
         raise Unavailable(
             f"{where} cannot be read: {type(error).__name__} {error}.", next_step=f"Try: curl {request.url}"
         ) from error
+
+
+def _unpacker(where: str, encoding: str) -> "Callable[[bytes, int], bytes]":
+    """Undoes an answer's compression, piece by piece and never past a length; an empty piece asks whether it was whole.
+
+    Ours and not httpx's: that unpacks a piece whole, codings within codings too, before its length can be looked at.
+    """
+    # Snappy is the message's own encoding.
+    if encoding.strip().lower() in ("", "identity", "snappy"):
+        return lambda piece, _most: piece
+    if encoding.strip().lower() != "gzip":
+        raise SourceInvalid(
+            f"{where} answered in the encoding {encoding[:60]!r}.", next_step="Have it use gzip, or none."
+        )
+    inflater = zlib.decompressobj(wbits=31)
+
+    def unpack(piece: bytes, most: int) -> bytes:
+        try:
+            found = inflater.decompress(piece, most)
+        except zlib.error as error:
+            raise SourceInvalid(f"{where} answered with broken gzip: {error}.", next_step="Look at it.") from error
+        if not piece and not inflater.eof:
+            raise SourceInvalid(f"{where} answered with gzip that ends too early.", next_step="Ask it again.")
+        return found
+
+    return unpack
 
 
 def _host(url: str) -> str:

@@ -94,14 +94,16 @@ class Bits:
     """Reads a chunk bit by bit, highest first. Raises SourceInvalid past its end."""
 
     def __init__(self, data: bytes) -> None:
-        self._value = int.from_bytes(data, "big")
-        self._left = 8 * len(data)
+        self._data, self._at = data, 0
 
     def take(self, count: int) -> int:
-        if count > self._left:
+        end = self._at + count
+        if end > 8 * len(self._data):
             raise broken("a chunk ends within a sample")
-        self._left -= count
-        return (self._value >> self._left) & ((1 << count) - 1)
+        last = (end + 7) >> 3
+        found = int.from_bytes(self._data[self._at >> 3 : last], "big") >> (8 * last - end)
+        self._at = end
+        return found & ((1 << count) - 1)
 
     def uvarint(self) -> int:
         found = 0
@@ -118,11 +120,8 @@ _DELTAS = ((1, 14), (2, 17), (3, 20), (4, 64))
 
 
 def xor_chunk(data: bytes) -> list[tuple[int, float]]:
-    """(ms since the epoch, value) of each sample of an XOR chunk. Raises SourceInvalid.
-
-    The shifts of a big integer make a long chunk quadratic, so its length is bounded: Prometheus cuts one at 120 samples.
-    """
-    if len(data) < 2 or len(data) > 64 * 1024:  # noqa: PLR2004 - its header; and see above
+    """(ms since the epoch, value) of each sample of an XOR chunk; Prometheus cuts one at 120. Raises SourceInvalid."""
+    if len(data) < 2 or len(data) > 64 * 1024:  # noqa: PLR2004 - its header
         raise broken(f"a chunk has {len(data)} bytes")
     (count,) = struct.unpack_from(">H", data)
     bits = Bits(data[2:])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macadam.compute.telemetry.dcgm import FIELDS, Translator
-from macadam.compute.telemetry.exposition import MOST_BYTES, Parser
+from macadam.compute.telemetry.exposition import MOST_BYTES, MOST_LINES, Parser
 from macadam.compute.telemetry.types import Sample
 from macadam.errors import TooLarge
 
@@ -139,7 +139,12 @@ def test_the_exporters_own_default_counters_make_one_sample() -> None:
             ',exported_pod="train-1",exported_namespace="ml",exported_container="m",pod="dcgm-exporter-x"',
             ("train-1", "ml", "m"),
         ),
-        (',pod="dcgm-exporter-8x2",namespace="gpu-operator",container="e"', (None, None, None)),
+        (
+            ',pod="dcgm-exporter-8x2",namespace="gpu-operator",container="e",job="dcgm",instance="10.0.0.1:9400"',
+            (None, None, None),
+        ),
+        # A tenant's pod that calls itself so is the tenant's.
+        (',pod="my-dcgm-exporter-1",namespace="ml",container="main"', ("my-dcgm-exporter-1", "ml", "main")),
         (',pod_name="train-1",pod_namespace="ml",container_name="main"', ("train-1", "ml", "main")),
         ("", (None, None, None)),
     ],
@@ -159,6 +164,39 @@ def test_slices_stand_for_themselves_and_the_device_is_left_out() -> None:
     mig = HEAD + ',GPU_I_PROFILE="1g.10gb",GPU_I_ID="7"}'
     found, _ = samples(f"DCGM_FI_DEV_POWER_USAGE{HEAD}}} 200\nDCGM_FI_PROF_GR_ENGINE_ACTIVE{mig} 0.4")
     assert [(s.device, s.gr_active, s.gpu_active) for s in found] == [("gpu:GPU-aa/mig:7", 0.4, None)]
+
+
+def test_slices_do_not_each_have_the_power_of_the_whole_device() -> None:
+    text = ""
+    for instance in ("1", "2"):
+        mig = HEAD + f',GPU_I_PROFILE="3g.40gb",GPU_I_ID="{instance}"}}'
+        text += f"DCGM_FI_DEV_POWER_USAGE{mig} 400\nDCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{mig} 1e9\n"
+        text += f"DCGM_FI_DEV_GPU_UTIL{mig} 0\nDCGM_FI_PROF_GR_ENGINE_ACTIVE{mig} 0.4\n"
+    found, _ = samples(text)
+    assert [(s.power, s.energy, s.gpu_active, s.gr_active) for s in found] == [(None, None, None, 0.4)] * 2
+    busy = f'DCGM_FI_DEV_GPU_UTIL{HEAD},GPU_I_ID="1"}} 70'
+    assert only(busy).gpu_active == 0.7  # a value that no slice has is for the checks to see
+
+
+@pytest.mark.parametrize("forged", ['UUID="GPU-aa/mig:1"', 'UUID="GPU-aa",GPU_I_ID="x/1"'])
+def test_a_name_that_looks_like_another_devices_slice_does_not_hide_that_device(forged: str) -> None:
+    found, problems = samples(f"DCGM_FI_DEV_GPU_UTIL{HEAD}}} 50\nDCGM_FI_DEV_GPU_UTIL{{{forged}}} 1")
+    assert [(s.device, s.gpu_active) for s in found] == [("gpu:GPU-aa", 0.5)]
+    assert problems == 1
+
+
+def test_labels_that_never_come_again_do_not_pile_up() -> None:
+    parser, translator = Parser(), Translator(source="dcgm")
+    for turn in range(20):
+        text = "\n".join(f'DCGM_FI_DEV_GPU_UTIL{{UUID="GPU-{turn}-{n}"}} 1' for n in range(500))
+        translator.samples(parser.parse(text.encode()).readings, now=NOW)
+    assert len(parser._known) <= 2500
+    assert len(translator._places) <= 2500
+
+
+def test_a_scrape_of_endless_lines_is_refused() -> None:
+    with pytest.raises(TooLarge, match="lines"):
+        Parser().parse(b"a\n" * (MOST_LINES + 1))
 
 
 @pytest.mark.parametrize("blank", ["9223372036854775794", "2147483634", "140737488355328", "9.223372036854776e+18"])

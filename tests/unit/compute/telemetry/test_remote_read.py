@@ -1,11 +1,14 @@
 """Remote read: what a Prometheus remembers becomes samples, over real HTTP, in both of its encodings; what is broken is said."""
 
+import gzip
 import re
 import shutil
 import socket
 import struct
 import subprocess
 import time
+import tracemalloc
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -192,6 +195,69 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_read, "MOST_BYTES", 1000)
     with served(streamed_answer(stored()), STREAMED) as url, pytest.raises(MacadamError, match="more than 1000 bytes"):
         fetch.history(url, START, END, now=NOW, timeout=5)
+
+
+def answering(body: bytes, **headers: str) -> Exporter:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, stream=httpx.ByteStream(body)))
+    return Exporter("http://exporter:9400/metrics", timeout=5, transport=transport)
+
+
+def test_a_scrape_may_be_compressed_and_must_be_whole() -> None:
+    packed = gzip.compress(b'DCGM_FI_DEV_GPU_UTIL{UUID="GPU-aa"} 42\n')
+    with answering(packed, **{"content-encoding": "gzip"}) as exporter:
+        assert exporter.read(NOW)[0][0].gpu_active == 0.42
+    for broken in (packed[:-9], b"not gzip"):
+        with answering(broken, **{"content-encoding": "gzip"}) as exporter, pytest.raises(SourceInvalid, match="gzip"):
+            exporter.read(NOW)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_bomb_is_never_unpacked(layers: int) -> None:
+    bomb = gzip.compress(bytes(200 * 1024 * 1024), 1)
+    encoding = "gzip"
+    for _ in range(layers - 1):
+        bomb, encoding = gzip.compress(bomb), f"{encoding}, gzip"
+    tracemalloc.start()
+    try:
+        with answering(bomb, **{"content-encoding": encoding}) as exporter, pytest.raises((TooLarge, SourceInvalid)):
+            exporter.read(NOW)
+        assert tracemalloc.get_traced_memory()[1] < 150 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_exporter_that_drips_costs_its_time_limit_and_no_more() -> None:
+    class Drip(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            while True:
+                time.sleep(0.01)
+                yield b"#"
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Drip()))
+    began = time.monotonic()
+    with (
+        Exporter("http://exporter:9400/metrics", timeout=0.2, transport=transport) as exporter,
+        pytest.raises(Unavailable, match="whole"),
+    ):
+        exporter.read(NOW)
+    assert time.monotonic() - began < 2
+
+
+def test_more_samples_than_an_answer_can_have_are_refused_before_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_read, "MOST_SAMPLES", 500)
+    with served(streamed_answer(stored()), STREAMED) as url, pytest.raises(TooLarge, match="samples"):
+        fetch.history(url, START, END, now=NOW, timeout=5)
+
+
+def test_a_long_chunk_is_read_in_time_that_grows_with_its_length() -> None:
+    """65,535 equal samples: a header, the first in full, the step, and two bits for each of the others."""
+    bits = f"{0:08b}" + f"{0:064b}" + f"{15:08b}" + "0" + "00" * 65533
+    data = struct.pack(">H", 65535) + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(
+        -(-len(bits) // 8), "big"
+    )
+    began = time.process_time()
+    assert len(wire.xor_chunk(data)) == 65535
+    assert time.process_time() - began < 1.5
 
 
 def _free_port() -> int:
