@@ -290,14 +290,17 @@ class Cluster:
             waiting = {"reason": "ContainerCreating"}
             pod["status"]["containerStatuses"] = [{"name": "work", "state": {"waiting": waiting}}]
             return
-        variables = {e["name"]: self._value(e, pod) for e in container.get("env", ())}
+        variables: dict[str, str] = {}
+        for entry in container.get("env", ()):
+            variables[entry["name"]] = expanded(self._value(entry, pod), variables)
         place = self.directory / pod["metadata"]["uid"]
         place.mkdir()
         variables |= {"HOME": str(place), "TMPDIR": str(place), "PATH": os.environ["PATH"]}
         for volume in pod["spec"].get("volumes", ()):
             if claim := volume.get("persistentVolumeClaim"):
                 variables["MACADAM_CHECKPOINT"] = str(self._volume(pod, claim["claimName"]))
-        command = [sys.executable if word == "python" else word for word in container["command"]]
+        words = [expanded(word, variables) for word in container["command"]]
+        command = [sys.executable if word == "python" else word for word in words]
         for name in maps:
             (place / "bundle.tar").write_bytes(
                 base64.b64decode(
@@ -356,6 +359,15 @@ class Cluster:
         metadata = self.objects[key]["metadata"]
         if "deletionTimestamp" in metadata and not metadata.get("finalizers") and metadata["uid"] not in self.processes:
             del self.objects[key]
+
+
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """As the kubelet does: https://github.com/kubernetes/design-proposals-archive/blob/main/node/expansion.md."""
+
+    def one(match: "re.Match[str]") -> str:
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", one, text)
 
 
 def labels_of(found: Object) -> dict[str, str]:

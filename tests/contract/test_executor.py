@@ -97,6 +97,17 @@ def test_a_command_that_is_not_there_ends_with_127(executor: Executor) -> None:
     assert "no-such-command" in said(executor, "j1.1")
 
 
+def test_words_and_variables_arrive_as_they_were_written(executor: Executor) -> None:
+    odd = ["$$", "$(LIKE)", "${LIKE}", "$$(LIKE)", "a\nb", "---", "yes", "1e3", "ä→", "'\"`", ""]
+    show = (
+        "import os, sys; print(ascii(sys.argv[1:])); print(ascii(os.environ['LIKE'])); print(ascii(os.environ['ODD']))"
+    )
+    variables = {"LIKE": "me", "ODD": "$(LIKE) $$ \n---"}
+    executor.start(attempt("", command=("python", "-c", show, *odd), environment=variables))
+    assert until(executor, "j1.1", "ended").exit_code == 0
+    assert said(executor, "j1.1").splitlines() == [ascii(odd), ascii("me"), ascii("$(LIKE) $$ \n---")]
+
+
 def test_one_id_runs_at_most_once_whoever_asks_how_often(executor: Executor, tmp_path: Path) -> None:
     mark = f"open({str(tmp_path / 'ran')!r}, 'a').write('x'); import time; time.sleep(0.3)"
     for _ in range(3):

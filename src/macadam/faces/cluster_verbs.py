@@ -27,6 +27,7 @@ def _configure_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="where the files go; default: print them")
     parser.add_argument("--image", help="instead of the job's own")
     parser.add_argument("--ray", metavar="VERSION", help="of Ray in the image")
+    parser.add_argument("--operator", metavar="NAMESPACE", help="of KubeRay's operator; default: default")
     parser.add_argument("--checkpoint", metavar="NAME", help="a volume claim; for skypilot a bucket's URL")
     parser.add_argument(
         "--secret", metavar="VARIABLE=NAME", action="append", help="a secret of that system; repeatable"
@@ -40,7 +41,9 @@ def _job(options: argparse.Namespace, session: Session) -> int:
         raise InvalidInput("No project was named.", next_step="Give --project, or set MACADAM_PROJECT.")
     secrets = dict(_pair(one, "--secret HF_TOKEN=NAME") for one in getattr(options, "secret", []))
     asked: dict[str, object] = {"project": project, "job": options.job, "to": options.to, "secrets": secrets}
-    asked |= {name: getattr(options, name) for name in ("image", "ray", "checkpoint") if hasattr(options, name)}
+    asked |= {
+        name: getattr(options, name) for name in ("image", "ray", "operator", "checkpoint") if hasattr(options, name)
+    }
     if hasattr(options, "spot"):
         asked["spot"] = options.spot == "yes"
     operations.load("jobs")

@@ -22,6 +22,7 @@ _JOB_NAME = 52  # leaves room for '-<index>-<random>' in the names of an indexed
 _NEVER_WORKS = (126, 127)  # POSIX shells: cannot be executed, was not found
 _KEEP = 7 * 86400  # s that a finished Job stays readable
 _SHARED_MEMORY = 4  # a quarter of the memory may be /dev/shm, through which data loaders hand batches on
+_DASHBOARDS = (8265, 8000)  # of Ray's head: its dashboard, and Serve's proxy, whose health the operator asks for
 _SPOT_TAINTS = (("cloud.google.com/gke-spot", "true"), ("kubernetes.azure.com/scalesetpriority", "spot"))
 
 
@@ -85,7 +86,7 @@ def _container(workload: Workload, extra: Sequence[Object], name: str) -> Object
     found: Object = {
         "name": name,
         "image": workload.image,
-        "command": list(workload.command),
+        "command": [literal(word) for word in workload.command],
         "env": [*_environment(workload), *extra],
         "resources": resources(workload),
         "securityContext": container_security(),
@@ -95,6 +96,14 @@ def _container(workload: Workload, extra: Sequence[Object], name: str) -> Object
         found["ports"] = [{"name": "http", "containerPort": workload.port}]
         found["readinessProbe"] = {"tcpSocket": {"port": "http"}, "periodSeconds": 5}
     return found
+
+
+def literal(text: str) -> str:
+    """A word as it is: of commands and variables Kubernetes takes '$(NAME)' for that variable's value, and '$$' for '$'.
+
+    https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/
+    """
+    return text.replace("$", "$$")
 
 
 def resources(workload: Workload) -> Object:
@@ -147,8 +156,12 @@ def namespace(project: str) -> str:
     return dns_label(f"macadam-{project}")
 
 
-def closed_namespace(project: str) -> list[Object]:
-    """A project's namespace: pods must fit the restricted standard, and none talks to anybody but the cluster's DNS."""
+def closed_namespace(project: str, *, ray: str = "") -> list[Object]:
+    """A project's namespace: pods must fit the restricted standard, and none talks to anybody but the cluster's DNS.
+
+    ray: the namespace of KubeRay's operator, which then reaches the dashboards of Ray's heads, '' = no need: it asks there how a job
+    is, in every mode, and without an answer no RayJob ever ends.
+    """
     name = namespace(project)
     labels = {
         "pod-security.kubernetes.io/enforce": "restricted",
@@ -167,7 +180,21 @@ def closed_namespace(project: str) -> list[Object]:
         _policy(
             name, "own-pods-and-dns", gang["podSelector"], ingress=[{"from": [gang]}], egress=[{"to": [gang]}, dns]
         ),
+        *([_operator(name, ray)] if ray else []),
     ]
+
+
+def _operator(space: str, operator: str) -> Object:
+    """Lets KubeRay's operator in, by its label (KubeRay's Helm chart) and its namespace: a label alone anybody may carry."""
+    origin = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
+    }
+    ports = [{"port": port, "protocol": "TCP"} for port in _DASHBOARDS]
+    heads = {"matchLabels": {"ray.io/node-type": "head"}}
+    spec = {"podSelector": heads, "policyTypes": ["Ingress"], "ingress": [{"from": [origin], "ports": ports}]}
+    metadata = {"name": "ray-operator", "namespace": space}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
 def _policy(space: str, name: str, pods: Object, *, ingress: list[Object], egress: list[Object]) -> Object:
@@ -220,7 +247,7 @@ def _environment(workload: Workload) -> list[Object]:
     fixed = {"HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108 - inside the container, a volume of its own
     if workload.checkpoint:
         fixed["MACADAM_CHECKPOINT"] = CHECKPOINT
-    plain: list[Object] = [{"name": k, "value": v} for k, v in sorted((fixed | workload.environment).items())]
+    plain: list[Object] = [{"name": k, "value": literal(v)} for k, v in sorted((fixed | workload.environment).items())]
     secret = sorted(workload.secrets.items())
     return plain + [{"name": k, "valueFrom": {"secretKeyRef": {"name": v, "key": "value"}}} for k, v in secret]
 

@@ -1,5 +1,6 @@
 """Jobs and quotas as files for systems outside this machine: read what is in SQL, render, check, answer. Nothing changes."""
 
+import shlex
 from collections.abc import Iterable
 
 from macadam.compute.billing import store
@@ -35,7 +36,11 @@ def render_job(tx: Transaction, request: RenderJob) -> Files:
         if request.to == "ray"
         else kubernetes.job(workload, queued=queued)
     )
-    objects = [*kubernetes.closed_namespace(request.project), made]
+    operator = ""
+    if request.to == "ray":
+        operator = request.operator
+        notes.append(f"KubeRay's operator is let in from the namespace {operator!r}: say --operator if it is another.")
+    objects = [*kubernetes.closed_namespace(request.project, ray=operator), made]
     if job.spec.requirements.strip():
         notes.append("Its requirements are not written: put the packages into the image.")
     return Files(files={"job.yaml": documents.written(objects)}, notes=tuple(notes))
@@ -113,7 +118,7 @@ def _notes(job: Job) -> list[str]:
 def _setup(job: Job) -> str:
     """Its requirements, written where SkyPilot sets a machine up."""
     text = job.spec.requirements.strip()
-    return f"cat > requirements.txt <<'MACADAM'\n{text}\nMACADAM\npip install -r requirements.txt" if text else ""
+    return f"printf '%s\\n' {shlex.quote(text)} > requirements.txt\npip install -r requirements.txt" if text else ""
 
 
 def _plain(found: "Iterable[skypilot.Candidate]") -> Iterable[dict[str, str | bool]]:

@@ -25,6 +25,7 @@ class RenderJob(Request[Files], frozen=True, kw_only=True):
     """Write a job as files for another system that runs it: Kubernetes, Kueue's queue, Ray on Kubernetes, or SkyPilot's clouds.
 
     to: kubernetes starts at once, kueue waits for its quota. image: instead of the job's own. ray: the version in the image.
+    operator: the namespace of KubeRay's operator, which has to reach the job's head.
     secrets: variable → name of a secret of that system. checkpoint: a volume claim, or a bucket's URL for skypilot.
     spot: may run on machines that can be taken away; by itself what is preemptible may.
     """
@@ -34,6 +35,7 @@ class RenderJob(Request[Files], frozen=True, kw_only=True):
     to: Target
     image: _Text = ""
     ray: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+\Z")] = "2.52.0"
+    operator: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")] = "default"
     secrets: dict[str, _Text] = msgspec.field(default_factory=dict)
     checkpoint: _Text = ""
     spot: bool | None = None

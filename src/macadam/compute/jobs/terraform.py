@@ -18,6 +18,7 @@ Module = dict[str, Any]
 
 _EXPRESSION = re.compile(r"\$\{([^}]*)\}")
 _REFERENCE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-zA-Z_][a-zA-Z0-9_]*)+\Z")
+_NAMED = re.compile(r"[A-Za-z0-9._-]{0,100}\Z")
 _NODES = 1000  # in one pool, the limit of GKE
 
 
@@ -40,6 +41,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput(
                 f"A pool of {self.least} to {self.most} nodes is none.", next_step=f"Give 0 ≤ least ≤ most ≤ {_NODES}."
             )
+        for said in (self.machine, self.accelerator):
+            # Terraform takes '${' and '%{' in any text for a program; no cloud has such names.
+            if not _NAMED.match(said):
+                raise InvalidInput(
+                    f"{said!r} is no machine and no accelerator.", next_step="Name it as the cloud does."
+                )
         if not (self.machine and self.per_node >= 1 and self.disk >= 1):
             raise InvalidInput(f"The pool {self.name!r} says too little.", next_step="Name its machine and its disk.")
 
@@ -75,6 +82,8 @@ def references(module: Module) -> Iterator[tuple[str, str]]:
     """
     for where, text in _texts(module, ""):
         found = [text] if ".depends_on[" in where else _EXPRESSION.findall(text)
+        if "%{" in text:
+            raise InvalidInput(f"{where} opens a directive.", next_step="Refer to a value as it is.")
         if text.count("${") != len(_EXPRESSION.findall(text)):
             raise InvalidInput(f"{where} opens an expression that is never closed.", next_step="Close it.")
         for reference in found:

@@ -145,6 +145,18 @@ def test_a_namespace_is_closed_before_anything_runs_in_it() -> None:
     assert (deny["spec"]["ingress"], deny["spec"]["egress"]) == ([], [])
 
 
+def test_kuberays_operator_and_nobody_else_reaches_a_head_from_outside() -> None:
+    *_, policy = objects = kubernetes.closed_namespace("flights", ray="ray-system")
+    validation.check_objects(objects)
+    by_kubernetes(policy)
+    assert policy["spec"]["podSelector"] == {"matchLabels": {"ray.io/node-type": "head"}}
+    (rule,) = policy["spec"]["ingress"]
+    (origin,) = rule["from"]  # both selectors in one: a label alone anybody may carry
+    assert origin["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "ray-system"}}
+    assert origin["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
+    assert 8265 in [port["port"] for port in rule["ports"]]
+
+
 @settings(max_examples=20, deadline=None)
 @given(WORKLOADS)
 def test_every_workload_is_a_ray_job_whose_pods_kubernetes_takes(given: Workload) -> None:

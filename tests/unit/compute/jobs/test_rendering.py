@@ -1,6 +1,8 @@
 """Jobs and quotas rendered through the one door, and as they are typed; and a job carried out on a cluster by setting alone."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from unit.compute.jobs.bench import Bench, open_bench
 
 from macadam.access.types import CreateProject
 from macadam.compute.jobs import clusters as opened
+from macadam.compute.jobs import render_service
 from macadam.compute.jobs.kueue import Flavor
 from macadam.compute.jobs.loop import Queue
 from macadam.compute.jobs.render_types import RenderJob, RenderQuotas
@@ -61,6 +64,28 @@ def test_a_gang_is_rendered_with_each_members_share(bench: Bench) -> None:
     assert found["Job"]["metadata"]["annotations"]["macadam.local/owner"] == job.ref
     assert "&" not in made.files["job.yaml"]
     assert objects(bench.platform.call(RenderJob(project="p", job=job.id, to="ray")).files["job.yaml"])["RayJob"]
+
+
+def test_requirements_reach_skypilot_as_text_and_never_as_commands(bench: Bench, tmp_path: Path) -> None:
+    text = "numpy\nMACADAM\ntouch hacked\nit's $(touch hacked) `touch hacked` %s \\n"
+    job = gang(bench).spec
+    asked = msgspec.structs.replace(
+        bench.submit(resources=job.resources), spec=msgspec.structs.replace(job, requirements=text)
+    )
+    setup = render_service._setup(asked)
+    (tmp_path / "pip").write_text("#!/bin/sh\n")
+    (tmp_path / "pip").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", setup], cwd=tmp_path, env={"PATH": path}, check=True)
+    assert (tmp_path / "requirements.txt").read_text() == f"{text}\n"
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_rays_operator_is_let_in_from_where_it_runs(bench: Bench) -> None:
+    made = bench.platform.call(RenderJob(project="p", job=gang(bench).id, to="ray", operator="ray-system"))
+    found = [one for one in yaml.safe_load_all(made.files["job.yaml"]) if one["metadata"]["name"] == "ray-operator"]
+    assert "ray-system" in str(found)
+    assert any("ray-system" in note for note in made.notes)
 
 
 def test_rendering_changes_nothing_and_leaves_no_leaf(bench: Bench) -> None:

@@ -47,6 +47,12 @@ def test_an_expression_that_cannot_be_checked_is_refused(module: dict[str, Any],
             terraform.check(module)
 
 
+def test_a_directive_is_refused_as_it_cannot_be_checked(module: dict[str, Any]) -> None:
+    module["variable"]["region"]["description"] = "%{ for x in [1] }x%{ endfor }"
+    with pytest.raises(InvalidInput, match="directive"):
+        terraform.check(module)
+
+
 def test_a_dependency_that_leads_nowhere_is_found() -> None:
     made = terraform.render("aws", POOLS["aws"])
     made["resource"]["aws_eks_node_group"]["pool_h100"]["depends_on"] = ["aws_iam_role.nobody"]
@@ -103,7 +109,18 @@ def test_the_platforms_role_is_its_own_service_accounts_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"least": 3, "most": 2}, {"most": 0}, {"most": 2000}, {"machine": ""}, {"per_node": 0}, {"disk": 0}]
+    "wrong",
+    [
+        {"machine": '${file("/etc/passwd")}'},
+        {"machine": "%{ if true }m%{ endif }"},
+        {"accelerator": "${var.region}"},
+        {"least": 3, "most": 2},
+        {"most": 0},
+        {"most": 2000},
+        {"machine": ""},
+        {"per_node": 0},
+        {"disk": 0},
+    ],
 )
 def test_a_pool_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
     facts: dict[str, Any] = {"name": "x", "machine": "m"}
