@@ -58,6 +58,13 @@ def decide(
     return _Round(now, state, policy, estimates, places(state.nodes)).decide()
 
 
+def _shape(work: Work) -> tuple[object, ...]:
+    """What decides, besides its rank, whether work can start: those of one shape find the same limits and places."""
+    asks = work.gpus, work.milli, work.models, work.nodes, work.cpu_milli, work.memory
+    reserves = (work.time_limit, work.attained) if work.time_limit else ()
+    return work.tenant, *asks, work.priority, work.micros_per_gpu_hour, *reserves
+
+
 class _Round:
     """One decision while it is made."""
 
@@ -69,6 +76,12 @@ class _Round:
         self.preemptions: dict[str, Preempt] = {}
         self.waits: dict[str, Wait] = {}
         self.held: set[str] = set()
+        self.moves = 0  # starts and stops so far: what was found out stays true until the next
+        self.ranks: dict[str, float] = {}  # of what runs
+        self.last: tuple[int, list[Running]] = -1, []
+        self.stuck: dict[tuple[object, ...], tuple[int, float, Wait | None]] = {}
+        self.kinds: dict[tuple[str, ...], int] = {}  # thousandths of GPUs of those models
+        self.ahead = 0  # jobs that wait although no limit keeps them
         self.blocked: tuple[Work, float, int] | None = (
             None  # the first that does not fit, when it can start, what is spare then
         )
@@ -80,8 +93,8 @@ class _Round:
         queue = [self._entry(work) for work in waiting.values() if work.id not in self.running]
         heapify(queue)
         while queue:
-            work = heappop(queue)[1]
-            for stopped in self._consider(work):
+            key, work = heappop(queue)
+            for stopped in self._consider(work, key[1]):
                 heappush(queue, self._entry(stopped))
         return Decision(
             starts=tuple(self.starts.values()),
@@ -143,34 +156,44 @@ class _Round:
         wait = self.limits.why_not(work)
         if wait and wait.reason not in _IN_GPUS:
             return []  # its budget is what it waits for; it is considered with the others
-        return self._make_room(work, self._stoppable(), "due") or []
+        useful = self._useful(work, wait, self._stoppable())
+        return [] if useful is None else self._make_room(work, useful, "due") or []
 
     # --- 3 the others in order
 
     def _entry(self, work: Work) -> tuple[Key, Work]:
-        return self._key(work, work.attained), work
+        return (self._past(work), self._rank(work, work.attained), work.submitted, work.id), work
 
-    def _key(self, work: Work, attained: float) -> Key:
-        past = 0.0
+    def _past(self, work: Work) -> float:
+        """What its tenant has had already, where it would borrow."""
         if self.policy.half_life and self.limits.used[work.tenant] + work.demand > self.limits.own(work.tenant):
-            past = self.limits.spent(work.tenant).decayed / self.limits.quota(work.tenant).weight
-        return past, self._rank(work, attained), work.submitted, work.id
+            return self.limits.spent(work.tenant).decayed / self.limits.quota(work.tenant).weight
+        return 0.0
 
     def _rank(self, work: Work, attained: float) -> float:
         return rank(work, attained, self.policy.order, self.estimates)
 
-    def _consider(self, work: Work) -> Iterable[Work]:
+    def _consider(self, work: Work, ranked: float) -> Iterable[Work]:
         """Starts it or says why it waits. Returns whom it stopped."""
+        shape = _shape(work)
+        moves, least, limit = self.stuck.get(shape, (-1, 0.0, None))
+        if moves == self.moves and least <= ranked:  # one like it that goes first found no way, and nothing has changed
+            self._wait(work, limit)
+            return ()
         limit = self.limits.why_not(work)
         if limit is None and self._may_pass(work):
             placement = self.places.place(work)
             if placement is not None:
+                self._pass(work)
                 self._start(work, placement)
                 return ()
         for victims, reason in self._claims(work, limit):
-            stopped = self._make_room(work, victims, reason)
+            useful = self._useful(work, limit, victims)
+            stopped = None if useful is None else self._make_room(work, useful, reason)
             if stopped is not None:
                 return stopped
+        if limit is not None or self.policy.backfill == "any":
+            self.stuck[shape] = self.moves, ranked, limit
         self._wait(work, limit)
         return ()
 
@@ -180,7 +203,7 @@ class _Round:
             return
         if self.blocked is None and self.policy.preempt == "order":
             most = tolerated(self._rank(work, work.attained), self.policy)
-            yield [one for one in self._stoppable() if self._rank(one.work, one.attained(self.now)) > most], "order"
+            yield [one for one in self._stoppable() if self.ranks[one.work.id] > most], "order"
         if self.policy.preempt == "lower-priority":
             mine = [one for one in self._stoppable() if one.work.tenant == work.tenant]
             yield [one for one in mine if one.work.priority < work.priority], "priority"
@@ -190,14 +213,39 @@ class _Round:
             lent = [one for one in self._stoppable() if self.limits.borrowed(one.work.tenant)]
             yield [one for one in lent if any_priority or one.work.priority < work.priority], "reclaimed"
 
+    def _useful(self, work: Work, limit: Wait | None, victims: Sequence[Running]) -> list[Running] | None:
+        """Those first whom the limit counts; None if all of them together hold too few GPUs, so that none is stopped to try."""
+        if self.places.free() + sum(one.work.demand for one in victims) < work.demand:
+            return None
+        if limit is None:
+            return list(victims)
+        cohort = self.limits.quota(work.tenant).cohort
+
+        def is_counted(one: Running) -> bool:
+            own = one.work.tenant == work.tenant
+            return own or (limit.reason == "cohort" and self.limits.quota(one.work.tenant).cohort == cohort)
+
+        counted = [one for one in victims if is_counted(one)]
+        if sum(one.work.demand for one in counted) < limit.needs:
+            return None
+        return [*counted, *(one for one in victims if not is_counted(one))]
+
     def _stoppable(self) -> list[Running]:
         """What may be stopped, the last in order first."""
-        free = [one for one in self.running.values() if one.work.preemptible and one.work.id not in self.held]
-        return sorted(free, key=lambda one: self._key(one.work, one.attained(self.now)), reverse=True)
+        if self.last[0] != self.moves:
+            free = [one for one in self.running.values() if one.work.preemptible and one.work.id not in self.held]
+            self.last = self.moves, sorted(free, key=self._behind, reverse=True)
+        return self.last[1]
+
+    def _behind(self, one: Running) -> Key:
+        if one.work.id not in self.ranks:
+            self.ranks[one.work.id] = self._rank(one.work, one.attained(self.now))
+        return self._past(one.work), self.ranks[one.work.id], one.work.submitted, one.work.id
 
     def _make_room(self, work: Work, victims: Sequence[Running], reason: str) -> list[Work] | None:
         """Starts it, stopping as few as will do; None, and nothing stopped, if all of them would not do."""
         stopped: list[Running] = []
+        before = self.moves
         placement = self._room(work)
         for victim in victims:
             if placement is not None:
@@ -210,8 +258,9 @@ class _Round:
         if placement is None:
             for victim in stopped:
                 self._resume(victim)
+            self.moves = before
             return None
-        for victim in reversed(stopped):
+        for victim in reversed(stopped[:-1]):  # without the last of them it was seen to find no room
             placement = self._spare(victim, work, placement)
         self._start(work, placement)
         gone = [victim for victim in stopped if victim.work.id not in self.running]
@@ -227,11 +276,13 @@ class _Round:
         return None if self.limits.why_not(work) else self.places.place(work)
 
     def _suspend(self, victim: Running) -> None:
+        self.moves += 1
         del self.running[victim.work.id]
         self.limits.remove(victim)
         self.places.release(victim.work, victim.placement)
 
     def _resume(self, victim: Running) -> None:
+        self.moves += 1
         self.places.take(victim.work, victim.placement)
         self.limits.add(victim)
         self.running[victim.work.id] = victim
@@ -252,6 +303,7 @@ class _Round:
     def _start(self, work: Work, placement: Placement) -> None:
         before = self.limits.borrowed(work.tenant)
         running = Running(work=work, placement=placement, started=self.now)
+        self.moves += 1
         self.running[work.id] = running
         self.limits.add(running)
         borrowed = 0 if self.limits.unlimited else self.limits.borrowed(work.tenant) - before
@@ -268,15 +320,17 @@ class _Round:
         if limit is not None and not (limit.reason == "cohort" and self.places.free() < work.demand):
             self.waits[work.id] = limit
             return
-        ahead = sum(wait.reason not in _LIMITS for wait in self.waits.values())
-        self.waits[work.id] = self._no_room(work, ahead)
+        self.waits[work.id] = self._no_room(work, self.ahead)
+        self.ahead += 1
         if self.blocked is None and self.waits[work.id].reason != "impossible":
             self.blocked = self._shadow(work)
 
     def _no_room(self, work: Work, ahead: int) -> Wait:
-        fitting = [node for node in self.state.nodes if not work.models or node.model in work.models]
+        if work.models not in self.kinds:
+            fitting = [node.gpus for node in self.state.nodes if not work.models or node.model in work.models]
+            self.kinds[work.models] = sum(fitting) * WHOLE
         free, need = self.places.free(), work.demand
-        if sum(node.gpus for node in fitting) * WHOLE < need:
+        if self.kinds[work.models] < need:
             words = f"The cluster has no {need / WHOLE:g} GPUs of the kind it accepts."
             return Wait(reason="impossible", words=words, ahead=ahead, needs=need)
         if free < need:
@@ -296,13 +350,16 @@ class _Round:
             return True
         if self.policy.backfill == "none":
             return False
-        first, at, spare = self.blocked
-        if self.now + self._lasts(work, work.attained) <= at:
-            return True
-        if work.demand > spare or not self.places.free() >= work.demand:
-            return False
-        self.blocked = first, at, spare - work.demand
-        return True
+        return self._ends_in_time(work) or work.demand <= min(self.blocked[2], self.places.free())
+
+    def _ends_in_time(self, work: Work) -> bool:
+        return self.blocked is None or self.now + self._lasts(work, work.attained) <= self.blocked[1]
+
+    def _pass(self, work: Work) -> None:
+        """It starts before the first: what it still has when the first can start is not spare."""
+        if self.blocked is not None and self.policy.backfill == "easy" and not self._ends_in_time(work):
+            first, at, spare = self.blocked
+            self.blocked = first, at, spare - work.demand
 
     def _shadow(self, first: Work) -> tuple[Work, float, int]:
         """When the first can start as running work is expected to end, and how much is spare then (EASY: Lifka 1995)."""

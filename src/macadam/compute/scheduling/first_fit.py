@@ -11,9 +11,10 @@ class FirstFit:
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self._nodes = {node.name: _Machine(node) for node in nodes}
+        self._free = sum(machine.free for machine in self._nodes.values())
 
     def free(self) -> int:
-        return sum(machine.free for machine in self._nodes.values())
+        return self._free
 
     def place(self, work: Work) -> Placement | None:
         fitting = [m for m in self._nodes.values() if not work.models or m.node.model in work.models]
@@ -25,16 +26,17 @@ class FirstFit:
 
     def take(self, work: Work, placement: Placement) -> None:
         for slot in placement:
-            self._machine(slot).change(work, slot, -1)
+            self._change(work, slot, -1)
 
     def release(self, work: Work, placement: Placement) -> None:
         for slot in placement:
-            self._machine(slot).change(work, slot, 1)
+            self._change(work, slot, 1)
 
-    def _machine(self, slot: Slot) -> "_Machine":
+    def _change(self, work: Work, slot: Slot, sign: int) -> None:
         if slot.node not in self._nodes:
             raise InvalidInput(f"There is no machine {slot.node!r}.", next_step="Release what runs on lost machines.")
-        return self._nodes[slot.node]
+        self._nodes[slot.node].change(work, slot, sign)
+        self._free += sign * slot.milli
 
     def _share(self, work: Work, machines: Sequence["_Machine"]) -> Placement | None:
         for machine in machines:
