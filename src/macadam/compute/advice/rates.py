@@ -1,7 +1,7 @@
 """What an hour of each device costs: as the bill says, or for want of one by the catalogue's cheapest offer on demand."""
 
 from collections.abc import Iterable, Mapping
-from datetime import date
+from datetime import date, datetime
 from fractions import Fraction
 
 import msgspec
@@ -64,16 +64,23 @@ def rates(held: Iterable[Held], charges: Iterable[Charge], own: Iterable[Price],
 
 
 def _billed(charges: Iterable[Charge]) -> dict[str, Money]:
-    """Of one GPU's hour, by device and by machine: effective cost over GPU-hours billed. Left out where currencies differ."""
-    sums: dict[str, tuple[Fraction, Fraction, set[str]]] = {}
+    """Of one GPU's hour, by device and by machine: effective cost over GPU-hours billed. Left out where currencies differ.
+
+    Several charges for the same machine and time (a commitment covers an hour in part) pay for its hours once.
+    """
+    sums: dict[str, tuple[Fraction, dict[tuple[datetime, datetime], Fraction], set[str]]] = {}
     for charge in charges:
         hours = Fraction(str(charge.gpus)) * Fraction((charge.end - charge.start).total_seconds()) / 3600
         if charge.category != "usage" or charge.commitment == "unused" or charge.capacity == "unused" or hours <= 0:
             continue
         for name in {charge.device, charge.node, charge.resource} - {""}:
-            money, total, currencies = sums.setdefault(name, (Fraction(), Fraction(), set()))
-            sums[name] = (money + charge.effective.micros, total + hours, currencies | {charge.effective.currency})
-    return _of_an_hour(sums)
+            money, times, currencies = sums.get(name, (Fraction(), {}, set()))
+            when = (charge.start, charge.end)
+            times[when] = max(hours, times.get(when, Fraction()))
+            sums[name] = (money + charge.effective.micros, times, currencies | {charge.effective.currency})
+    return _of_an_hour(
+        {name: (money, sum(times.values(), Fraction()), found) for name, (money, times, found) in sums.items()}
+    )
 
 
 def _of_an_hour(sums: Mapping[str, tuple[Fraction, Fraction, set[str]]]) -> dict[str, Money]:

@@ -5,7 +5,8 @@ GPU model, by that model among devices that nothing more specific pays for. Its 
 that nothing was seen of stays unattributed. However rows overlap, no device time is charged twice by one charge.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from macadam.compute.billing.types import Charge
@@ -34,7 +35,8 @@ _MS_PER_HOUR = 3_600_000
 class Pieces:
     """Parts of slices of charges, in order of the slices. Each array has one value for each piece.
 
-    row: of the usage, -1 if none; interval: -1 if none; gpu_ms: device milliseconds, in millionths of a device.
+    row: of the usage, -1 if none; interval: -1 if none; gpu_ms: device milliseconds, in millionths of a device. Where several
+    charges pay for the same time (a licence beside its machine, an hour that a commitment covers in part), each has a part.
     """
 
     slice: "Ints"
@@ -62,10 +64,11 @@ class _Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Meets:
-    """A slice and an interval of one of its devices that overlap. ms: for how long."""
+    """A slice and an interval of one of its devices that overlap. begin: on one line for all devices; ms: for how long."""
 
     slice: "Ints"
     interval: "Ints"
+    begin: "Ints"
     ms: "Ints"
 
 
@@ -75,7 +78,7 @@ def join(bill: Bill, seen: Seen) -> Joined:
     meets, devices = _meet(bill, seen, pairs)
     weights, flags = _capacity(bill, seen, meets, devices)
     parts = [_owned(seen, meets), _free(seen, meets), _dark(bill, targets, weights, meets)]
-    pieces = _priced(bill, parts, weights)
+    pieces = _counted_once(bill, meets, len(seen.begin), _priced(bill, parts, weights))
     return Joined(pieces=pieces, uncharged=_uncharged(seen, meets), flags=flags)
 
 
@@ -161,7 +164,7 @@ def _meet(bill: Bill, seen: Seen, pairs: _Pairs) -> "tuple[_Meets, Ints]":
     slices = len(bill.slices.charge)
     if not len(seen.begin) or not len(pairs.slice):
         none = np.zeros(0, dtype=np.int64)
-        return _Meets(slice=none, interval=none, ms=none), np.zeros(slices, dtype=np.int64)
+        return _Meets(slice=none, interval=none, begin=none, ms=none), np.zeros(slices, dtype=np.int64)
     base, last = int(seen.begin.min()), int(seen.end.max())
     line = seen.device * (last - base + 2)  # all devices one after another on a single time line
     begins, ends = line + seen.begin - base, line + seen.end - base
@@ -171,9 +174,10 @@ def _meet(bill: Bill, seen: Seen, pairs: _Pairs) -> "tuple[_Meets, Ints]":
     count = np.maximum(high - low, 0)
     pair = np.repeat(np.arange(len(count)), count)
     interval = _ranges(low, count)
-    ms = np.minimum(ends[interval], to_ms[pair]) - np.maximum(begins[interval], from_ms[pair])
+    first = np.maximum(begins[interval], from_ms[pair])
+    ms = np.minimum(ends[interval], to_ms[pair]) - first
     real = ms > 0
-    meets = _Meets(slice=pairs.slice[pair][real], interval=interval[real], ms=ms[real])
+    meets = _Meets(slice=pairs.slice[pair][real], interval=interval[real], begin=first[real], ms=ms[real])
     met = pair[real]
     met = met[np.r_[True, np.diff(met) > 0]] if len(met) else met  # in order already, so each once
     return meets, np.bincount(pairs.slice[met], minlength=slices).astype(np.int64)
@@ -244,6 +248,38 @@ def _priced(bill: Bill, parts: list[Pieces], capacity: "Ints") -> Pieces:
     found["micros"] = sharing.share_out(bill.slices.micros, found["slice"], found["gpu_ms"])
     found["gpu_ms"] = np.where(capacity[found["slice"]] > 0, found["gpu_ms"], 0)
     return Pieces(**found)
+
+
+def _counted_once(bill: Bill, meets: _Meets, intervals: int, pieces: Pieces) -> Pieces:
+    """The same with device time that is there once, however many charges pay for it."""
+    part = np.ones(len(pieces.slice))
+    met = pieces.interval >= 0
+    part[met] = _once(meets, intervals)[pieces.interval[met]]
+    part[~met] = 1 / _alike(bill)[pieces.slice[~met]]
+    return replace(pieces, gpu_ms=np.round(pieces.gpu_ms * part).astype(np.int64))
+
+
+def _once(meets: _Meets, intervals: int) -> "npt.NDArray[np.float64]":
+    """For each interval: the time of it that charges cover, over the sum of their times."""
+    order = np.lexsort((meets.begin, meets.interval))
+    begin, end = meets.begin[order], (meets.begin + meets.ms)[order]
+    before = np.maximum.accumulate(np.r_[-1, end])[:-1]
+    new = np.maximum(end - np.maximum(begin, before), 0)
+    covered = np.bincount(meets.interval[order], weights=new, minlength=intervals)
+    part: npt.NDArray[np.float64] = covered / np.bincount(meets.interval, meets.ms, intervals).clip(min=1)
+    return part
+
+
+def _alike(bill: Bill) -> "Ints":
+    """For each slice: how many of the same machine and time there are that are for GPUs."""
+    names = [charge.device or charge.node or charge.resource for charge in bill.charges]
+    slices = bill.slices
+    keys = [
+        (names[charge], begin, end) if names[charge] and bill.gpus[charge] > 0 else None
+        for charge, begin, end in zip(slices.charge.tolist(), slices.begin.tolist(), slices.end.tolist(), strict=True)
+    ]
+    counts = Counter(keys)
+    return np.array([1 if key is None else counts[key] for key in keys], dtype=np.int64)
 
 
 def _uncharged(seen: Seen, meets: _Meets) -> tuple[Uncharged, ...]:

@@ -31,9 +31,15 @@ def listed(price: float) -> Price:
 
 
 def test_an_hour_costs_what_the_machines_bill_says_for_each_gpu_and_hour() -> None:
-    found = rates(HELD, [charge(euros(192)), charge(euros(384))], [], AT, "USD")
+    next_day = {"start": START + timedelta(days=1), "end": START + timedelta(days=2)}
+    found = rates(HELD, [charge(euros(192)), charge(euros(384), **next_day)], [], AT, "USD")
     assert found.by_device == {"gpu:a": euros(1.5)}
     assert found.listed == frozenset()
+
+
+def test_an_hour_that_a_commitment_covers_in_part_costs_both_parts() -> None:
+    found = rates(HELD, [charge(euros(192), commitment="used"), charge(euros(384))], [], AT, "USD")
+    assert found.by_device == {"gpu:a": euros(3)}
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_an_owner_never_pays_for_more_than_the_whole_device(usage):
     paid = sum(one.bill.micros for one in cascade.waterfalls(found, "owner") if one.key)
     hours = sum(line.gpu_hours for one in cascade.waterfalls(found, "owner") for line in one.lines)
     assert 0 <= paid <= 10_000_000
-    assert hours == pytest.approx(1, abs=1e-6)
+    assert hours == pytest.approx(1, abs=1e-5)  # each line is rounded to a millionth
 
 
 # --- each step
@@ -201,6 +201,20 @@ def test_charges_of_days_are_cut_at_midnight_and_meet_each_days_usage():
         "2026-10-01": 24_000_000,
         "2026-10-02": 12_000_000,
     }
+
+
+@pytest.mark.parametrize("rows", [[row()], [row(seconds=1800)], []])
+def test_an_hour_that_two_charges_pay_for_is_one_hour(rows):
+    charges = [charge(4_000_000, id="covered"), charge(6_000_000, id="not covered")]
+    (found,) = cascade.waterfalls(cascade.spread(charges, table(*rows)))
+    assert found.bill.micros == 10_000_000
+    assert sum(line.gpu_hours for line in found.lines) == 1
+
+
+def test_hours_that_charges_cover_one_after_another_are_counted_each():
+    charges = [charge(hours=0.75, id="1"), charge(start=0.5, hours=0.5, id="2")]
+    (found,) = cascade.waterfalls(cascade.spread(charges, table(row())))
+    assert sum(line.gpu_hours for line in found.lines) == 1
 
 
 def test_fractional_owners_pay_their_part():
