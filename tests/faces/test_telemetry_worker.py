@@ -91,9 +91,11 @@ def test_a_server_seals_what_is_over_and_expires_what_is_old(tmp_path: Path) -> 
 
 
 @contextmanager
-def process(code: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(code: str | list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """code: for Python, or a command."""
+    command = [sys.executable, "-c", code] if isinstance(code, str) else code
     running = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, stdout=subprocess.PIPE, start_new_session=True
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         assert running.stdout is not None
@@ -128,6 +130,35 @@ def test_a_process_of_a_job_is_known_by_what_the_executor_marked_it_with() -> No
         assert known(platform, a2=mine).owner_of(child.pid) is None  # an attempt that holds nothing now
         assert known(platform, a1=mine).owner_of(os.getpid()) is None
         assert known(platform, a1=mine).owner_of(2**22 + 1) is None
+
+
+FORGED = """
+import os, subprocess, sys, time
+child = subprocess.Popen(
+    [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"],
+    env={**os.environ, "MACADAM_ATTEMPT": "a2"}, start_new_session=True,
+)
+time.sleep(60)
+"""
+
+
+def test_a_job_cannot_have_its_time_charged_to_another_by_its_mark() -> None:
+    mine, other = Claim(project="vision", owner="job:1"), Claim(project="nlp", owner="job:2")
+    with open_platform() as platform, process(FORGED, MACADAM_ATTEMPT="a1") as running:
+        (child,) = psutil.Process(running.pid).children()
+        assert known(platform, a1=mine, a2=other).owner_of(child.pid) == mine
+
+
+def test_what_stands_below_a_supervisor_is_its_attempts_whatever_it_says(tmp_path: Path) -> None:
+    script = tmp_path / "macadam" / "adapters" / "supervisor.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(FORGED)
+    mine, other = Claim(project="vision", owner="job:1"), Claim(project="nlp", owner="job:2")
+    command = [sys.executable, "-I", "-S", str(script), str(tmp_path / "attempts" / "a1")]
+    with open_platform() as platform, process(command, MACADAM_ATTEMPT="a2") as running:
+        (child,) = psutil.Process(running.pid).children()
+        assert known(platform, a1=mine, a2=other).owner_of(child.pid) == mine
+        assert known(platform, a2=other).owner_of(child.pid) is None
 
 
 def test_a_jobs_processors_and_memory_are_its_owners_children_included() -> None:

@@ -13,6 +13,7 @@ from macadam.compute.jobs import clusters, documents, elastic, kuberay, terrafor
 from macadam.compute.jobs.render_types import Files, RenderJob, RenderQuotas
 from macadam.compute.jobs.workload import Workload
 from macadam.compute.telemetry.requests import DeclarePods
+from macadam.compute.telemetry.types import Pod
 from macadam.errors import InvalidInput
 from macadam.faces.session import Session, Verb
 from macadam.settings import Settings
@@ -166,11 +167,13 @@ def _cluster(options: argparse.Namespace, session: Session) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     operations.load("gpu")
-    done = 0
+    done, told = 0, set[Pod]()
     while not stop.is_set():
         found = clusters.pod_owners(Settings.load().clusters)
-        if found:
-            session.call(operations.of_request(DeclarePods), {"pods": msgspec.to_builtins(found)})
+        # What was said once is not said again: each call leaves a leaf.
+        if new := [pod for pod in found if pod not in told]:
+            session.call(operations.of_request(DeclarePods), {"pods": msgspec.to_builtins(new)})
+        told = set(found)
         done += 1
         session.show({"pods": len(found)}) if session.json else session.say(f"{len(found)} pods have owners.")
         if done == options.turns:

@@ -102,6 +102,8 @@ DUTIES: tuple[Duty, ...] = (
     Duty(name="renew revocations", every=5.0, act=renew_revocations),
     # A directory listing; an hour is sealed once it is over.
     Duty(name="seal telemetry", every=60.0, act=telemetry_worker.seal),
+    # A pod that is gone before it was seen is nobody's; elsewhere than on Kubernetes it does nothing.
+    Duty(name="know pods", every=15.0, act=telemetry_worker.know_pods),
     # Retention is counted in hours and days.
     Duty(name="expire telemetry", every=600.0, act=telemetry_worker.expire),
     # A leaf for each endpoint that answered; what a killed server did not report is let go.

@@ -4,6 +4,7 @@ On a machine with neither it ends at once and has loaded nothing. Sealing and ex
 also be delivered from elsewhere.
 """
 
+import contextlib
 import importlib
 import logging
 import os
@@ -11,13 +12,15 @@ import socket
 import threading
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psutil
 
 from macadam.app.platform import LOCAL_TOKEN, Platform
-from macadam.compute.telemetry import nvml, service
-from macadam.compute.telemetry.requests import ExpireTelemetry, SealTelemetry
+from macadam.compute.telemetry import nvml, owners, service
+from macadam.compute.telemetry.requests import DeclarePods, ExpireTelemetry, PodOwner, SealTelemetry
 from macadam.compute.telemetry.store import HOUR
 from macadam.compute.telemetry.types import Claim, to_table
 from macadam.errors import MacadamError
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(logs.LOGGER)
 _ATTEMPT = "MACADAM_ATTEMPT"
 """What the local executor writes into the environment of a job's processes."""
+_SUPERVISOR = "/macadam/adapters/supervisor.py"
 _PARENTS = 32
+_PODS = 1000
 
 
 class TelemetryWorker:
@@ -102,20 +107,21 @@ class Attempts:
         self._known = {row.id: Claim(project=row.project, owner=f"job:{row.job}") for row in rows}
 
     def owner_of(self, pid: int) -> Claim | None:
-        """None: no job's that runs now, or not ours to look at."""
+        """None: no job's that runs now, or not ours to look at.
+
+        A job may give what it starts another mark, but not to what it was started by: the supervisor of the attempt, from
+        which nothing below it gets away, else the outermost mark.
+        """
         if not self._known:
             return None
-        try:
+        found = ""
+        with contextlib.suppress(psutil.Error):
             process: psutil.Process | None = psutil.Process(pid)
             for _ in range(_PARENTS):
                 if process is None or process.pid == os.getpid():
-                    return None
-                attempt = process.environ().get(_ATTEMPT, "")
-                if attempt:
-                    return self._known.get(attempt)
+                    return self._known.get(found)
+                found = _mark(process) or found
                 process = process.parent()
-        except psutil.Error:
-            return None
         return None
 
     def roots(self) -> "Mapping[int, Root]":
@@ -132,6 +138,32 @@ class Attempts:
                     created=process.info["create_time"] or 0.0,
                 )
         return found
+
+
+def _mark(process: psutil.Process) -> str:
+    """The attempt that a process says it is of; '' if it says nothing, or not to us."""
+    with contextlib.suppress(psutil.AccessDenied):
+        command = process.cmdline()
+        if len(command) > 1 and command[-2].endswith(_SUPERVISOR):
+            return Path(command[-1]).name
+        return str(process.environ().get(_ATTEMPT, ""))
+    return ""
+
+
+def know_pods(platform: Platform) -> None:
+    """A duty: says whose the pods are that the Kubernetes executor started; there, nothing else tells whose a GPU is."""
+    settings = platform.settings
+    if settings.jobs.executor != "kubernetes":
+        return
+    clusters: Any = importlib.import_module("macadam.compute.jobs.clusters")
+    with platform.ports.sql.read() as sql:
+        known = owners.known_pods(sql)
+    # A call leaves a leaf, so what is known already is not said again.
+    new = [pod for pod in clusters.pod_owners(settings.clusters) if known.get((pod.namespace, pod.name)) != pod]
+    token = platform.ports.secrets.get(LOCAL_TOKEN).decode()
+    for at in range(0, len(new), _PODS):
+        told = tuple(PodOwner(**msgspec.structs.asdict(pod)) for pod in new[at : at + _PODS])
+        platform.call(DeclarePods(pods=told), token=token)
 
 
 def seal(platform: Platform) -> None:

@@ -46,6 +46,11 @@ class Claimants:
         found[self.row[self.who > 0]] = True
         return found
 
+    def rows_of(self, project: str) -> "Ints":
+        """Rows that are a project's, whole or in part."""
+        of_project = np.array([name == project for name, _ in self.people])
+        return np.unique(self.row[of_project[self.who]])
+
 
 class _People:
     def __init__(self) -> None:

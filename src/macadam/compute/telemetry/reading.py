@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from macadam.compute.telemetry import fold, owners, sealing, store
+from macadam.compute.telemetry import attribution, fold, owners, sealing, store
 from macadam.compute.telemetry.frame import SECOND, Frame
 from macadam.compute.telemetry.schema import files
 from macadam.compute.telemetry.schema import findings as kept
@@ -33,6 +33,7 @@ pc: Any = lazy("pyarrow.compute")
 Step = Literal["minute", "hour"]
 PERMISSION = "telemetry:read"
 _TRIES = 5
+_OTHERS = "The device was others' in these hours too: --project '*' shows what was seen."
 _LONGEST = {"minute": timedelta(days=32), "hour": timedelta(days=400)}
 
 T = TypeVar("T")
@@ -55,17 +56,21 @@ def usage(
     """
     granted.require(f"project:{project}", PERMISSION)
     first, last = require_aware(start, "start"), require_aware(end, "end")
-    if not first < last or last - first > _LONGEST[step]:
-        raise InvalidInput(
-            f"From {first.isoformat()} to {last.isoformat()} is no interval of at most {_LONGEST[step].days} days.",
-            next_step="Ask for less time at once, or for hours instead of minutes.",
-        )
+    _bounded(first, last, step)
     rows = _steadily(ports, first, last, lambda sql, pointers: _usage(ports, sql, pointers, first, last, step, device))
     at, kind = rows.column("start"), usage_schema().field("start").type
     wanted = pc.and_(pc.greater_equal(at, pa.scalar(first, kind)), pc.less(at, pa.scalar(last, kind)))
     if project != "*":
         wanted = pc.and_(wanted, pc.equal(rows.column("project"), project))
     return rows.filter(wanted)
+
+
+def _bounded(first: datetime, last: datetime, step: Step) -> None:
+    if not first < last or last - first > _LONGEST[step]:
+        raise InvalidInput(
+            f"From {first.isoformat()} to {last.isoformat()} is no interval of at most {_LONGEST[step].days} days.",
+            next_step="Ask for less time at once, or for hours instead of minutes.",
+        )
 
 
 def samples(ports: Ports, granted: Granted, start: datetime, end: datetime, *, device: str = "") -> "pa.Table":
@@ -81,7 +86,8 @@ def latest(
 ) -> "tuple[pa.Table, pa.Table]":
     """(samples, usage by minute) of the time since `now - span`: what is known of devices now.
 
-    granted: as for `usage`; for a project, only the devices that are its own in that time. Raises NotAuthorised, Busy.
+    granted: as for `usage`; for a project, only the samples of when a device was its own: what others do with it before and
+    after, or in pods beside it, is theirs. Raises NotAuthorised, Busy.
     """
     granted.require(f"project:{project}", PERMISSION)
 
@@ -90,22 +96,25 @@ def latest(
         start = int((now - span).timestamp()) // fold.MINUTE * fold.MINUTE * SECOND
         end = int((now + timedelta(minutes=1)).timestamp()) // fold.MINUTE * fold.MINUTE * SECOND
         held = owners.holdings(sql, now - span, now + HOUR)
-        rows = fold.fold(recent, start, end, pods=owners.known_pods(sql), holdings=held).usage
-        return recent, rows
+        pods = owners.known_pods(sql)
+        rows = fold.fold(recent, start, end, pods=pods, holdings=held).usage
+        if project == "*":
+            return recent, rows
+        frame = Frame(recent)
+        own = attribution.claimants(frame, pods, held).rows_of(project)
+        return frame.rows.take(own), rows.filter(pc.equal(rows.column("project"), project))
 
-    recent, rows = _steadily(ports, now - span, now + HOUR, read)
-    if project == "*":
-        return recent, rows
-    rows = rows.filter(pc.equal(rows.column("project"), project))
-    own = pc.unique(rows.column("device"))
-    return recent.filter(pc.is_in(recent.column("device"), value_set=own)), rows
+    return _steadily(ports, now - span, now + HOUR, read)
 
 
 def findings(ports: Ports, granted: Granted, start: datetime, end: datetime, *, project: str) -> list[Finding]:
-    """What the checks found in hours that meet the interval, newest first. granted: as for `usage`; of which devices a
-    project may hear is the caller's to say. Open hours are judged as they stand. Raises NotAuthorised, Busy.
+    """What the checks found in hours that meet the interval, newest first. granted: as for `usage`; a project hears of the
+    hours in which a device was its own, without evidence where it was not alone. Open hours are judged as they stand.
+
+    Raises NotAuthorised, InvalidInput, Busy.
     """
     granted.require(f"project:{project}", PERMISSION)
+    _bounded(start, end, "hour")
 
     def read(sql: sa.Connection, pointers: Pointers) -> list[Finding]:
         query = sa.select(kept.c.document).where(kept.c.hour >= store.hour_of(start), kept.c.hour < end)
@@ -118,10 +127,29 @@ def findings(ports: Ports, granted: Granted, start: datetime, end: datetime, *, 
                 found = [f for f in found if f.check == UNFIT or not hour <= f.first < hour + HOUR]
                 held = owners.around(sql, hour)
                 found += sealing.folded(hours, hour, owners.known_pods(sql), held).findings
-        return found
+        if project == "*":
+            return found
+        rows = _usage(ports, sql, pointers, store.hour_of(start), end + HOUR, "hour", "")
+        return _heard_by(project, found, rows)
 
     found = _steadily(ports, start, end, read)
     return sorted(found, key=lambda f: (f.last, f.check, f.device), reverse=True)
+
+
+def _heard_by(project: str, found: Iterable[Finding], rows: "pa.Table") -> list[Finding]:
+    """rows: of usage by hour, of everybody."""
+    whose: dict[tuple[str, datetime], set[str]] = {}
+    for row in rows.select(["device", "start", "project", "owner"]).to_pylist():
+        had = whose.setdefault((row["device"], row["start"]), set())
+        had.add(row["project"] if row["owner"] else "")
+    heard = []
+    for finding in found:
+        hours = {store.hour_of(finding.first), store.hour_of(finding.last)}
+        had = set().union(*(whose.get((finding.device, hour), set()) for hour in hours))
+        if project in had:
+            alone = had <= {project, ""}
+            heard.append(finding if alone else msgspec.structs.replace(finding, evidence=_OTHERS))
+    return heard
 
 
 def pointers_of(sql: sa.Connection, start: datetime, end: datetime) -> dict[tuple[str, datetime], Written]:

@@ -34,7 +34,7 @@ from macadam.compute.telemetry.requests import (
 )
 from macadam.compute.telemetry.schema import files, findings, pods
 from macadam.compute.telemetry.sealing import Hours, SealedHour, Unfit
-from macadam.compute.telemetry.store import HOUR, Delivery, Store, Written, hour_of
+from macadam.compute.telemetry.store import HOUR, Delivery, Store, Written
 from macadam.compute.telemetry.types import UNFIT, Finding, to_table
 from macadam.errors import Busy
 from macadam.operations import Context, Transaction, operation
@@ -335,17 +335,12 @@ def verify_series(_tx: Transaction, _request: VerifySeries, found: Verified) -> 
 )
 def declare_pods(tx: Transaction, request: DeclarePods) -> DeclaredPods:
     """A name that is declared again is the new owner's from the next sealed hour on."""
-    keep_pods(tx.sql, [(pod.namespace, pod.name, pod.project, pod.owner) for pod in request.pods], tx.now)
+    for (namespace, name), pod in {(pod.namespace, pod.name): pod for pod in request.pods}.items():
+        tx.sql.execute(sa.delete(pods).where(pods.c.namespace == namespace, pods.c.name == name))
+        row = {"namespace": namespace, "name": name, "project": pod.project, "owner": pod.owner}
+        tx.sql.execute(sa.insert(pods).values(**row, declared=tx.now))
     tx.record("telemetry:pods", pods=[f"{p.namespace}/{p.name} {p.project} {p.owner}" for p in request.pods[:500]])
     return DeclaredPods(pods=len(request.pods))
-
-
-def keep_pods(sql: sa.Connection, known: list[tuple[str, str, str, str]], at: datetime) -> None:
-    """(namespace, name, project, owner) of each: for rooms that start pods themselves, in their own transaction."""
-    rows = {(namespace, name): (project, owner) for namespace, name, project, owner in known}
-    for (namespace, name), (project, owner) in rows.items():
-        sql.execute(sa.delete(pods).where(pods.c.namespace == namespace, pods.c.name == name))
-        sql.execute(sa.insert(pods).values(namespace=namespace, name=name, project=project, owner=owner, declared=at))
 
 
 # --- readings
@@ -396,12 +391,8 @@ def _findings(context: Context, request: ListFindings) -> tuple[Finding, ...]:
     operations.load("jobs")
     granted = context.authorise(reading.PERMISSION, f"project:{request.project}")
     start, end = _interval(request.start, request.end, context.call.now)
-    own: set[str] | None = None
-    if request.project != "*":
-        rows = reading.usage(context.ports, granted, hour_of(start), end, project=request.project)
-        own = {str(name) for name in rows.column("device").to_pylist()}
-    found = list(reading.findings(context.ports, granted, start, end, project=request.project))
-    kept = [f for f in found if (own is None or f.device in own) and request.check in ("", f.check)]
+    found = reading.findings(context.ports, granted, start, end, project=request.project)
+    kept = [f for f in found if request.check in ("", f.check)]
     return tuple(kept[: request.limit])
 
 

@@ -16,14 +16,14 @@ from contract.api_server import TOKEN
 from unit.compute.jobs.bench import Bench, open_bench
 
 from macadam.access.types import CreateProject
-from macadam.compute.jobs import clusters as opened
 from macadam.compute.jobs import render_service
 from macadam.compute.jobs.kueue import Flavor
 from macadam.compute.jobs.loop import Queue
 from macadam.compute.jobs.render_types import RenderJob, RenderQuotas
 from macadam.compute.jobs.types import Job, ReadLog, Resources, SetQuota, ShowJob, SubmitJob
+from macadam.compute.telemetry.owners import known_pods
 from macadam.errors import InvalidInput, NotAuthorised, NotFound
-from macadam.faces import cli
+from macadam.faces import cli, telemetry_worker
 from macadam.operations import load, of_request
 from macadam.testing import open_platform, token_of
 from macadam.values import utc_now
@@ -238,7 +238,10 @@ def test_a_job_runs_on_a_cluster_because_a_setting_says_so(tmp_path: Path) -> No
         owners = ()
         for _ in range(400):
             queue.turn()
-            owners = owners or opened.pod_owners(platform.settings.clusters)
+            if not owners:
+                telemetry_worker.know_pods(platform)
+                with platform.ports.sql.read() as sql:
+                    owners = tuple(known_pods(sql).values())
             page = platform.call(ShowJob(project="p", job=job.id))
             if page.job.ended is not None:
                 break

@@ -469,6 +469,60 @@ def test_devices_are_listed_with_their_owners_and_what_is_wrong(platform: Platfo
     assert {d.device for d in mine} == set(names[:2])
 
 
+def test_a_project_sees_nothing_of_what_others_do_with_a_device_it_had(platform: Platform, clock: Clock) -> None:
+    clock.instant = START + timedelta(minutes=20)
+    table = fleet(1, 1200, pods=False, source="nvml")
+    deliver(platform, changed(table, range(41, 80), power=5000.0, memory_used=77), clock)
+    (device,), handed = fleets.names(1), START + timedelta(minutes=10)
+    held = [
+        Holding(device=device, project="vision", owner="job:1", start=START, end=handed),
+        Holding(device=device, project="secret", owner="job:2", start=handed),
+    ]
+    owners.register("test", lambda _sql, _start, _end: held)
+    try:
+        for name in ("vision", "secret", "third"):
+            platform.call(CreateProject(project=name))
+        (mine,) = platform.call(ListDevices(project="vision", minutes=30))
+        (theirs,) = platform.call(ListDevices(project="secret", minutes=30))
+        asked = {"start": START, "end": START + timedelta(hours=1)}
+        heard = platform.call(ListFindings(project="vision", **asked))  # type: ignore[arg-type]
+        assert platform.call(ListFindings(project="third", **asked)) == ()  # type: ignore[arg-type]
+        everything = platform.call(ListFindings(project="*", **asked))  # type: ignore[arg-type]
+    finally:
+        owners.register("test", lambda _sql, _start, _end: ())
+    assert mine.at <= handed + timedelta(seconds=15)
+    assert (mine.memory_used, mine.suspect) != (77, "impossible-power")
+    assert theirs.at > mine.at
+    assert (theirs.power, theirs.memory_used) == (5000.0, 77)
+    assert any("5000" in f.evidence for f in everything)
+    assert not any("5000" in f.evidence for f in heard)
+
+
+def test_a_pod_beside_ones_own_on_a_shared_device_stays_its_projects(platform: Platform, clock: Clock) -> None:
+    clock.instant = START + timedelta(minutes=10)
+    pods = tuple(PodOwner(namespace="n", name=name, project=name, owner=f"job:{name}") for name in ("aaa", "zzz"))
+    for name in ("aaa", "zzz"):
+        platform.call(CreateProject(project=name))
+    platform.call(DeclarePods(pods=pods))
+    samples = tuple(
+        Sample(
+            device="gpu:GPU-a",
+            at=START + timedelta(seconds=15 * n),
+            part=f"n/{name}/c",
+            pod=name,
+            namespace="n",
+            sm_active=0.25 if name == "aaa" else 0.75,
+        )
+        for n in range(30)
+        for name in ("aaa", "zzz")
+    )
+    platform.call(DeliverSamples(samples=samples))
+    for name, own in (("aaa", 0.25), ("zzz", 0.75)):
+        (seen,) = platform.call(ListDevices(project=name, minutes=30))
+        assert seen.sm_active == own
+        assert [h.project for h in seen.owners] == [name]
+
+
 # --- from the command line
 
 
