@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from contract import clusters
+from contract import api_server, clusters
 from contract.api_server import TOKEN, Cluster
 from contract.test_executor import attempt, said, until
 
@@ -65,6 +65,68 @@ def test_a_token_that_counts_for_nothing_is_said_and_never_shown(executor: Kuber
         list(api.items("/api/v1/nodes"))
     api.close()
     assert "s3cr3t" not in f"{refused.value}{access!r}"
+
+
+def test_a_token_is_read_anew_each_time_and_one_that_is_none_is_said_and_never_shown(
+    executor: KubernetesExecutor, tmp_path: Path
+) -> None:
+    _, server = clusters.cluster(tmp_path)
+    file = tmp_path / "token"
+    api = KubernetesApi(Access(server=server.url, authority=clusters.certificate()[0], token_file=str(file)))
+    for spoilt in (None, b"s3cr3t\nX-Evil: 1", b"s3cr3t\xff"):
+        if spoilt is not None:
+            file.write_bytes(spoilt)
+        with pytest.raises(Unavailable) as refused:
+            list(api.items("/api/v1/nodes"))
+        assert "s3cr3t" not in str(refused.value)
+    file.write_text(f"{TOKEN}\n")
+    assert list(api.items("/api/v1/nodes"))
+    api.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [(200, b"<html>a proxy</html>"), (200, b""), (200, b"[]"), (302, b"{}"), (304, b""), (503, b"\xff")],
+)
+def test_an_answer_that_is_none_is_a_server_that_does_not_answer(
+    executor: KubernetesExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, body: bytes
+) -> None:
+    def answer(handler: Any) -> None:
+        handler.send_response(code)
+        handler.send_header("Location", "https://127.0.0.1:1/elsewhere")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    monkeypatch.setattr(api_server._Handler, "do_GET", answer)
+    with pytest.raises(Unavailable):
+        executor.look(["j1.1"])
+    with pytest.raises(Unavailable):
+        executor.nodes()
+
+
+def test_a_log_is_read_no_further_than_was_asked(
+    executor: KubernetesExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a server that knows no limit."""
+    sent = []
+
+    def flood(handler: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(64):
+            try:
+                handler.wfile.write(b"x" * (1 << 20))
+            except OSError:
+                return
+            sent.append(1)
+
+    monkeypatch.setattr(api_server._Handler, "do_GET", flood)
+    _, server = clusters.cluster(tmp_path)
+    api = KubernetesApi(Access(server=server.url, authority=clusters.certificate()[0], token=TOKEN))
+    assert api.read("/api/v1/namespaces/x/pods/y/log", offset=10, limit=100) == b"x" * 100
+    api.close()
+    assert len(sent) < 64
 
 
 def test_a_cluster_that_falters_is_asked_again(executor: KubernetesExecutor, cluster: Cluster, tmp_path: Path) -> None:
@@ -285,7 +347,15 @@ def test_nodes_say_what_can_be_allotted_and_when_they_go() -> None:
         ("gpu:n1/mig:1g.10gb-0", "h100-sxm-80gb"),
     ]
     assert (two.name, two.leaving) == ("n2", NOW)
-    assert [quantity(text) for text in ("1500m", "2", "1Gi", "1k")] == [1.5, 2, 1 << 30, 1000]
+    assert [quantity(text) for text in ("1500m", "2", "1Gi", "1k", "1Ei", "2T", "1e3")] == [
+        1.5,
+        2,
+        1 << 30,
+        1000,
+        1 << 60,
+        2 * 10**12,
+        1000,
+    ]
 
 
 def test_a_pod_is_known_by_whom_macadam_made_it_for(executor: KubernetesExecutor, cluster: Cluster) -> None:
@@ -327,6 +397,7 @@ def test_a_kubeconfig_tells_server_authority_and_credentials(tmp_path: Path) -> 
     assert (found.server, found.authority, found.token) == ("https://cluster.example", "PEM", TOKEN)
     (tmp_path / "me.pem").write_text("CERTIFICATE")
     (tmp_path / "me.key").write_text("KEY")
+    assert read(tmp_path, kubeconfig(tmp_path, tokenFile="mine")).token_file == str(tmp_path / "mine")
     found = read(tmp_path, kubeconfig(tmp_path, **{"client-certificate": "me.pem", "client-key": "me.key"}))
     assert (found.certificate, found.key) == ("CERTIFICATE", "KEY")
 
@@ -335,7 +406,8 @@ def test_a_kubeconfig_that_is_unsafe_or_unusable_is_refused(tmp_path: Path) -> N
     unsafe = kubeconfig(tmp_path)
     unsafe["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = True
     program = kubeconfig(tmp_path, exec="aws")
-    for config in (unsafe, program, {}, {"current-context": "other", "contexts": []}):
+    other = kubeconfig(tmp_path, **{"as": "somebody-who-may-less"})
+    for config in (unsafe, program, other, {}, {"current-context": "other", "contexts": []}):
         with pytest.raises(SettingInvalid):
             read(tmp_path, config)
     with pytest.raises(SettingInvalid):

@@ -6,6 +6,7 @@ pod's service account, whose token is read anew each time as the kubelet rotates
 
 import base64
 import os
+import re
 import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ Object = dict[str, Any]
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SECONDS = 30.0  # for one request
+_TOKEN = re.compile(r"[!-~]*\Z")
 _PAGE = 500  # objects in one answer of a list, as kubectl asks
 
 
@@ -77,6 +79,11 @@ def from_kubeconfig(path: Path, context: str = "") -> Access:
                 f"{path} switches off the check of the server's certificate.",
                 next_step="Give certificate-authority-data instead of insecure-skip-tls-verify.",
             )
+        if narrower := sorted({"as", "as-uid", "as-groups", "as-user-extra", "username"} & set(user)):
+            raise SettingInvalid(
+                f"{path} says {narrower[0]!r} of its user, which Macadam does not do.",
+                next_step="Create a service account for Macadam and use its token: kubectl create token macadam.",
+            )
         if "exec" in user or "auth-provider" in user:
             raise SettingInvalid(
                 f"{path} asks a program for credentials, which Macadam does not run.",
@@ -85,8 +92,8 @@ def from_kubeconfig(path: Path, context: str = "") -> Access:
         return Access(
             server=cluster["server"],
             authority=_text(cluster, "certificate-authority", path),
-            token=user.get("token", ""),
-            token_file=user.get("tokenFile", ""),
+            token=user.get("token", "").strip(),
+            token_file=str(path.absolute().parent / user["tokenFile"]) if user.get("tokenFile") else "",
             certificate=_text(user, "client-certificate", path),
             key=_text(user, "client-key", path),
         )
@@ -158,13 +165,15 @@ class KubernetesApi:
             with self._http.stream(
                 "GET", path, params={"limitBytes": offset + limit}, headers=self._headers()
             ) as answer:
-                if answer.is_error:
+                if not answer.is_success:
                     answer.read()
                     raise _error(answer)
                 for chunk in answer.iter_bytes():
                     skip = min(len(chunk), offset - skipped)
                     skipped += skip
                     found += chunk[skip:]
+                    if len(found) >= limit:  # whatever else the server would send
+                        break
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         return bytes(found[:limit])
@@ -175,7 +184,15 @@ class KubernetesApi:
     def _headers(self) -> dict[str, str]:
         token = self._access.token
         if self._access.token_file:
-            token = Path(self._access.token_file).read_text().strip()
+            try:
+                token = Path(self._access.token_file).read_text(encoding="ascii").strip()
+            except (OSError, UnicodeDecodeError) as error:  # it is being replaced, perhaps
+                raise Unavailable(
+                    f"The token file {self._access.token_file} cannot be read: {type(error).__name__}.",
+                    next_step="Check that it is there and holds a token.",
+                ) from error
+        if not _TOKEN.match(token):  # an HTTP library's complaint would quote it
+            raise Unavailable("The API server's token is no token.", next_step="Write it as one word, without a break.")
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _call(
@@ -193,10 +210,12 @@ class KubernetesApi:
             answer = self._http.request(method, path, params=query, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
-        if answer.is_error:
+        if not answer.is_success:  # a redirection too: credentials go to nobody else
             raise _error(answer)
-        found: Object = msgspec.json.decode(answer.content)
-        return found
+        try:
+            return msgspec.json.decode(answer.content, type=Object)
+        except msgspec.DecodeError as error:
+            raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
         return Unavailable(

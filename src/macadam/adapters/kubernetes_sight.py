@@ -28,7 +28,9 @@ _LEAVING = (
     "cloud.google.com/impending-node-termination",
     "node.kubernetes.io/out-of-service",
 )
-_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "k": 10**3, "M": 10**6, "G": 10**9}
+_SUFFIXES: dict[str, int] = {f"{letter}i": 2 ** (10 * n) for n, letter in enumerate("KMGTPE", 1)} | {
+    letter: 10 ** (3 * n) for n, letter in enumerate("kMGTPE", 1)
+}
 
 
 def of_stone(job: Object) -> Sighting | None:
@@ -113,7 +115,8 @@ def _devices(
 ) -> Iterable[Device]:
     """As many as can be allotted. Kubernetes tells no UUIDs, so their ids name node and number."""
     model = recognise(labels.get("nvidia.com/gpu.product", ""))
-    memory = int(labels.get("nvidia.com/gpu.memory", "0")) << 20
+    told = labels.get("nvidia.com/gpu.memory", "")
+    memory = int(told) << 20 if told.isascii() and told.isdecimal() else 0  # a label is whoever's it is
     for index in range(int(room.get("nvidia.com/gpu", "0"))):
         yield Device(id=f"gpu:{node}/{index}", index=index, model=model, memory=memory)
     for resource, count in sorted(room.items()):
