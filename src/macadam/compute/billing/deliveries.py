@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -355,10 +356,24 @@ class _Reader:
             return None
         if len(self._rows.codes) > MAX_BILLS:
             return self._blame("", "BillingAccountId", f"{len(self._rows.codes)} bills", f"at most {MAX_BILLS} bills")
+        self._check_periods()
         return self._check_currencies()
 
     def _blame(self, file: str, column: str, got: str, expected: str, line: int = 0) -> None:
         self._whole.append(Problem(file=file, line=line, column=column, got=got, expected=expected))
+
+    def _check_periods(self) -> None:
+        """Two periods of one account that overlap would be two bills for the same time."""
+        periods: dict[tuple[str, str], set[tuple[int, int]]] = {}
+        for key in self._rows.codes:
+            issuer, account, opens, closes, _ = key.split(normal.SEPARATOR)
+            periods.setdefault((issuer, account), set()).add((int(opens), int(closes)))
+        for (_, account), several in sorted(periods.items()):
+            for (_, ends), (begins, _) in pairwise(sorted(several)):
+                if begins < ends:
+                    got, until = ((_EPOCH + timedelta(microseconds=at)).isoformat() for at in (begins, ends))
+                    expected = f"no billing period of {account or 'the account'} that begins before {until}, where another ends"
+                    self._blame("", "BillingPeriodStart", got, expected)
 
     def _check_currencies(self) -> None:
         if self._request.split:

@@ -21,7 +21,7 @@ from macadam.compute.billing.schema import mappings, price_lists, spend
 from macadam.compute.billing.types import Bill, Charge, Delivery
 from macadam.compute.billing.types import Mapping as Rules
 from macadam.compute.catalogue.prices import Price
-from macadam.errors import IntegrityError, NotFound
+from macadam.errors import Conflict, IntegrityError, NotFound
 from macadam.lazy import lazy
 from macadam.ports import Objects
 from macadam.values import Money
@@ -106,16 +106,29 @@ def known(sql: sa.Connection, files: str, content: str = "") -> Delivery | None:
 
 
 def to_replace(sql: sa.Connection, delivery: Delivery) -> tuple[str, ...]:
-    """The ids of current bills that the delivery says anew: of the same issuer, account and period, in any currency."""
+    """The ids of current bills that the delivery says anew: of the same issuer and account, in any currency, whose period
+    begins with that of a new one or lies within it. Raises Conflict for one that overlaps it in part: both would count.
+    """
     found: dict[str, None] = {}
     for bill in delivery.bills:
         same = sa.and_(
             bill_table.c.issuer == bill.issuer,
             bill_table.c.account == bill.account,
-            bill_table.c.period_start == bill.period_start,
+            bill_table.c.period_start < bill.period_end,
             bill_table.c.replaced_by.is_(None),
         )
-        found |= dict.fromkeys(row.id for row in sql.execute(sa.select(bill_table.c.id).where(same)))
+        for row in sql.execute(sa.select(bill_table.c.id, bill_table.c.document).where(same)):
+            old = msgspec.convert(row.document, Bill)
+            if old.period_end <= bill.period_start:
+                continue
+            within = bill.period_start <= old.period_start and old.period_end <= bill.period_end
+            if not within and old.period_start != bill.period_start:
+                raise Conflict(
+                    f"The bill of {bill.account or bill.issuer} from {bill.period_start} to {bill.period_end} overlaps that "
+                    f"from {old.period_start} to {old.period_end}: what is in both would count twice.",
+                    next_step="Give the billing period as before (in UTC), or deliver one that holds all of the older one.",
+                )
+            found[row.id] = None
     return tuple(found)
 
 

@@ -28,7 +28,7 @@ from macadam.compute.billing.types import (
     ShowBill,
     ShowMapping,
 )
-from macadam.errors import ChecksFailed, InvalidInput, MacadamError, NotAuthorised, SourceInvalid, TooLarge
+from macadam.errors import ChecksFailed, Conflict, InvalidInput, MacadamError, NotAuthorised, SourceInvalid, TooLarge
 from macadam.ledger.types import ShowLog
 from macadam.testing import Clock, open_platform, token_of
 from macadam.values import Money
@@ -121,6 +121,24 @@ def test_a_corrected_bill_replaces_the_old_one_which_is_kept(shared_platform: Pl
     late = take(shared_platform, tmp_path / "old.csv")  # the old delivery once more, late
     assert late.repeated
     assert late.bills[0].replaced_by == new.id
+
+
+def period(first: str, last: str, **changed: str) -> dict[str, str]:
+    return usage(1, BillingPeriodStart=f"{first}T00:00:00Z", BillingPeriodEnd=f"{last}T00:00:00Z", **changed)
+
+
+def test_time_that_is_in_two_billing_periods_of_an_account_is_not_counted_twice(
+    platform: Platform, tmp_path: Path
+) -> None:
+    both = [period("2026-10-01", "2026-11-01"), period("2026-10-01", "2026-10-16", ConsumedQuantity="2")]
+    assert "another ends" in refusal(platform, write_csv(tmp_path / "both.csv", both)).what
+    take(platform, write_csv(tmp_path / "half.csv", [period("2026-10-01", "2026-10-16")]))
+    shifted = write_csv(tmp_path / "shifted.csv", [period("2026-10-02", "2026-11-02")])
+    with pytest.raises(Conflict, match="count twice"):
+        take(platform, shifted)
+    take(platform, write_csv(tmp_path / "another.csv", [period("2026-10-02", "2026-11-02", BillingAccountId="7")]))
+    (whole,) = take(platform, write_csv(tmp_path / "whole.csv", [period("2026-09-30", "2026-11-01")])).bills
+    assert {bill.id for bill in platform.call(ListBills()) if bill.account == "1234"} == {whole.id}
 
 
 def test_parts_of_a_delivery_in_a_folder_are_one_bill(platform: Platform, tmp_path: Path) -> None:
