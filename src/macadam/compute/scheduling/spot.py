@@ -130,9 +130,7 @@ def decide(job: Job, standing: Standing, market: Market, policy: Policy) -> Choi
     wish = _WISHES[policy.name](job, standing, market, policy)
     if wish == ON_DEMAND or safe(job, standing, wish):
         return Choice(where=wish, reason=_words(job, standing, wish))
-    # What the policy wishes is too risky: a machine that it has may still be safe to keep for this step.
-    if standing.where in standing.available and safe(job, standing, standing.where):
-        return Choice(where=standing.where, reason="Changing now could cost the deadline.", forced=True)
+    # To keep a machine that it has is no safer than to leave it, since who leaves saves first what is worth it.
     return Choice(where=ON_DEMAND, reason="Only on demand is the deadline certain from here on.", forced=True)
 
 
@@ -193,8 +191,17 @@ def _uniform_progress(job: Job, standing: Standing, _market: Market, _policy: Po
 
 
 def _expected_cost(job: Job, standing: Standing, market: Market, _policy: Policy) -> str:
+    every, cost = job.checkpoint_every, job.checkpoint_cost
     plan = spot_plan.plan(
-        job.work, job.deadline, job.changeover, market.price, market.loss, market.elsewhere, market.comeback
+        job.work,
+        job.deadline,
+        job.changeover,
+        market.price,
+        market.loss,
+        market.elsewhere,
+        market.comeback,
+        pace=every / (every + cost) if every else 1.0,
+        undone=min(job.work, every) / 2,  # a loss comes in the middle between two checkpoints, in the mean
     )
     zone = best_zone(standing)
     now: spot_plan.Mode = "spot" if standing.on_spot and zone == standing.where else "nowhere"

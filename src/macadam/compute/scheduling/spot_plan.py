@@ -29,17 +29,28 @@ _KEPT = 8  # each has some ten MB
 
 
 @lru_cache(maxsize=_KEPT)
-def plan(
-    work: float, deadline: float, changeover: float, price: float, loss: float, elsewhere: float, comeback: float
+def plan(  # noqa: PLR0913 - the cache's key
+    work: float,
+    deadline: float,
+    changeover: float,
+    price: float,
+    loss: float,
+    elsewhere: float,
+    comeback: float,
+    *,
+    pace: float = 1.0,
+    undone: float = 0.0,
 ) -> "Plan":
-    """The plan for a job. Seconds, and rates per second; price: of the on-demand price."""
-    return Plan(work, deadline, changeover, price, loss, elsewhere, comeback)
+    """The plan for a job. Seconds, and rates per second; price: of the on-demand price. pace: seconds of work in one on spot, where
+    checkpoints are written. undone: seconds of work that the loss of a machine undoes.
+    """
+    return Plan(work, deadline, changeover, price, loss, elsewhere, comeback, pace=pace, undone=undone)
 
 
 class Plan:
     """Costs of the best continuation, by steps of time left (first index) and steps of work left (second)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - see `plan`
         self,
         work: float,
         deadline: float,
@@ -48,6 +59,9 @@ class Plan:
         loss: float,
         elsewhere: float,
         comeback: float,
+        *,
+        pace: float = 1.0,
+        undone: float = 0.0,
     ) -> None:
         self._unit = deadline / _CELLS
         if changeover > self._unit:
@@ -58,6 +72,11 @@ class Plan:
         self._times = math.floor(deadline / self._unit)
         self._works = math.ceil(work / self._unit)
         self._price = price
+        self._pace = pace
+        # For each cell of work left, which two cells it is between after a loss, and how near to the second.
+        back = np.minimum(np.arange(self._works + 1) + undone / self._unit, self._works)
+        self._low = np.floor(back).astype(np.int64)
+        self._high, self._near = np.minimum(self._low + 1, self._works), undone / self._unit % 1
         self._lost = 1 - math.exp(-loss * self._unit)
         self._elsewhere = elsewhere
         self._gone = 1 - math.exp(-loss * (1 - elsewhere) * self._unit)
@@ -124,7 +143,12 @@ class Plan:
 
     def _stay_on_spot(self, time: int) -> "Floats":
         lost = _mean(self._elsewhere, self._nowhere[1, time - 1], self._nowhere[0, time - 1])
-        return self._price * self._unit + _less(_mean(self._lost, lost, self._spot[time - 1]))
+        after = _mean(self._lost, self._undo(lost), self._spot[time - 1])
+        return self._price * self._unit + _mean(self._pace, _less(after), after)
+
+    def _undo(self, costs: "Floats") -> "Floats":
+        """With the work left that a loss leaves."""
+        return _mean(self._near, costs[self._high], costs[self._low])
 
     def _wait(self, time: int, spot: int) -> "Floats":
         return _IMPATIENCE * self._unit + self._after(self._nowhere, time - 1, spot)
@@ -141,7 +165,7 @@ class Plan:
         then = time - self._lag
         lost = _mean(self._elsewhere, self._nowhere[1, then], self._nowhere[0, then])
         after = _mean((1 - self._lost) ** self._lag, self._spot[then], lost)
-        return np.asarray(self._price * self._lag * self._unit + _mean(self._gain, _less(after), after))
+        return np.asarray(self._price * self._lag * self._unit + _mean(self._gain * self._pace, _less(after), after))
 
 
 def _less(costs: "Floats") -> "Floats":

@@ -124,3 +124,29 @@ def test_rates_however_extreme_give_a_plan(rate):
             "a",
             ON_DEMAND,
         )
+
+
+def test_work_that_a_loss_undoes_and_time_that_checkpoints_take_are_expected_to_cost():
+    def cost(pace, undone):
+        found = spot_plan.Plan(10 * HOUR, 15 * HOUR, 720, 0.3, 1 / HOUR, 0.0, 1 / HOUR, pace=pace, undone=undone)
+        return found.cost("spot", 15 * HOUR, 10 * HOUR, spot=True)
+
+    free = cost(1.0, 0.0)
+    assert free < cost(0.9, 0.0) < cost(0.7, 0.0)
+    assert free < cost(1.0, 600.0) < cost(1.0, 2000.0)
+
+
+def test_spot_that_is_lost_more_often_than_a_checkpoint_is_written_is_left_alone():
+    lossy, at = Market(loss=1 / 900, comeback=1 / 900), {"elapsed": 0.0, "available": {"a": 60.0}}
+    assert where("expected-cost", market=lossy, **at) == "a"
+    seldom = Job(work=10 * HOUR, deadline=15 * HOUR, checkpoint_every=2 * HOUR, checkpoint_cost=60, step=60)
+    assert where("expected-cost", job=seldom, market=lossy, **at) != "a"
+
+
+def test_who_leaves_counts_the_time_that_saving_takes():
+    job = Job(work=10 * HOUR, deadline=15 * HOUR, checkpoint_every=HOUR, checkpoint_cost=60, step=60)
+    # Half an hour is not saved: to wait is safe if it is saved first, and 60 s later no more.
+    left = 1.5 * HOUR + job.changeover + job.step + job.checkpoint_cost
+    at = {"saved": 8 * HOUR, "unsaved": HOUR / 2, "where": "a", "available": {"a": 60.0}}
+    assert safe(job, Standing(elapsed=job.deadline - left, **at), NOWHERE)
+    assert not safe(job, Standing(elapsed=job.deadline - left + 1, **at), NOWHERE)
