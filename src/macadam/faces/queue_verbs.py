@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import get_args
 
@@ -34,7 +35,7 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     with printing.progress(shown=not session.json) as progress:
         runs = [queueing.run(jobs, options.gpus, name, cost=options.cost, progress=progress) for name in names]
     if hasattr(options, "plot"):
-        curves = {summary.policy: queueing.curve(jobs, outcome) for summary, outcome in runs}
+        curves = {summary.policy: found for summary, outcome in runs if (found := queueing.curve(jobs, outcome))}
         about = f"{len(jobs)} jobs of {len(set(jobs.tenant))} tenants on {options.gpus} GPUs"
         _draw(Path(options.plot), curves, about)
     if session.json:
@@ -58,9 +59,9 @@ def _names(given: list[str]) -> list[queueing.Name]:
 def _row(summary: queueing.Summary) -> dict[str, object]:
     return {
         "policy": summary.policy,
-        "mean": f"{summary.mean:,.0f} s",
-        "median": f"{summary.median:,.0f} s",
-        "p95": f"{summary.p95:,.0f} s",
+        "mean": _seconds(summary.mean),
+        "median": _seconds(summary.median),
+        "p95": _seconds(summary.p95),
         "preemptions": summary.preemptions,
         "GPU-hours lost": f"{summary.lost_gpu_hours:,.0f}",
         "tenants worse off": len(summary.worse),
@@ -75,9 +76,13 @@ def _tenant(tenant: queueing.Tenant) -> dict[str, object]:
         "tenant": tenant.tenant,
         "jobs": tenant.jobs,
         "share": tenant.share,
-        "wait": f"{tenant.wait_p95:,.0f} s",
-        "on its share alone": f"{tenant.alone_p95:,.0f} s",
+        "wait": _seconds(tenant.wait_p95),
+        "on its share alone": _seconds(tenant.alone_p95),
     }
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f} s" if isfinite(value) else "never runs"
 
 
 def _draw(path: Path, curves: "dict[str, list[tuple[float, float]]]", about: str) -> None:
@@ -111,7 +116,7 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
     name = _names([getattr(options, "policy", "default")])[0]
     given = getattr(options, "jobs", None)
     jobs = queueing.read_jobs(Path(given)) if given else past.trace(_listed(session))
-    gpus = getattr(options, "gpus", 0) or queueing.ample(jobs)
+    gpus = options.gpus if hasattr(options, "gpus") else queueing.ample(jobs)
     with printing.progress(shown=not session.json) as progress:
         found = queueing.save(jobs, gpus, name=name, cost=options.cost, progress=progress)
     if session.json:

@@ -8,6 +8,7 @@ O(log n). A property test holds these decisions against those of `decide`; what 
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
+from math import isfinite
 
 import msgspec
 
@@ -367,7 +368,8 @@ def static_shares(jobs: Jobs, shares: dict[str, int]) -> Outcome:
     return Outcome(finished=finished, began=began, stretches=stretches)
 
 
-def _check(jobs: Jobs, gpus: int, policy: Policy, promised: dict[str, int], cost: float) -> None:
+def check_pool(jobs: Jobs, gpus: int, cost: float) -> None:
+    """Raises InvalidInput where a pool of so many GPUs cannot run each job, or a preemption cannot cost that."""
     if not jobs.gpus:
         raise InvalidInput("The trace has no jobs.", next_step="Give a file with at least one row.")
     if max(jobs.gpus) > gpus:
@@ -375,6 +377,12 @@ def _check(jobs: Jobs, gpus: int, policy: Policy, promised: dict[str, int], cost
             f"A job needs {max(jobs.gpus)} GPUs and the pool has {gpus}.",
             next_step=f"Give --gpus {max(jobs.gpus)} or more.",
         )
+    if not (isfinite(cost) and cost >= 0):
+        raise InvalidInput(f"A preemption cannot cost {cost} s.", next_step="Give --cost 0 or more seconds.")
+
+
+def _check(jobs: Jobs, gpus: int, policy: Policy, promised: dict[str, int], cost: float) -> None:
+    check_pool(jobs, gpus, cost)
     if sum(promised.values()) > gpus:
         raise InvalidInput(
             f"{sum(promised.values())} GPUs are promised and the pool has {gpus}.",
@@ -385,7 +393,6 @@ def _check(jobs: Jobs, gpus: int, policy: Policy, promised: dict[str, int], cost
         or policy.preempt == "lower-priority"
         or policy.reclaim not in {"never", "due"}
         or policy.half_life
-        or cost < 0
     ):
         raise InvalidInput(
             "This simulation knows neither reservations nor priorities nor past use.",

@@ -30,6 +30,8 @@ else:
 
 COLUMNS = ("timestamp", "duration", "num_gpus", "cluster")
 _LARGEST = 512 * 2**20  # bytes: some ten million rows
+_LONGEST = 36_525 * 86400.0  # seconds that a trace may span
+_MOST = 2**31  # GPUs
 _HOUR = 3600.0
 _STEPS = 4
 _BLOCK = 8  # GPUs of a machine: what an elastic pool rents at once
@@ -58,7 +60,8 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy on one pool. mean, median, p95, p99: completion times (seconds from submission to end). lost_gpu_hours: what preemptions
+    """One policy on one pool. mean, median, p95, p99: completion times (seconds from submission to end; infinite where jobs never run,
+    as on a static share that is smaller than they are). lost_gpu_hours: what preemptions
     cost. pool_gpu_hours: the whole pool from the first submission to the last end; elastic_gpu_hours: machines of 8 GPUs rented by the
     hour while they are needed. seconds: processor time of the simulation; jobs_per_second: of it. worse: tenants whose p95 wait is longer than on their own share.
     """
@@ -99,15 +102,15 @@ def read_jobs(path: Path) -> Jobs:
         raise InvalidInput(f"{path} is no file.", next_step=f"Give a CSV file with the columns {', '.join(COLUMNS)}.")
     if path.stat().st_size > _LARGEST:
         raise TooLarge(f"{path} is larger than {_LARGEST} bytes.", next_step="Give a part of it.")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise SourceInvalid(f"{path} has no column {missing[0]!r}.", next_step=f"Give {', '.join(COLUMNS)}.")
-        found = sorted(_row(path, number, row) for number, row in enumerate(rows, start=2))
+    found = sorted(_rows(path))
     if not found:
         raise SourceInvalid(f"{path} has no jobs.", next_step="Give a file with at least one row.")
-    first = found[0][0]
+    first, last = found[0][0], max(row[0] + row[2] for row in found)
+    if last - first > _LONGEST:
+        raise SourceInvalid(
+            f"{path} reaches over {(last - first) / 86400:.3g} days.",
+            next_step=f"Correct its dates and durations: {_LONGEST / 86400:.0f} days at most.",
+        )
     return Jobs(
         submitted=[row[0] - first for row in found],
         seconds=[row[2] for row in found],
@@ -116,19 +119,48 @@ def read_jobs(path: Path) -> Jobs:
     )
 
 
-def _row(path: Path, number: int, row: Mapping[str, str | None]) -> tuple[float, int, float, int, str]:
+def _rows(path: Path) -> Iterator[tuple[float, int, float, int, str]]:
+    """When, in which line, how long, on how many GPUs, whose. A byte-order mark is passed over."""
+    zones: set[bool] = set()
     try:
-        at = datetime.fromisoformat(row["timestamp"] or "")
-        seconds, gpus, tenant = float(row["duration"] or ""), int(float(row["num_gpus"] or "")), row["cluster"] or ""
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, strict=True)
+            names = rows.fieldnames or ()
+            missing = [column for column in COLUMNS if list(names).count(column) != 1]
+            if missing:
+                raise SourceInvalid(
+                    f"{path} has not one column {missing[0]!r}.", next_step=f"Give {', '.join(COLUMNS)}."
+                )
+            for row in rows:
+                at, seconds, gpus, tenant = _row(path, rows.line_num, row)
+                zones.add(at.tzinfo is not None)
+                if len(zones) > 1:
+                    raise _wrong(path, rows.line_num, "some timestamps have a zone and others have none")
+                # Such traces often have no zone; only differences count.
+                at = at if at.tzinfo else at.replace(tzinfo=UTC)
+                yield at.timestamp(), rows.line_num, seconds, gpus, tenant
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SourceInvalid(f"{path} is no CSV file in UTF-8: {error}.", next_step="Export it anew.") from error
+
+
+def _wrong(path: Path, number: int, what: str) -> SourceInvalid:
+    return SourceInvalid(f"{path}, line {number}: {what}.", next_step="Correct or remove the line.")
+
+
+def _row(path: Path, number: int, row: Mapping[str | None, object]) -> tuple[datetime, float, int, str]:
+    timestamp, duration, need, tenant = (row[column] for column in COLUMNS)
+    if None in row or tenant is None:
+        raise _wrong(path, number, "it has not as many fields as the header")
+    try:
+        at, seconds, gpus = datetime.fromisoformat(str(timestamp)), float(str(duration)), float(str(need))
     except ValueError as error:
-        raise SourceInvalid(f"{path}, line {number}: {error}.", next_step="Correct or remove the line.") from error
-    if not (isfinite(seconds) and seconds > 0 and gpus > 0 and float(row["num_gpus"] or "") == gpus):
+        raise _wrong(path, number, str(error)) from error
+    if not (isfinite(seconds) and seconds > 0 and 0 < gpus < _MOST and gpus.is_integer() and tenant):
         raise SourceInvalid(
-            f"{path}, line {number}: a job of {row['duration']} s on {row['num_gpus']} GPUs.",
-            next_step="Give a duration above 0 and a whole number of GPUs above 0.",
+            f"{path}, line {number}: a job of {duration} s on {need} GPUs of {tenant!r}.",
+            next_step="Give a duration above 0, a whole number of GPUs above 0, and a tenant.",
         )
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)  # such traces have no zone; only differences count
-    return at.timestamp(), number, seconds, gpus, tenant
+    return at, seconds, int(gpus), str(tenant)
 
 
 def proportional(jobs: Jobs, gpus: int) -> dict[str, int]:
@@ -171,7 +203,11 @@ def run(
     cost: float = 30.0,
     progress: Progress | None = None,
 ) -> tuple[Summary, Outcome]:
-    """One policy on one pool. shares: of tenants, None = `proportional`. cost: seconds of work that a preemption loses."""
+    """One policy on one pool. shares: of tenants, None = `proportional`. cost: seconds of work that a preemption loses.
+
+    Raises InvalidInput where the pool cannot run each job, whatever the policy.
+    """
+    queue.check_pool(jobs, gpus, cost)
     owned = dict(shares) if shares is not None else proportional(jobs, gpus)
     alone = queue.static_shares(jobs, owned)
     policy = POLICIES[name]
@@ -198,7 +234,9 @@ def summarise(
     """The figures of one run beside what each tenant would have had alone."""
     submitted, needed = np.asarray(jobs.submitted), np.asarray(jobs.seconds)
     spent = np.asarray(outcome.finished) - submitted
-    mean, median, p95, p99 = (float(one) for one in (spent.mean(), *np.quantile(spent, [0.5, 0.95, 0.99])))
+    with np.errstate(invalid="ignore"):  # between two that never end
+        found = np.nan_to_num([spent.mean(), *np.quantile(spent, [0.5, 0.95, 0.99])], nan=np.inf, posinf=np.inf)
+    mean, median, p95, p99 = (float(one) for one in found)
     waits = spent - needed
     tenants = tuple(_tenants(jobs, waits, np.asarray(alone.finished) - submitted - needed, shares))
     return Summary(
@@ -238,6 +276,8 @@ def elastic(jobs: Jobs, outcome: Outcome, block: int = _BLOCK) -> float:
 
     Least that can be paid: it supposes that jobs are moved together when an hour ends, and no time to rent and to give back.
     """
+    if not outcome.stretches:
+        return 0.0
     which, began, ended = (np.asarray(column) for column in zip(*outcome.stretches, strict=True))
     need = np.asarray(jobs.gpus)[which.astype(int)]
     instants = np.concatenate([began, ended])
@@ -269,6 +309,7 @@ def save(
 
     Tries pools from `least` of it to all of it: a smaller one works longer, so the smallest is not always the cheapest.
     """
+    queue.check_pool(jobs, gpus, cost)
     baseline, _ = run(jobs, gpus, "static", shares=shares, cost=cost)
     if not isfinite(baseline.mean):
         raise InvalidInput(
@@ -313,7 +354,8 @@ def _largest(jobs: Jobs) -> dict[str, int]:
 
 
 def curve(jobs: Jobs, outcome: Outcome, points: Iterable[float] = ()) -> list[tuple[float, float]]:
-    """(hours from submission to end, % of jobs that took no longer), for a picture on a log axis."""
+    """(hours from submission to end, % of jobs that took no longer), for a picture on a log axis. What never ends is left out."""
     spent = np.sort(np.asarray(outcome.finished) - np.asarray(jobs.submitted)) / _HOUR
     parts = list(points) or [step / 100 for step in range(1, 100)] + [0.995, 0.999, 1.0]
-    return [(float(max(spent[ceil(part * len(spent)) - 1], 1e-3)), 100 * part) for part in parts]
+    ended = ((float(max(spent[ceil(part * len(spent)) - 1], 1e-3)), 100 * part) for part in parts)
+    return [point for point in ended if isfinite(point[0])]

@@ -33,12 +33,80 @@ def test_jobs_are_read_in_order_of_submission(trace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["2017-10-09 07:00:00,nan,1,0,a", "x,1,1,0,a", "2017-10-09,-1,1,0,a", "2017-10-09,1,1.5,0,a"]
+    "row",
+    [
+        "2017-10-09 07:00:00,nan,1,0,a",
+        "x,1,1,0,a",
+        "2017-10-09,-1,1,0,a",
+        "2017-10-09,1,1.5,0,a",
+        "2017-10-09,1,0,0,a",
+        "2017-10-09,1,inf,0,a",
+        "2017-10-09,1,1e400,0,a",
+        "2017-10-09,1,1,0,",
+        "2017-10-09,1,1,0",
+        "2017-10-09,1,1,0,a,more",
+        "2017-10-09T07:00:00+02:00,1,1,0,a",
+    ],
 )
 def test_a_row_that_makes_no_sense_is_refused_with_its_line(trace: Path, row: str) -> None:
     trace.write_text(HEADER + ROWS + row + "\n")
     with pytest.raises(SourceInvalid, match="line 6"):
         queueing.read_jobs(trace)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (HEADER.replace("num_gpus", "gpus").encode(), "num_gpus"),
+        ((HEADER.strip() + ",cluster\n").encode(), "cluster"),
+        (b"\xbb\x00\xff", "UTF-8"),
+        ((HEADER + "2017-10-09,1,1,0," + "x" * 200_000).encode(), "field limit"),
+        ((HEADER + '2017-10-09,1,1,0,"a\n').encode(), "unexpected end"),
+        ((HEADER + "0001-01-01,1,1,0,a\n9999-12-31,1,1,0,a\n").encode(), "days"),
+        ((HEADER + "2017-10-09,1e300,1,0,a\n").encode(), "days"),
+        (HEADER.encode(), "no jobs"),
+        (b"", "column"),
+    ],
+)
+def test_a_file_that_is_no_trace_is_refused_and_it_is_said_why(trace: Path, content: bytes, said: str) -> None:
+    trace.write_bytes(content)
+    with pytest.raises(SourceInvalid, match=said):
+        queueing.read_jobs(trace)
+
+
+def test_a_byte_order_mark_is_passed_over(trace: Path) -> None:
+    trace.write_bytes(b"\xef\xbb\xbf" + (HEADER + ROWS).encode())
+    assert len(queueing.read_jobs(trace)) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["simulate", "queue", "--gpus", "0", "--policy", "static"],
+        ["simulate", "queue", "--gpus", "-3"],
+        ["simulate", "queue", "--gpus", "4", "--cost", "nan"],
+        ["cost", "replay", "--gpus", "0"],
+        ["cost", "replay", "--gpus", "-4"],
+        ["cost", "replay", "--cost", "inf"],
+    ],
+)
+def test_a_pool_or_a_cost_that_cannot_be_is_refused_as_one_value_with_the_next_step(
+    trace: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main([*words, "--jobs", str(trace), "--json"]) == 2
+    printed = capsys.readouterr()
+    error = json.loads(printed.err or printed.out)
+    assert error["code"] == "invalid-input"
+    assert error["next"].startswith("Give --")
+
+
+def test_shares_that_some_jobs_do_not_fit_into_are_said_to_never_run_them(
+    trace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace.write_text(HEADER + "2017-10-09,5,3,0,a\n2017-10-09,5,3,0,b\n")
+    picture = ["--plot", str(tmp_path / "jobs.svg")]
+    assert main(["simulate", "queue", "--jobs", str(trace), "--gpus", "4", "--policy", "all", *picture]) == 0
+    assert "never runs" in capsys.readouterr().out
 
 
 def test_shares_follow_demand_but_have_room_for_the_largest_job_and_add_up() -> None:
