@@ -35,6 +35,8 @@ MAX_COLUMNS = 500
 MAX_CELL = 65_536  # characters: tags and price details are the longest, some kilobytes
 _BLOCK = 16 * 2**20
 _ROWS = 65_536
+_BATCH = 128 * 2**20
+"""Bytes of one batch of Parquet's rows; a usual one has a tenth of it."""
 _NULLS = ("", "null", "NULL", "Null")
 _SUFFIX = re.compile(r"\.(csv|csv\.gz|parquet|pq)\Z", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
@@ -241,9 +243,32 @@ def _parquet_columns(path: Path) -> tuple[str, ...]:
 
 
 def _parquet_batches(layout: Layout) -> "Iterator[pa.RecordBatch]":
-    with pq.ParquetFile(layout.path) as file:
-        for batch in file.iter_batches(_ROWS):
-            yield pa.RecordBatch.from_arrays([_as_text(column) for column in batch.columns], names=list(layout.columns))
+    """Texts stay in dictionaries until they are cut into parts of bounded size: a value that is written once may stand in
+    millions of rows.
+    """
+    names, left = list(layout.columns), MAX_BYTES
+    with pq.ParquetFile(layout.path) as plain:
+        schema = plain.schema_arrow
+        texts = [name for name in schema.names if pa.types.is_string(schema.field(name).type)]
+        mean = sum(plain.metadata.row_group(n).total_byte_size for n in range(plain.metadata.num_row_groups))
+        rows = max(1, min(_ROWS, _BATCH * plain.metadata.num_rows // max(mean, 1)))
+    with pq.ParquetFile(layout.path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(rows):
+            size = sum(_unpacked(column) for column in batch.columns)
+            left -= size
+            if left < 0:
+                raise TooLarge(f"{layout.path.name} unpacks to more than {MAX_BYTES} bytes.", next_step="Split it.")
+            step = max(1, batch.num_rows * _BATCH // max(size, 1))
+            for at in range(0, batch.num_rows, step):
+                part = [_as_text(column) for column in batch.slice(at, step).columns]
+                yield pa.RecordBatch.from_arrays(part, names=names)
+
+
+def _unpacked(column: Any) -> int:
+    """Bytes of a column as text, of those that are in a dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
 
 
 def _as_text(column: Any) -> Any:

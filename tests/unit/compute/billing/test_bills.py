@@ -435,6 +435,20 @@ def test_a_bill_that_unpacks_to_too_much_is_refused(
         take(untouched, path)
 
 
+def test_parquet_that_says_a_long_text_once_for_many_rows_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_BATCH", 2**20)
+    path = write_parquet(tmp_path / "bill.parquet", [usage(n, ChargeDescription="x" * 60_000) for n in range(100)])
+    layout = reading.look(path)
+    sizes = [batch.num_rows for batch in reading.batches(layout, lambda: None)]
+    assert sum(sizes) == 100
+    assert max(sizes) <= 2**20 // 60_000
+    monkeypatch.setattr(reading, "MAX_BYTES", 3 * 2**20)
+    with pytest.raises(TooLarge):
+        list(reading.batches(layout, lambda: None))
+
+
 def test_a_file_cut_off_in_its_middle_is_refused(untouched: Platform, tmp_path: Path) -> None:
     whole = write_csv(tmp_path / "bill.csv.gz", [usage(n) for n in range(2000)]).read_bytes()
     (tmp_path / "bill.csv.gz").write_bytes(whole[: len(whole) // 2])
