@@ -235,3 +235,11 @@ def test_prices_by_the_token_have_a_day_and_a_source() -> None:
     assert all(price.source and price.dated.year >= 2026 for price in tokens.published().values())
     with pytest.raises(NotFound, match="gpt-2"):
         tokens.find("openai/gpt-2")
+
+
+def test_replicas_are_for_the_busiest_hour() -> None:
+    calm, busy = (
+        outcome(decide(question(BUY, LORA, volume=between(1e9), peak=peak)), "LoRA").replicas for peak in (1.0, 3.0)
+    )
+    assert calm > 10
+    assert busy == pytest.approx(3 * calm, rel=0.1)

@@ -113,6 +113,8 @@ def test_what_a_fifth_changes_is_told_of_each_thing() -> None:
     told = {change.what: change for change in said.sensitivity}
     assert {"compute -20%", "bandwidth +20%", "load +20%", "promise -20%"} <= set(told)
     assert told["load +20%"].attained <= told["load -20%"].attained + 0.01
+    fleets = [told[f"load {sign}20%"].hourly for sign in "-+"]
+    assert (told["load -20%"].attained, fleets[0]) != (told["load +20%"].attained, fleets[1])
     priced = [change for change in said.sensitivity if change.what.startswith("price")]
     assert priced
     assert all(change.attained == said.best.attained for change in priced)

@@ -124,6 +124,8 @@ def test_a_request_longer_than_memory_is_refused_and_counts_as_missed() -> None:
     trace = Trace(at=(0.0, 1.0), prompt=(100, 5000), output=(10, 10))
     served = alone(trace, msgspec_speed("l4-24gb", "llama-3.1-8b", engine, 3200), engine)
     assert served.refused == 1
+    assert math.inf in served.ttft
+    assert math.inf in served.tpot
     assert served.where == (0, -1)
     assert math.isinf(served.ttft[1])
     assert served.attained(Slo(ttft=10, tpot=10)) == 0.5
@@ -174,3 +176,20 @@ def test_values_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Slo(ttft=1, tpot=1).ttft = 2  # type: ignore[misc]
     assert msgspec.structs.replace(Slo(ttft=1, tpot=1), ttft=2.0).ttft == 2.0
+
+
+def test_a_batch_reads_the_more_experts_the_more_tokens_it_has() -> None:
+    pace = roofline.speed(replica("h100-sxm-80gb", "mixtral-8x7b", 2), Engine(), PHYSICS)
+    touched = [pace.touched(tokens) for tokens in (1, 2, 8, 64)]
+    assert touched[0] == pytest.approx(2)
+    assert touched[1] == pytest.approx(2 + 2 * 6 / 8)  # the second token's experts, less those that are read already
+    assert touched == sorted(touched)
+    assert touched[-1] == pytest.approx(8, rel=1e-6)
+
+
+def test_more_gpus_than_heads_of_keys_keep_and_read_copies_of_them() -> None:
+    # 8 heads of keys over 16 GPUs: each head is kept twice, so that twice the bandwidth reads twice as much.
+    eight, sixteen = (roofline.speed(replica("h100-sxm-80gb", "llama-3.1-8b", tp), Engine(), PHYSICS) for tp in (8, 16))
+    assert sixteen.kv == pytest.approx(eight.kv)
+    assert sixteen.kv_tokens < 1.1 * eight.kv_tokens
+    assert sixteen.dense == pytest.approx(eight.dense / 2)

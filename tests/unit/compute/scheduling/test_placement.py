@@ -212,3 +212,12 @@ def test_typical_work_is_the_commonest_and_its_weights_sum_to_one():
 
 def test_an_empty_cluster_refuses():
     assert isinstance(place(Cluster([]), Demand(), Policy()), Refusal)
+
+
+def test_packing_takes_the_fullest_of_the_gpus_in_use():
+    cluster, policy = Cluster([machine("a", 2), machine("b", 2)]), Policy(name="packing")
+    for node, share in (("a", 300), ("b", 600)):
+        demand = Demand(gpus=1, gpu_milli=share)
+        cluster.take(demand, Assignment(parts=(Part(node=node, devices=(0,)),)))
+    assert one(place(cluster, Demand(gpus=1, gpu_milli=200), policy)).node == "b"
+    assert one(place(cluster, Demand(gpus=1, gpu_milli=500), policy)).node == "a"

@@ -150,3 +150,9 @@ def test_who_leaves_counts_the_time_that_saving_takes():
     at = {"saved": 8 * HOUR, "unsaved": HOUR / 2, "where": "a", "available": {"a": 60.0}}
     assert safe(job, Standing(elapsed=job.deadline - left, **at), NOWHERE)
     assert not safe(job, Standing(elapsed=job.deadline - left + 1, **at), NOWHERE)
+
+
+def test_a_plan_knows_that_a_machine_that_begins_too_late_is_of_no_use():
+    plan = spot_plan.Plan(HOUR, 3 * HOUR, HOUR, 0.3, 0.0, 0.0, 1 / HOUR)
+    assert plan.cost("nowhere", 2.1 * HOUR, HOUR, spot=True) < float("inf")
+    assert plan.cost("nowhere", 0.9 * HOUR, 0.1 * HOUR, spot=True) == float("inf")

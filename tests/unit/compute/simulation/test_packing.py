@@ -133,3 +133,9 @@ def test_on_a_real_cluster_few_gpus_stay_unallocated():
     # One seed, so a little wider than the 10% that the mean of ten keeps; see benchmarks/packing.py.
     for name, published in {"random": 851, "best-fit": 443, "packing": 511, "gradient": 296}.items():
         assert left[name] == pytest.approx(published, rel=0.15)
+
+
+def test_what_nobody_asked_for_is_unallocated_too():
+    machines = [Machine(name="a", cpu_milli=4000, memory_mib=1, gpus=4)]
+    found = packing.run(machines, [Demand(gpus=1)], Policy(name="best-fit"), demand=0.5, seed=0)
+    assert (found.gpus, found.demanded, found.allocated, found.unallocated) == (4, 2, 2, 2)

@@ -183,3 +183,11 @@ def test_on_real_traces_no_job_is_late_and_none_pays_more_than_by_uniform_progre
     for base, ours in (found[:2], found[2:]):
         assert ours.savings >= base.savings
     assert found[3].savings >= 0.6
+
+
+def test_a_job_that_starts_in_the_middle_knows_for_how_long_each_zone_has_had_spot():
+    young, old = [0] * 8 + [1] * 52, [1] * 60
+    assert spot._ages(zones(young, old), 10) == {"z0": 2 * GAP, "z1": 10 * GAP}
+    # The older is taken, and is the one that lasts: no interruption.
+    found = spot.run(zones([*young[:20], *[0] * 40], old), job(), Policy(name="greedy"), Market(), start=10)
+    assert found.interruptions == 0
