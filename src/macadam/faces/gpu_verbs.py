@@ -12,7 +12,7 @@ import msgspec
 from macadam import operations
 from macadam.compute.telemetry import collecting, fetch, recordings
 from macadam.compute.telemetry.requests import Delivered, DeliverSamples
-from macadam.compute.telemetry.types import Sample
+from macadam.compute.telemetry.types import Sample, as_json
 from macadam.errors import InvalidInput
 from macadam.faces.session import Session, Verb
 from macadam.settings import Settings
@@ -78,7 +78,7 @@ def _deliver(samples: list[Sample], told: Imported, session: Session) -> None:
     operations.load("gpu")
     declared = operations.of_request(DeliverSamples)
     for at in range(0, len(samples), _PIECE):
-        piece = msgspec.to_builtins(samples[at : at + _PIECE])
+        piece = msgspec.to_builtins([as_json(sample) for sample in samples[at : at + _PIECE]])
         done: Delivered = session.call(declared, {"samples": piece})
         told.samples += done.samples
         for reason, count in done.refused.items():
@@ -99,6 +99,7 @@ def _say(told: Imported, session: Session) -> None:
 
 _REASONS = {
     "ahead": "their instants are more than an hour ahead of our clock",
+    "early": "their instants are before the year 2000",
     "late": "their hours are sealed and the samples that they would be merged with have expired",
 }
 

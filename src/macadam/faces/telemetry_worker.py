@@ -175,7 +175,9 @@ def seal(platform: Platform) -> None:
 
 
 def expire(platform: Platform) -> None:
-    """A duty: removes what is past its retention, if anything is."""
+    """A duty: removes what is past its retention, and what kills left, if anything is."""
+    if left := service.sweep(platform.ports, utc_now()):
+        _log.info("telemetry", extra={"facts": {"detail": f"{left} files that no seal finished are removed"}})
     with platform.ports.sql.read() as sql:
         over = service.overdue(sql, platform.ports, utc_now())
     if over:

@@ -12,7 +12,7 @@ import msgspec
 
 from macadam.compute.telemetry import exposition
 from macadam.compute.telemetry.dcgm import Translator
-from macadam.compute.telemetry.types import Sample, from_table, sample_schema
+from macadam.compute.telemetry.types import Sample, as_json, from_table, sample_schema
 from macadam.errors import InvalidInput, SourceInvalid, TooLarge
 from macadam.lazy import lazy
 
@@ -87,6 +87,6 @@ def append(path: Path, samples: Sequence[Sample]) -> None:
     """Adds samples to a recording. Raises InvalidInput if it cannot be written."""
     try:
         with path.open("ab") as file:
-            file.write(b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
+            file.write(b"".join(msgspec.json.encode(as_json(sample)) + b"\n" for sample in samples))
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another file.") from error

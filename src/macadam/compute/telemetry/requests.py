@@ -15,7 +15,9 @@ Minutes = Annotated[int, msgspec.Meta(ge=1, le=120)]
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of delivered samples. refused: by reason, 'ahead' (of our clock by more than an hour) or 'late'."""
+    """What became of delivered samples. refused: by reason, 'ahead' (of our clock by more than an hour), 'early'
+    (before the year 2000) or 'late' (its hour's samples have expired).
+    """
 
     samples: int
     hours: tuple[datetime, ...]

@@ -298,6 +298,14 @@ def overdue(sql: sa.Connection, ports: Ports, now: datetime) -> tuple[Written, .
     return tuple(file for file in found if file.start not in waiting)
 
 
+def sweep(ports: Ports, now: datetime) -> int:
+    """Removes files that no seal finished; what one makes now is younger than a day. How many there were."""
+    with ports.sql.read() as sql:
+        rows = sql.execute(sa.select(files.c.level, files.c.name))
+        known = frozenset((row.level, row.name) for row in rows)
+    return Store(ports.settings.home).sweep(known, now - _DAY)
+
+
 def _verify(context: Context, _request: VerifySeries) -> Verified:
     series = Store(context.ports.settings.home)
     with context.read() as sql:

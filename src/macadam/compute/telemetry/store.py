@@ -36,6 +36,9 @@ pq: Any = lazy("pyarrow.parquet")
 HOUR = timedelta(hours=1)
 AHEAD = timedelta(hours=1)
 """How far ahead of ours an instant may be to be kept (and suspected) at all: what is further belongs to no hour of ours."""
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+"""A clock that says less was never set."""
+_LEVELS = ("raw", "minute", "hour")
 _SUFFIX = ".parquet"
 _HOUR_FORMAT, _DAY_FORMAT = "%Y-%m-%dT%H", "%Y-%m-%d"
 _NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2})?-[0-9a-f]{32}\.parquet")
@@ -57,7 +60,7 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """What became of delivered samples. hours: the hours that they are of; digests: of the files that hold them. refused:
-    by reason: 'ahead' of our clock by more than an hour, or too 'late' to be merged.
+    by reason: 'ahead' of our clock by more than an hour, too 'early' to be a time, or too 'late' to be merged.
     """
 
     samples: int
@@ -83,10 +86,12 @@ class Store:
             raise InvalidInput("The samples have other columns.", next_step="Send columns of `sample_schema()`.")
         ahead = pc.greater(samples.column("at"), pa.scalar(now + AHEAD, sample_schema().field("at").type))
         begun = pc.floor_temporal(samples.column("at"), unit="hour")
+        early = pc.less(samples.column("at"), pa.scalar(EARLIEST, sample_schema().field("at").type))
         late = pc.is_in(begun, value_set=pa.array(sorted(closed), begun.type))
-        refused = {"ahead": pc.sum(ahead).as_py() or 0, "late": pc.sum(late).as_py() or 0}
+        reasons = {"ahead": ahead, "early": early, "late": late}
+        refused = {reason: pc.sum(hit).as_py() or 0 for reason, hit in reasons.items()}
         if any(refused.values()):
-            samples = samples.filter(pc.invert(pc.or_(ahead, late)))
+            samples = samples.filter(pc.invert(pc.or_(pc.or_(ahead, early), late)))
         digests, hours = [], []
         for hour, part in _by_hour(samples):
             folder = self._incoming / hour.strftime(_HOUR_FORMAT)
@@ -165,10 +170,19 @@ class Store:
         digest = part.stem
         name = f"{start.strftime(_HOUR_FORMAT)}-{digest}{_SUFFIX}"
         target = self._root / "raw" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.link(part, target)
-        _sync(target.parent)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(part, target)
+            except FileExistsError:
+                target.touch()  # left by a seal that was killed: no longer for `sweep` to take
+            _sync(target.parent)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageFull(
+                f"{target} cannot be made: {error.strerror or error}.", next_step=f"Free space: df -h {target.parent}"
+            ) from error
         whole = hashlib.sha256(target.read_bytes()).hexdigest()
         if whole[:32] != digest:
             raise IntegrityError(
@@ -185,10 +199,27 @@ class Store:
     def remove(self, level: str, name: str) -> None:
         self.path(level, name).unlink(missing_ok=True)
 
+    def sweep(self, known: frozenset[tuple[str, str]], before: datetime) -> int:
+        """Removes what kills left: files that nothing points at and halves of files, unchanged since then. How many there were.
+
+        known: level and name of each file that is pointed at.
+        """
+        loose = [
+            path for level in _LEVELS for path in (self._root / level).glob("*") if (level, path.name) not in known
+        ]
+        removed = 0
+        for path in (*loose, *self._incoming.glob("*/.*.writing")):
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                # Not by when it was written: a delivery that is adopted is as old as its delivery.
+                if path.lstat().st_ctime < before.timestamp():
+                    path.unlink()
+                    removed += 1
+        return removed
+
     def _write(self, table: "pa.Table", folder: Path, prefix: str) -> Written:
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{uuid7()}.writing"
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             texts = [f.name for f in table.schema if pa.types.is_string(f.type)]
             pq.write_table(
                 table,

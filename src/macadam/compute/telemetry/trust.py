@@ -337,8 +337,8 @@ def _is_gpu(frame: Frame) -> "Mask":
 CHECKS: tuple[Check, ...] = (
     Check(
         name="lost",
-        about="The device does not answer.",
-        threshold="any error of the driver",
+        about="The device does not answer, or not with numbers.",
+        threshold="any error of the driver or the collector",
         shown=("error",),
         find=_lost,
     ),

@@ -4,6 +4,7 @@ Collectors make samples: one reading of one device at one instant. Folding them 
 the series store keeps and the waterfall and the advice read.
 """
 
+import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ else:
 Text = Annotated[str, msgspec.Meta(max_length=253)]
 """A label's value: Kubernetes names have at most 253 characters."""
 
+Named = Annotated[str, msgspec.Meta(max_length=253, pattern="^(gpu|host):.")]
+"""A device's name. Checks and sums go by what it begins with."""
 Aware = Annotated[datetime, msgspec.Meta(tz=True)]
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What a column of 64 bits holds: a number from elsewhere may be any."""
@@ -60,7 +63,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     - error: why the device could not be read, such as 'gpu is lost'
     """
 
-    device: Text
+    device: Named
     at: Aware
     received: Aware | None = None
     node: Text = ""
@@ -90,6 +93,22 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     claims: tuple[Claim, ...] | None = None
     processes: tuple[Process, ...] | None = None
     error: Text = ""
+
+
+def as_json(sample: Sample) -> Sample:
+    """The same for JSON, which has no NaN and would say null for it: a value that is no number is left out, and the error says
+    so, as it is not one that was not measured.
+    """
+    broken = {
+        name: value
+        for name in Sample.__struct_fields__
+        if isinstance(value := getattr(sample, name), float) and not math.isfinite(value)
+    }
+    if not broken:
+        return sample
+    said = ", ".join(f"{name} is {value}" for name, value in broken.items())
+    error = f"{sample.error}; {said}" if sample.error else said
+    return msgspec.structs.replace(sample, error=error[:253], **dict.fromkeys(broken))
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,14 @@
 """The series: delivered in any order, late, twice, with kills in between, it comes out as if it had come at once, with evidence."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import random
 from collections.abc import Iterator
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from databases import KINDS, environment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.compute.telemetry import fleets
@@ -21,7 +25,7 @@ from unit.compute.telemetry.fleets import START, changed, fleet
 
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
-from macadam.compute.telemetry import owners, reading, service, store
+from macadam.compute.telemetry import owners, reading, recordings, service, store
 from macadam.compute.telemetry.requests import (
     DeclarePods,
     DeliverSamples,
@@ -33,12 +37,13 @@ from macadam.compute.telemetry.requests import (
     SealTelemetry,
     VerifySeries,
 )
-from macadam.compute.telemetry.types import Holding, Sample, from_table
-from macadam.errors import Busy, IntegrityError, InvalidInput, NotAuthorised
+from macadam.compute.telemetry.types import Claim, Holding, Sample, from_table, to_table
+from macadam.errors import Busy, IntegrityError, InvalidInput, NotAuthorised, StorageFull
 from macadam.faces import cli
 from macadam.ledger.types import VerifyLedger
 from macadam.operations import Decision, Granted
 from macadam.testing import Clock, open_platform, token_of
+from macadam.values import utc_now
 
 DAY = timedelta(days=1)
 SOAK = os.environ.get("MACADAM_SOAK") == "1"
@@ -253,6 +258,65 @@ def test_a_damaged_file_is_an_error_and_not_less_usage(platform: Platform, clock
         usage(platform)
 
 
+@pytest.mark.parametrize("database", KINDS)
+def test_sealers_of_several_processes_agree_on_one_outcome(tmp_path: Path, clock: Clock, database: str) -> None:
+    table, settings = whole(devices=3), environment(database)
+    with (
+        open_platform(tmp_path / "home", environment=settings, clock=clock) as one,
+        open_platform(tmp_path / "home", environment=settings, clock=clock) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for n in range(4):
+            deliver(one, table.take(list(range(n, len(table), 4))), clock)
+            for result in [pool.submit(lambda p=p: p.call(SealTelemetry())) for p in (one, two)]:
+                with contextlib.suppress(Busy):
+                    result.result()
+        one.call(SealTelemetry())
+        assert files(one)["incoming"] == 0
+        assert one.call(VerifySeries()).problems == ()
+        assert one.call(VerifyLedger()).problems == ()
+        with open_platform(clock=clock) as at_once:
+            deliver(at_once, table, clock)
+            at_once.call(SealTelemetry())
+            assert usage(two).equals(usage(at_once))
+            assert usage(two, "hour").equals(usage(at_once, "hour"))
+
+
+def test_what_killed_seals_left_is_swept_and_nothing_else(platform: Platform, clock: Clock) -> None:
+    deliver(platform, whole(), clock)
+    _prepared(platform)  # a seal that never commits
+    root = platform.settings.home / "telemetry"
+    half = next((root / "incoming").iterdir()) / ".0.writing"
+    half.write_bytes(b"half")
+    before, now = usage(platform), utc_now()
+    assert service.sweep(platform.ports, now) == 0  # it may be about to commit
+    assert service.sweep(platform.ports, now + timedelta(days=2)) == 8  # three hours, their day, and the half
+    assert not half.exists()
+    platform.call(SealTelemetry())
+    assert service.sweep(platform.ports, now + timedelta(days=2)) == 0
+    assert usage(platform).equals(before)
+    assert platform.call(VerifySeries()).problems == ()
+
+
+def test_a_disk_that_is_full_loses_nothing_that_was_delivered(
+    platform: Platform, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(platform, whole(), clock)
+    before = usage(platform)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in ("link", "fsync"):
+        with monkeypatch.context() as filled:
+            filled.setattr(store.os, broken, full)
+            with pytest.raises(StorageFull):
+                platform.call(SealTelemetry())
+    assert usage(platform).equals(before)
+    platform.call(SealTelemetry())
+    assert usage(platform).equals(before)
+
+
 @pytest.mark.parametrize("damage", ["torn", "changed", "no table", "a link"])
 def test_a_damaged_delivery_is_set_aside_and_said_and_holds_up_nothing(
     platform: Platform, clock: Clock, tmp_path: Path, damage: str
@@ -411,6 +475,31 @@ def test_history_that_nobody_has_seen_may_be_as_old_as_it_likes(platform: Platfo
     assert len(usage(platform)) > 0
 
 
+def test_instants_before_any_clock_are_refused_and_counted(platform: Platform, clock: Clock) -> None:
+    never = [Sample(device="gpu:a", at=datetime(year, 1, 1, tzinfo=UTC)) for year in (1, 1969, 1999)]
+    done = service.deliver(platform.ports, to_table(never), clock())
+    assert (done.samples, done.refused) == (0, {"early": 3})
+
+
+@pytest.mark.parametrize("device", ["", "GPU-a", "gpu:", "mig:1"])
+def test_a_device_has_a_name_that_says_what_it_is(device: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"device": device, "at": START}, Sample)
+
+
+def test_a_value_that_is_no_number_stays_doubted_in_json(platform: Platform, clock: Clock, tmp_path: Path) -> None:
+    seen = [Sample(device="gpu:a", at=START + timedelta(seconds=15 * n), gpu_active=0.5) for n in range(9)]
+    seen[4] = msgspec.structs.replace(seen[4], gpu_active=float("nan"), power=float("inf"))
+    recordings.append(tmp_path / "seen.jsonl", seen)
+    assert b"null" in (tmp_path / "seen.jsonl").read_bytes()
+    ((again, _),) = recordings.read(tmp_path / "seen.jsonl", now=clock())
+    platform.call(DeliverSamples(samples=tuple(again)))
+    (found,) = platform.call(ListFindings(project="*", start=START, end=START + DAY, check="lost"))
+    assert found.evidence == "error gpu_active is nan, power is inf"
+    (line,) = platform.call(ReadUsage(project="*", start=START, end=START + DAY))
+    assert line.suspect_hours * 3600 == pytest.approx(15)
+
+
 def test_instants_far_in_the_future_are_refused_and_counted(platform: Platform, clock: Clock) -> None:
     clock.instant = START
     done = platform.call(DeliverSamples(samples=tuple(from_table(whole().slice(0, 120)))))
@@ -437,8 +526,10 @@ def test_a_project_sees_its_own_usage_and_nobody_elses(platform: Platform, clock
             platform.call(ReadUsage(project=project, **asked), token=alice)  # type: ignore[arg-type]
         with pytest.raises(NotAuthorised):
             platform.call(ListDevices(project=project), token=alice)
-    with pytest.raises(NotAuthorised):
-        platform.call(SealTelemetry(), token=alice)
+    claimed = Sample(device="gpu:a", at=START, claims=(Claim(project="team-1", owner="job:1"),))
+    for forbidden in (SealTelemetry(), ExpireTelemetry(), DeliverSamples(samples=(claimed,)), DeclarePods(pods=pods)):
+        with pytest.raises(NotAuthorised):
+            platform.call(forbidden, token=alice)
     everything = platform.call(ReadUsage(project="*", **{**asked, "by": "project"}))  # type: ignore[arg-type]
     assert {line.key for line in everything} == {"", "team-0", "team-1"}
     assert sum(line.suspect_hours for line in everything) > 0
