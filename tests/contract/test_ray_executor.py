@@ -1,17 +1,27 @@
 """What Ray's executor does beyond the behaviour of all executors. On a real cluster, where MACADAM_TEST_RAY names one."""
 
+import http.server
 import io
+import json
+import os
+import subprocess
+import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 from contract import clusters
 from contract.test_executor import attempt, said, until
 
+from macadam.adapters import ray_driver, ray_executor
 from macadam.adapters.local_objects import LocalObjects
+from macadam.adapters.ray_driver import BEGIN, END
 from macadam.adapters.ray_executor import RayExecutor
 from macadam.adapters.ray_views import holders
 from macadam.errors import Unavailable
@@ -125,3 +135,81 @@ def test_reservations_are_summed_over_what_lives() -> None:
         ("n", "02"): {"CPU": 1},
         ("m", "train"): {"GPU": 2},
     }
+
+
+# --- without a cluster
+
+
+@contextmanager
+def answering(body: bytes, code: int = 200) -> Iterator[RayExecutor]:
+    """An executor whose Ray says the same to everything."""
+
+    class Says(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Location", "http://127.0.0.1:1/")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: tests print what they need."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Says) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made = RayExecutor(f"http://127.0.0.1:{server.server_port}", None)
+        yield made
+        made.close()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [(200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b'{"status": 3}'), (302, b"{}"), (500, b"\xff")],
+)
+def test_an_answer_that_is_none_is_a_cluster_that_does_not_answer(code: int, body: bytes) -> None:
+    with answering(body, code) as ray:
+        with pytest.raises(Unavailable):
+            ray.look(["j1.1"])
+        with pytest.raises(Unavailable):
+            ray.nodes()
+        with pytest.raises(Unavailable):
+            ray._logs("j1.1")
+
+
+@pytest.mark.parametrize("unit", ["x" * 79 + "\n", "\\" * 7 + "\n", '"\\n\n', "ä→\U0001f600\n", "\x1e\n"])
+@pytest.mark.parametrize("shift", range(3))
+def test_of_a_log_without_end_the_beginning_and_the_end_are_kept(
+    monkeypatch: pytest.MonkeyPatch, unit: str, shift: int
+) -> None:
+    monkeypatch.setattr(ray_executor, "_LOG", 1000 + shift)
+    monkeypatch.setattr(ray_executor, "_TAIL", 400 + shift)
+    report = {"exit_code": 3, "why": "", "started": 1.0, "ended": 2.0, "cpu_seconds": 0.0, "peak_bytes": 0}
+    text = f"{BEGIN}\n{unit * 5000}last{END}{json.dumps(report)}\n"
+    with answering(json.dumps({"logs": text}).encode()) as ray:
+        found = ray._logs("j1.1")
+    assert len(found) < 2000
+    assert found.startswith(f"{BEGIN}\n{unit}")
+    assert "... cut ..." in found
+    seen = ray_executor._report(found)
+    assert seen is not None
+    assert seen.exit_code == 3
+
+
+def test_what_a_member_cuts_loose_ends_with_it_also_on_ray(tmp_path: Path) -> None:
+    loose = f"import os, time\nif not os.fork():\n  os.setsid()\n  if os.fork(): os._exit(0)\n  open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n  os.execvpe('sleep', ['sleep', '60'], {{'PATH': os.environ['PATH']}})\nwhile not os.path.exists({str(tmp_path / 'pid')!r}): time.sleep(0.01)\ntime.sleep(0.2)"
+    order = {
+        "command": ["python", "-c", loose],
+        "members": 1,
+        "signal": 15,
+        "grace": 1,
+        "time_limit": 0,
+        "memory": 0,
+        "checkpoint": "",
+    }
+    told = {"MACADAM_ORDER": json.dumps(order), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, ray_driver.__file__], env=told, capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout.decode().rpartition(END)[2])["exit_code"] == 0
+    pid = int((tmp_path / "pid").read_text())
+    assert not [one for one in psutil.process_iter(["status"]) if one.pid == pid and one.info["status"] != "zombie"]

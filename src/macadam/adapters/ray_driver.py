@@ -8,6 +8,7 @@ Environment: MACADAM_ORDER, the JSON of `ray_executor.Order`.
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from typing import Any
 
 BEGIN, END = "\x1emacadam begins", "\x1emacadam ended "
 _TICK = 0.1
+_SWEEP = 5.0  # s for killed processes to go
 _NOT_FOUND, _TIMED_OUT, _KILLED = 127, 124, 137
 
 
@@ -38,6 +40,8 @@ class Member:
         self.code: int | None = None
         self.memory, self.peak, self._limit = 0, 0, order["memory"]
         self.over = False
+        adopt()
+        self._others = set(descendants(os.getpid()))
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the job's own command is what is to run
                 command,
@@ -54,7 +58,7 @@ class Member:
     def poll(self) -> int | None:
         """Its exit code once it has ended; notices memory on the way."""
         if self.code is None:
-            self.peak = max(self.peak, used := resident(self._process.pid))
+            self.peak = max(self.peak, used := sum(resident(pid) for pid in self._own()))
             if self._limit and used > self._limit:
                 self.over = True
                 self.kill()
@@ -70,20 +74,58 @@ class Member:
                 os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
-        if hasattr(self, "_process"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """Until nothing is left of it, in whatever session it hides: its GPUs are free only then."""
+        if not hasattr(self, "_process"):
+            return
+        limit = time.monotonic() + _SWEEP
+        while (left := self._own()) and time.monotonic() < limit:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.poll()
+            time.sleep(0.01)
+
+    def _own(self) -> list[int]:
+        """All that it started and that lives; Ray's own processes beside it are not."""
+        return [pid for pid in descendants(os.getpid()) if pid not in self._others]
 
 
-def resident(session: int) -> int:
-    """Bytes of memory of all processes of a session; 0 where there is no /proc."""
-    total, page = 0, resource.getpagesize()
+def adopt() -> None:
+    """Whatever a member leaves behind becomes this process's child (Linux): PR_SET_CHILD_SUBREAPER, linux/prctl.h."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)
+
+
+def descendants(process: int) -> list[int]:
+    """All living processes below one; none where there is no /proc."""
+    below: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = entry.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                total += int(fields[21]) * page
-    return total
+        fields = _fields(entry)
+        if fields and fields[0] != "Z":
+            below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found, ahead = [], [process]
+    while ahead:
+        children = below.get(ahead.pop(), [])
+        found += children
+        ahead += children
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds, each page divided by how many share it; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    fields = _fields(Path(f"/proc/{pid}/stat"))
+    return int(fields[21]) * resource.getpagesize() if fields else 0
+
+
+def _fields(entry: Path) -> list[str]:
+    """Of /proc/<pid>/stat behind the name, from the state on (proc(5), field 3); [] if it is gone."""
+    try:
+        return entry.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 class Driver:

@@ -41,6 +41,7 @@ _PINNED = 0.001  # of the resource that Ray gives each node under its address
 _REFUSED, _TERMINATED, _KILLED = 126, 143, 137
 _MILLI = 1000
 _MISSING, _UNAUTHENTICATED, _FORBIDDEN = 404, 401, 403
+_LOG, _TAIL = 32 << 20, 1 << 20  # bytes of a log that are kept: its beginning and its end
 _MANY = 10_000  # nodes in one answer; Ray's own limit
 
 
@@ -103,8 +104,11 @@ class RayExecutor:
         self._driver = base64.b64encode(Path(__file__).with_name("ray_driver.py").read_bytes()).decode()
 
     def nodes(self) -> tuple[Node, ...]:
-        found = self._call("GET", f"/api/v0/nodes?detail=1&limit={_MANY}")["data"]["result"]["result"]
-        return tuple(self._node(node) for node in found if node["state"] == "ALIVE")
+        try:
+            found = self._call("GET", f"/api/v0/nodes?detail=1&limit={_MANY}")["data"]["result"]["result"]
+            return tuple(self._node(node) for node in found if node["state"] == "ALIVE")
+        except (LookupError, TypeError) as error:
+            raise self._unavailable(error) from error
 
     def start(self, attempt: Attempt) -> None:
         try:
@@ -128,7 +132,7 @@ class RayExecutor:
         found = self._find(attempt)
         if found is None:
             raise NotFound(f"There is no attempt {attempt}.", next_step="List the job's attempts: macadam jobs show.")
-        text = self._call("GET", f"/api/jobs/{self._id(attempt)}/logs")["logs"] or ""
+        text = self._logs(attempt)
         members = int((found.metadata or {}).get("macadam_members", "1"))
         data = _own_lines(text, rank if members > 1 else None).encode()
         page = data[offset : offset + limit]
@@ -182,7 +186,7 @@ class RayExecutor:
         return self._ended(attempt, found, notes)
 
     def _ended(self, attempt: str, found: _Submission, notes: dict[str, str]) -> Sighting:
-        text = self._call("GET", f"/api/jobs/{self._id(attempt)}/logs")["logs"] or ""
+        text = self._logs(attempt)
         if (report := _report(text)) is not None:
             why = report.why
             if found.status == "STOPPED" and not why:
@@ -337,6 +341,8 @@ class RayExecutor:
             return msgspec.convert(self._call("GET", f"/api/jobs/{name}"), _Submission)
         except NotFound:
             return None
+        except msgspec.ValidationError as error:
+            raise self._unavailable(error) from error
 
     def _id(self, attempt: str) -> str:
         """Raises InvalidInput for what is no id."""
@@ -347,6 +353,26 @@ class RayExecutor:
     def _checkpoint(self, job: str) -> str:
         return f"{self._checkpoints}/{job}"
 
+    def _logs(self, attempt: str) -> str:
+        """All that was written, without the middle of what is too long: Ray knows no pages, and a job may write without end."""
+        head, tail = bytearray(), b""
+        try:
+            with self._http.stream("GET", f"/api/jobs/{self._id(attempt)}/logs") as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise self._error(answer)
+                for chunk in answer.iter_bytes():
+                    room = _LOG - len(head)
+                    head += chunk[:room]
+                    tail = (tail + chunk[room:])[-_TAIL:] if room < len(chunk) else tail
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
+        try:
+            found = json.loads(joined(bytes(head), tail) if tail else head)
+            return str(found["logs"] or "")
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._unavailable(error) from error
+
     def _call(self, method: str, path: str, body: object = None, *, content: bytes | None = None) -> Any:
         try:
             answer = (
@@ -355,18 +381,38 @@ class RayExecutor:
                 else (self._http.request(method, path, content=content))
             )
         except httpx.HTTPError as error:
-            raise Unavailable(
-                f"Ray at {self._address} does not answer: {type(error).__name__}: {error}",
-                next_step="Check that the cluster is up: ray status.",
-            ) from error
-        if not answer.is_error:
+            raise self._unavailable(error) from error
+        if not answer.is_success:
+            raise self._error(answer)
+        try:
             return answer.json() if answer.headers.get("Content-Type", "").startswith("application/json") else None
+        except ValueError as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"Ray at {self._address} does not answer: {type(error).__name__}: {error}",
+            next_step="Check that the cluster is up: ray status.",
+        )
+
+    def _error(self, answer: httpx.Response) -> NotFound | Unavailable:
         what = f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}"
         if answer.status_code == _MISSING:
-            raise NotFound(what, next_step="List what there is: ray job list.")
+            return NotFound(what, next_step="List what there is: ray job list.")
         if answer.status_code in (_UNAUTHENTICATED, _FORBIDDEN):
-            raise Unavailable(what, next_step="Set MACADAM_RAY_TOKEN to the cluster's token.")
-        raise Unavailable(what, next_step="Try again, and look at the head's dashboard log.")
+            return Unavailable(what, next_step="Set MACADAM_RAY_TOKEN to the cluster's token.")
+        return Unavailable(what, next_step="Try again, and look at the head's dashboard log.")
+
+
+def joined(head: bytes, tail: bytes) -> bytes:
+    """The beginning and the end of a JSON document whose one string was cut in between, as a document that can be read."""
+    ending = re.search(rb"(\\+)(u[0-9a-fA-F]{0,3})?\Z", head)
+    if ending and len(ending[1]) % 2:  # within an escape
+        head = head[: ending.end(1) - 1]
+    head = head.decode(errors="ignore").encode()
+    line = re.search(rb"[^\\](?:\\\\)*(?:(\\n)|\\u001e)", tail)
+    begin = line.end(1) if line and line[1] else line.end() - len(rb"\u001e") if line else tail.rfind(b'"')
+    return head + b"\\n... cut ...\\n" + tail[begin:]
 
 
 def _of_entry_point(bundle: dict[str, float]) -> dict[str, Any]:
