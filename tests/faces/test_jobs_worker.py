@@ -1,6 +1,7 @@
 """Jobs under a running server, and from the command line: real processes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 from faces.test_up import Up
 
 from macadam.access.types import CreateProject
-from macadam.compute.jobs.types import Job, ReadLog, ShowJob, SubmitJob
+from macadam.compute.jobs.types import Job, ListJobs, ReadLog, Resources, ShowJob, SubmitJob
 from macadam.errors import InvalidInput
 from macadam.faces import cli
 from macadam.faces.client import Client
@@ -118,3 +119,37 @@ def test_a_queue_in_the_foreground_ends_when_nothing_is_left_to_do(
     assert json.loads(capfd.readouterr().out)["reason"] == "ended"
     assert cli.main(["jobs", "cancel", job]) == 7
     assert "succeeded already" in capfd.readouterr().err
+
+
+def test_a_projects_own_jobs_are_replayed_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = ["--home", str(tmp_path / "home")]
+    with open_platform(tmp_path / "home") as platform:
+        for project in ("p", "q"):
+            platform.call(CreateProject(project=project))
+        for project, resources, code in (
+            ("p", Resources(gpus=1), "import time; time.sleep(0.3)"),
+            ("p", Resources(gpus=2), "import time; time.sleep(0.1)"),
+            ("p", Resources(milli=250), ""),
+            ("p", Resources(gpus=1), "raise SystemExit(3)"),
+            ("p", Resources(), ""),
+            ("q", Resources(gpus=1), ""),
+        ):
+            platform.call(SubmitJob(project=project, command=("python", "-c", code), resources=resources))
+    command = [sys.executable, "-m", "macadam.faces.cli", "jobs", "run", "--until-idle", *home]
+    subprocess.run(command, check=True, timeout=60, env=os.environ | FAST, capture_output=True)
+    with open_platform(tmp_path / "home") as platform:
+        done = platform.call(ListJobs(project="p", state="succeeded"))
+
+    capsys.readouterr()
+    assert cli.main(["cost", "replay", "--project", "p", "--json", *home]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["baseline"]["jobs"] == 3, "those that succeeded on GPUs"
+    worked = sum(job.attained * max(1, job.spec.resources.gpus) for job in done if job.spec.resources.demand)
+    assert found["work_gpu_hours"] == pytest.approx(worked / 3600)
+    assert worked > 0.5, "they really ran"
+    assert found["found"]["mean"] <= found["baseline"]["mean"]
+
+    assert cli.main(["cost", "replay", "--project", "p", *home]) == 0
+    assert "1 of them asked for a part of a GPU; each counts as one GPU here." in " ".join(
+        capsys.readouterr().out.split()
+    )

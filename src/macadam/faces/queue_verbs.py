@@ -115,7 +115,8 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
     """Whoever may list a project's jobs may replay them: the operation that reads them is asked."""
     name = _names([getattr(options, "policy", "default")])[0]
     given = getattr(options, "jobs", None)
-    jobs = queueing.read_jobs(Path(given)) if given else past.trace(_listed(session))
+    own = [] if given else list(_listed(session))
+    jobs = queueing.read_jobs(Path(given)) if given else past.trace(own)
     gpus = options.gpus if hasattr(options, "gpus") else queueing.ample(jobs)
     with printing.progress(shown=not session.json) as progress:
         found = queueing.save(jobs, gpus, name=name, cost=options.cost, progress=progress)
@@ -126,6 +127,8 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
         f"{len(jobs)} jobs, {found.work_gpu_hours:,.0f} GPU-hours of work; static shares of {gpus} GPUs, first come first "
         f"served, pay {found.baseline.pool_gpu_hours:,.0f}."
     )
+    if parts := sum(bool(job.spec.resources.milli) for job in own):
+        session.say(f"{parts} of them asked for a part of a GPU; each counts as one GPU here.")
     session.say(
         f"A pool of {found.found.gpus} under {name} pays {found.found.pool_gpu_hours:,.0f}: {_less(found.saved)}."
     )
