@@ -189,7 +189,7 @@ def test_a_gang_ends_with_its_first_member_that_fails(executor: Executor) -> Non
 
 
 def test_the_platforms_credentials_do_not_reach_it(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MACADAM_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+    for name in ("MACADAM_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.setenv(name, "s3cr3t")
     executor.start(
         attempt("import os; print('s3cr3t' in os.environ.values(), os.environ['MINE'])", environment={"MINE": "1"})
@@ -431,6 +431,19 @@ def test_requirements_are_an_environment_of_its_own_on_top_of_the_platforms(
     here.start(attempt("import pebble, msgspec; print(pebble.SIZE)", requirements=requirements))
     assert until(here, "j1.1", "ended", within=120).exit_code == 0
     assert said(here, "j1.1") == "7\n"
+
+
+def test_the_package_index_is_known_to_whoever_makes_the_environment_and_not_to_the_job(
+    here: LocalExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = wheel(tmp_path)
+    page = tmp_path / "simple" / "pebble" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(f'<!DOCTYPE html><a href="{made.as_uri()}">{made.name}</a>')
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
+    here.start(attempt("import os, pebble; print(pebble.SIZE, 'PIP_INDEX_URL' in os.environ)", requirements="pebble\n"))
+    seen = until(here, "j1.1", "ended", within=120)
+    assert (seen.exit_code, said(here, "j1.1")) == (0, "7 False\n"), seen
 
 
 def test_requirements_that_cannot_be_met_are_said(here: LocalExecutor) -> None:

@@ -57,7 +57,7 @@ _PASSED = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-_PASSED_PREFIXES = ("LC_", "NCCL_", "OMP_", "PIP_INDEX", "PIP_EXTRA", "PIP_CERT")
+_PASSED_PREFIXES = ("LC_", "NCCL_", "OMP_")
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,7 +317,7 @@ class LocalExecutor:
         self._spawned[attempt] = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", str(_SUPERVISOR), str(place)],
-            _variables(),
+            _variables() | _package_index(),
             file_actions=null,
             setsid=True,
         )
@@ -491,6 +491,11 @@ def _variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     passed = {k: v for k, v in known.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
     passed["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"
     return passed
+
+
+def _package_index() -> dict[str, str]:
+    """Where packages come from, often with a password in the address: for whoever makes environments, and no member of a job."""
+    return {k: v for k, v in os.environ.items() if k.startswith(supervisor.INDEX)}
 
 
 def _allowed_cores() -> list[int]:

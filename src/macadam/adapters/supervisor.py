@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 LOCK, WORK, BEGUN, STOP, OUTCOME = "lock", "work.json", "begun.json", "stop", "outcome.json"
+INDEX = ("PIP_INDEX", "PIP_EXTRA", "PIP_CERT")  # variables of whoever makes environments, and of nobody else
 SEGMENT = 1 << 20  # bytes of one file of a log; the first and the newest are kept
 _TICK = 0.1  # s between two looks at limits and wishes: how late a stop or a memory limit is noticed
 _LOCK_SECONDS, _FULL_SECONDS = 1.0, 1.0
@@ -128,7 +129,8 @@ class Supervision:
     def _make_environment(self) -> bool:
         """The interpreter of the requirements; what it prints last is the interpreter's path."""
         log = Log(self._directory / "log" / "0", self._work["log_bytes"])
-        variables = self._work["members"][0]["environment"]
+        index = {k: v for k, v in os.environ.items() if k.startswith(INDEX)}
+        variables = index | self._work["members"][0]["environment"]
         with subprocess.Popen(  # noqa: S603 - the platform's own command
             self._work["prepare"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
         ) as making:
