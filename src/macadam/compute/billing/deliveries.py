@@ -155,8 +155,7 @@ def check(request: CheckBill, home: Path, folder: Path, now: datetime, progress:
 def _files(path: str, home: Path) -> list[Path]:
     """The files of a delivery, in order. Raises SourceInvalid, InvalidInput, TooLarge."""
     place = Path(path).expanduser().resolve()
-    if place.is_relative_to(home.resolve()):
-        raise InvalidInput(f"{place} is in the platform's home.", next_step="Keep bills outside of it.")
+    _require_outside(place, home)
     if place.is_file():
         return [place]
     if not place.is_dir():
@@ -170,7 +169,14 @@ def _files(path: str, home: Path) -> list[Path]:
         raise TooLarge(
             f"{place} has {len(found)} files, more than {MAX_FILES}.", next_step="Import one delivery at a time."
         )
+    for one in found:
+        _require_outside(one.resolve(), home)
     return found
+
+
+def _require_outside(place: Path, home: Path) -> None:
+    if place.is_relative_to(home.resolve()):
+        raise InvalidInput(f"{place} is in the platform's home.", next_step="Keep bills outside of it.")
 
 
 class _Reader:
@@ -227,6 +233,8 @@ class _Reader:
         try:
             with path.open("rb") as source, copied.open("wb") as target:
                 while block := source.read(_BLOCK):
+                    if target.tell() > reading.MAX_BYTES:  # what unpacks to more is refused, so nothing of it is needed
+                        raise TooLarge(f"{path} has more than {reading.MAX_BYTES} bytes.", next_step="Split it.")
                     digest.update(block)
                     target.write(block)
         except OSError as error:

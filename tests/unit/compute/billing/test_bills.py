@@ -467,6 +467,24 @@ def test_the_homes_own_files_and_files_that_are_not_there_are_no_bills(untouched
         take(untouched, tmp_path / "missing.csv")
 
 
+def test_a_link_in_a_folder_leads_to_no_file_of_the_home(platform: Platform, tmp_path: Path) -> None:
+    inside = write_csv(platform.ports.settings.home / "inside.csv", [usage(1)])
+    (tmp_path / "bills").mkdir()
+    (tmp_path / "bills" / "link.csv").symlink_to(inside)
+    with pytest.raises(InvalidInput, match="in the platform's home"):
+        take(platform, tmp_path / "bills")
+
+
+def test_no_more_of_a_file_is_copied_than_may_be_read(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_BYTES", 2 * 2**20)
+    path = tmp_path / "bill.csv"
+    path.write_bytes(b"x" * 4 * 2**20)
+    with pytest.raises(TooLarge, match="more than 2097152 bytes"):
+        take(platform, path)
+
+
 def test_versions_are_told_by_their_columns_or_declared(platform: Platform, tmp_path: Path) -> None:
     assert take(platform, write_csv(tmp_path / "a.csv", [usage(1)])).version == "1.1"
     newest = (*USAGE, "ServiceProviderName", "HostProviderName")
