@@ -51,7 +51,10 @@ def _details(text: str | None) -> dict[str, Any]:
         return {}
     try:
         found = msgspec.json.decode(text)
-    except msgspec.DecodeError:  # of a column that only some provider writes, so nobody has checked it
+    except (
+        msgspec.DecodeError,
+        RecursionError,
+    ):  # of a column that only some provider writes, so nobody has checked it
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -65,7 +68,7 @@ def _count(said: dict[str, Any]) -> float:
     for name in _COUNT:
         try:
             count = float(said.get(name) or 0)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         if math.isfinite(count) and 0 < count <= _MOST:
             return count

@@ -18,16 +18,22 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 _FRACTION = re.compile(r"standard_nv(6|12|18)ad[ms]*_a10_v5")
 _OF_A10 = 36  # vCPUs of a whole A10 in that series, which rents out sixths, thirds and halves
-# Names that say it themselves: Crusoe's 'h100-80gb-sxm-ib.8x' and CoreWeave's 'gd-8xh100ib-i128'.
-_CRUSOE = re.compile(r"(h200-141gb-sxm|h100-80gb-sxm|a100-80gb-sxm|a100-80gb|a100-40gb|l40s-48gb)(-ib)?\.(\d{1,2})x")
-_COREWEAVE = re.compile(r"gd-(\d{1,2})x(h100|h200|b200|a100|l40s|l40|gh200)(ib)?-[a-z0-9]+")
-_PLAIN = {
+# Names that say it themselves. Crusoe's, such as 'h100-80gb-sxm-ib.8x' and 'a100.8x' (of 40 GB): also in its examples for
+# Terraform and Slurm (github.com/crusoecloud). CoreWeave's, such as 'gd-8xh100ib-i128', 'gd-1xgh200' and 'b200-8x': also in
+# its provider for the Kubernetes cluster autoscaler. Read there in November 2026.
+_CRUSOE = re.compile(r"(h200-141gb-sxm|h100-80gb-sxm|a100-80gb-sxm|a100-80gb|a100|l40s-48gb)(-ib)?\.(\d{1,2})x")
+_COREWEAVE = re.compile(
+    r"gd-(?P<count>\d{1,2})x(?P<gpu>h100|h200|a100|l40s|l40|gh200)(ib)?(-i\d+)?|(?P<plain>b200)-(?P<times>\d{1,2})x"
+)
+_CRUSOES = {
     "h200-141gb-sxm": "h200-sxm-141gb",
     "h100-80gb-sxm": "h100-sxm-80gb",
     "a100-80gb-sxm": "a100-sxm-80gb",
     "a100-80gb": "a100-pcie-80gb",
-    "a100-40gb": "a100-pcie-40gb",
+    "a100": "a100-pcie-40gb",
     "l40s-48gb": "l40s-48gb",
+}
+_COREWEAVES = {
     "h100": "h100-sxm-80gb",
     "h200": "h200-sxm-141gb",
     "b200": "b200-sxm-180gb",
@@ -48,10 +54,11 @@ def find(instance: str) -> Machine | None:
         return Machine(instance=instance, gpu="a10-24gb", gpus=int(match[1]) / _OF_A10, source=source)
     if match := _CRUSOE.fullmatch(name):
         source = "https://docs.crusoecloud.com/compute/virtual-machines/overview"
-        return Machine(instance=instance, gpu=_PLAIN[match[1]], gpus=int(match[3]), source=source)
+        return Machine(instance=instance, gpu=_CRUSOES[match[1]], gpus=int(match[3]), source=source)
     if match := _COREWEAVE.fullmatch(name):
         source = "https://docs.coreweave.com/docs/platform/instances/gpu-instances"
-        return Machine(instance=instance, gpu=_PLAIN[match[2]], gpus=int(match[1]), source=source)
+        gpu, count = match["gpu"] or match["plain"], match["count"] or match["times"]
+        return Machine(instance=instance, gpu=_COREWEAVES[gpu], gpus=int(count), source=source)
     return None
 
 

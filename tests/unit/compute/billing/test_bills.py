@@ -508,6 +508,7 @@ def test_versions_are_told_by_their_columns_or_declared(platform: Platform, tmp_
         ({"SkuPriceDetails": '{"InstanceType": "z9.large", "GpuCount": 4}'}, "", 4),
         ({"SkuPriceDetails": '{"GpuCount": "many"}'}, "", 0),
         ({"SkuPriceDetails": '{"GpuCount": -3}'}, "", 0),
+        ({"SkuPriceDetails": f'{{"GpuCount": {"9" * 400}}}'}, "", 0),
         ({"ChargeDescription": "$55.04 per On Demand Linux p5.48xlarge Instance Hour"}, "h100-sxm-80gb", 8),
         ({"ChargeDescription": "Nvidia Tesla T4 GPU running in Iowa", "ConsumedQuantity": "2"}, "t4-16gb", 2),
         ({"ChargeDescription": "Nvidia Imaginary GPU running in Iowa"}, "", 0),
@@ -519,6 +520,13 @@ def test_gpus_are_recognised_or_left_unknown(
     take(platform, write_csv(tmp_path / "bill.csv", [usage(1, **row)]))
     (charge,) = platform.call(ListUnattributed()).charges
     assert (charge.model, charge.gpus) == (model, gpus)
+
+
+def test_details_that_are_nested_without_end_say_nothing(platform: Platform, tmp_path: Path) -> None:
+    deep = usage(1) | {"x_SkuDetails": '{"a":' * 5000 + "1" + "}" * 5000}
+    columns = [name for name in USAGE if name != "SkuPriceDetails"] + ["x_SkuDetails"]
+    take(platform, write_csv(tmp_path / "bill.csv", [deep], columns), lenient=True)
+    assert platform.call(ListUnattributed()).charges[0].gpus == 0
 
 
 # Whose it is

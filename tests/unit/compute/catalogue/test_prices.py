@@ -77,6 +77,10 @@ def test_a_price_of_a_machine_agrees_with_the_table_of_machines() -> None:
         ("h100-80gb-sxm-ib.8x", "h100-sxm-80gb", 8),
         ("a100-80gb.1x", "a100-pcie-80gb", 1),
         ("gd-8xh200ib-i128", "h200-sxm-141gb", 8),
+        ("gd-8xl40-i128", "l40-48gb", 8),
+        ("gd-1xgh200", "gh200-96gb", 1),
+        ("b200-8x", "b200-sxm-180gb", 8),
+        ("a100.8x", "a100-pcie-40gb", 8),
         ("Standard_NV12ads_A10_v5", "a10-24gb", 12 / 36),
     ],
 )
