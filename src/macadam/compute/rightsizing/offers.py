@@ -1,5 +1,6 @@
 """What can be rented, out of dated price lists, as offers to choose from."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,20 +9,32 @@ import msgspec
 from macadam.compute.catalogue import gpus
 from macadam.compute.catalogue.prices import Price
 from macadam.compute.rightsizing.types import Offer
-from macadam.errors import InvalidInput, SourceInvalid
+from macadam.errors import InvalidInput, NotFound, SourceInvalid
 
 _CURRENCY = "USD"
 _LARGEST = 10_000_000  # bytes of a price list
 
 
 def read(path: Path) -> list[Price]:
-    """A price list of one's own: JSON, a list of prices in the catalogue's form. Raises SourceInvalid."""
+    """A price list of one's own: JSON, a list of prices in the catalogue's form, with any name that a GPU is known by.
+
+    Raises SourceInvalid.
+    """
     try:
         if path.stat().st_size > _LARGEST:
             raise SourceInvalid(f"{path} is larger than any price list.", next_step="Give a JSON list of prices.")
-        return msgspec.json.decode(path.read_bytes(), type=list[Price])
+        found = msgspec.json.decode(path.read_bytes(), type=list[Price])
     except (OSError, msgspec.DecodeError) as error:
         raise SourceInvalid(f"{path} is no price list: {error}.", next_step="Give a JSON list of prices.") from error
+    return [_known(path, number, price) for number, price in enumerate(found, start=1)]
+
+
+def _known(path: Path, number: int, price: Price) -> Price:
+    """Under the catalogue's name of its GPU: what is left out unsaid could have been the cheapest."""
+    try:
+        return msgspec.structs.replace(price, gpu=gpus.find(price.gpu).name)
+    except NotFound as error:
+        raise SourceInvalid(f"{path}, price {number}: {error.what}", next_step=error.next_step) from error
 
 
 def choose(
@@ -53,12 +66,22 @@ def choose(
         raise InvalidInput(
             "No price fits what was asked for.", next_step="Allow more providers, kinds of price or GPUs."
         )
-    return [_offer(price, hourly) for _, (hourly, price) in sorted(best.items())]
+    chosen = [best[key] for key in sorted(best)]
+    named = Counter(_name(price) for _, price in chosen)
+    # Machines are counted by name, and some lists name only the GPU, whatever the size.
+    return [
+        _offer(price, hourly, _name(price) + (f" ({price.gpus} x {price.gpu})" if named[_name(price)] > 1 else ""))
+        for hourly, price in chosen
+    ]
 
 
-def _offer(price: Price, hourly: int) -> Offer:
+def _name(price: Price) -> str:
+    return f"{price.provider} {price.instance}"
+
+
+def _offer(price: Price, hourly: int, name: str) -> Offer:
     return Offer(
-        name=f"{price.provider} {price.instance}",
+        name=name,
         gpu=price.gpu,
         gpus=price.gpus,
         hourly=hourly,

@@ -234,6 +234,23 @@ def test_the_cheapest_offer_of_each_gpu_and_size_is_considered() -> None:
     assert {(offer.name, offer.gpus, offer.hourly) for offer in found} == {("b i", 1, 700_000), ("aws i", 4, 3_200_000)}
 
 
+def test_machines_of_two_sizes_under_one_name_are_counted_and_paid_apart() -> None:
+    one, four = offers.choose([price(instance="L4"), price(instance="L4", gpus=4, per_gpu_hour=Money(micros=600_000))])
+    assert one.name != four.name
+    fleet = mix.housed([option(one), option(four)], (1, 2))
+    assert fleet.hourly == 800_000 + 4 * 600_000
+
+
+def test_a_price_list_may_call_a_gpu_as_a_driver_does_and_none_is_left_out_unsaid(tmp_path: Path) -> None:
+    listed = tmp_path / "prices.json"
+    listed.write_bytes(msgspec.json.encode([price(gpu="NVIDIA H100 80GB HBM3")]))
+    assert [one.gpu for one in offers.choose(offers.read(listed))] == ["h100-sxm-80gb"]
+    listed.write_bytes(msgspec.json.encode([price(), price(gpu="H100")]))
+    with pytest.raises(SourceInvalid, match="price 2: No GPU is known as 'H100'") as error:
+        offers.read(listed)
+    assert "h100-sxm-80gb" in error.value.next_step
+
+
 def test_prices_in_two_currencies_are_refused() -> None:
     with pytest.raises(InvalidInput, match="EUR"):
         offers.choose([price(), price(per_gpu_hour=Money(micros=1, currency="EUR"))])
