@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam.compute.catalogue import gpus, llms, tokens
-from macadam.compute.rightsizing import capacity, planning, roofline, training
+from macadam.compute.rightsizing import calibration, capacity, planning, roofline, training
 from macadam.compute.rightsizing.capacity import Bucket
 from macadam.compute.rightsizing.questions import Question, Range, Way
 from macadam.compute.rightsizing.types import Efficiency, Engine, Offer, Slo
@@ -97,9 +97,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _World(msgspec.Struct, frozen=True, kw_only=True):
-    """The draws that all ways share."""
+    """The draws that all ways share. slower: times that serving takes longer than the model says, as it did in one of the published
+    measurements that it was not fitted to.
+    """
 
     requests: "Array"
+    slower: "Array"
     mfu: "Array"
     prices: "Array"
     value: "Array | None"
@@ -173,6 +176,7 @@ def decide(question: Question, rent: Rent, *, seed: int = 0, draws: int = 20_000
         mfu=_draw(random, question.mfu, draws),
         prices=_draw(random, question.prices, draws),
         value=None if question.value_usd is None else _draw(random, question.value_usd, draws),
+        slower=random.choice(calibration.ratios(Efficiency(), "test"), draws),
     )
     ways = [_way(question, way, world, random, rent) for way in question.ways]
     judged = world.value is not None and all(way.accuracy is not None for way in ways)
@@ -208,16 +212,16 @@ def _way(question: Question, way: Way, world: _World, random: "np.random.Generat
         )  # fmt: skip
     gpus_each, seconds = _hosted(question, way, rent)
 
-    def hosting(requests: Any) -> Any:
+    def hosting(requests: Any, slower: Any = 1.0) -> Any:
         """USD a month, at today's prices."""
-        return rent.paid(_replicas(question, seconds, requests) * gpus_each) * rent.usd * _MONTH
+        return rent.paid(_replicas(question, seconds * slower, requests) * gpus_each) * rent.usd * _MONTH
 
     trained, cost = _trained(question, way, world, random, rent)
     expected = float(np.mean(cost)) if trained else 0.0
     return _Way(
         way=way,
         one_off=one_off + cost,
-        monthly=monthly + hosting(world.requests) * world.prices,
+        monthly=monthly + hosting(world.requests, world.slower) * world.prices,
         accuracy=accuracy,
         replicas=int(_replicas(question, seconds, question.requests_per_month.middle)),
         training=trained,
@@ -241,7 +245,7 @@ def _bought(question: Question, way: Way) -> float:
     return ((question.prompt + way.extra_prompt) * read + question.output * made) / _MILLION
 
 
-def _replicas(question: Question, seconds: float, requests: Any) -> Any:
+def _replicas(question: Question, seconds: Any, requests: Any) -> Any:
     """How many replicas so many requests a month need, each of `seconds` of a replica."""
     needed = requests / _SECONDS * question.peak * seconds / _PLANNED
     return np.maximum(np.ceil(needed), question.replicas)
@@ -360,6 +364,7 @@ def _drivers(world: _World, ways: list[_Way], order: list[int], scores: "Array")
         "volume": world.requests,
         "utilisation in training": world.mfu,
         "prices to come": world.prices,
+        "how far serving is off the model": world.slower,
     }
     if world.value is not None:
         inputs["worth of an answer"] = world.value
