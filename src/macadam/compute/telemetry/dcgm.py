@@ -121,12 +121,13 @@ class Translator:
             facts.setdefault(key, place.facts)
         if outgrown(len(self._places), seen):
             self._places = {}
-        divided = {device.partition(_SLICE)[0] for device, _, _ in rows if _SLICE in device}
+        # By instant, as a device may be divided within the history that is read.
+        divided = {(device.partition(_SLICE)[0], at) for device, _, at in rows if _SLICE in device}
         found = [
             self._sample(key, row, facts[key], now, live=live, names_pods=names_pods)
             for key, row in rows.items()
             # The device itself would be counted beside its own MIG instances.
-            if key in facts and key[0] not in divided and _is_time(key, problems)
+            if key in facts and (key[0], key[2]) not in divided and _is_time(key, problems)
         ]
         return found, problems
 

@@ -193,14 +193,17 @@ class NvmlCollector:
         support = self._ask(nvml.nvmlGpmQueryDeviceSupport, handle)
         if support is None or not support.isSupportedDevice:
             return {}
-        fresh = nvml.nvmlGpmSampleAlloc()
-        taken = (
-            self._ask(nvml.nvmlGpmSampleGet, handle, fresh)
-            if instance is None
-            else self._ask(nvml.nvmlGpmMigSampleGet, handle, instance, fresh)
-        )
+        fresh, taken = nvml.nvmlGpmSampleAlloc(), None
+        try:
+            taken = (
+                self._ask(nvml.nvmlGpmSampleGet, handle, fresh)
+                if instance is None
+                else self._ask(nvml.nvmlGpmMigSampleGet, handle, instance, fresh)
+            )
+        finally:
+            if taken is None:
+                nvml.nvmlGpmSampleFree(fresh)
         if taken is None:
-            nvml.nvmlGpmSampleFree(fresh)
             return {}
         before = self._gpm.get(device)
         self._gpm[device] = fresh

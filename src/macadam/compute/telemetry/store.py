@@ -170,12 +170,11 @@ class Store:
         digest = part.stem
         name = f"{start.strftime(_HOUR_FORMAT)}-{digest}{_SUFFIX}"
         target = self._root / "raw" / name
+        temporary = target.with_name(f".{uuid7()}.writing")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(part, target)
-            except FileExistsError:
-                target.touch()  # left by a seal that was killed: no longer for `sweep` to take
+            os.link(part, temporary)
+            temporary.replace(target)  # also over what a killed seal left
             _sync(target.parent)
         except FileNotFoundError:
             raise
@@ -183,6 +182,8 @@ class Store:
             raise StorageFull(
                 f"{target} cannot be made: {error.strerror or error}.", next_step=f"Free space: df -h {target.parent}"
             ) from error
+        finally:
+            temporary.unlink(missing_ok=True)  # replacing a file by itself leaves both
         whole = hashlib.sha256(target.read_bytes()).hexdigest()
         if whole[:32] != digest:
             raise IntegrityError(

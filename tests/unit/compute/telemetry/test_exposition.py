@@ -166,6 +166,13 @@ def test_slices_stand_for_themselves_and_the_device_is_left_out() -> None:
     assert [(s.device, s.gr_active, s.gpu_active) for s in found] == [("gpu:GPU-aa/mig:7", 0.4, None)]
 
 
+def test_a_device_that_is_divided_within_a_history_keeps_what_it_was_before() -> None:
+    mig = HEAD + ',GPU_I_ID="7"}'
+    text = f"DCGM_FI_PROF_GR_ENGINE_ACTIVE{HEAD}}} 0.9 1000\nDCGM_FI_PROF_GR_ENGINE_ACTIVE{HEAD}}} 0.1 2000\n"
+    found, _ = samples(text + f"DCGM_FI_PROF_GR_ENGINE_ACTIVE{mig} 0.4 2000")
+    assert [(s.device, s.gr_active) for s in found] == [("gpu:GPU-aa", 0.9), ("gpu:GPU-aa/mig:7", 0.4)]
+
+
 def test_slices_do_not_each_have_the_power_of_the_whole_device() -> None:
     text = ""
     for instance in ("1", "2"):

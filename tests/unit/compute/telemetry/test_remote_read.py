@@ -249,17 +249,6 @@ def test_more_samples_than_an_answer_can_have_are_refused_before_they_are_held(m
         fetch.history(url, START, END, now=NOW, timeout=5)
 
 
-def test_a_long_chunk_is_read_in_time_that_grows_with_its_length() -> None:
-    """65,535 equal samples: a header, the first in full, the step, and two bits for each of the others."""
-    bits = f"{0:08b}" + f"{0:064b}" + f"{15:08b}" + "0" + "00" * 65533
-    data = struct.pack(">H", 65535) + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(
-        -(-len(bits) // 8), "big"
-    )
-    began = time.process_time()
-    assert len(wire.xor_chunk(data)) == 65535
-    assert time.process_time() - began < 1.5
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

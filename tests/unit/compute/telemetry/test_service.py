@@ -298,6 +298,20 @@ def test_what_killed_seals_left_is_swept_and_nothing_else(platform: Platform, cl
     assert platform.call(VerifySeries()).problems == ()
 
 
+def test_what_a_killed_seal_left_damaged_is_written_anew(platform: Platform, clock: Clock) -> None:
+    deliver(platform, whole(), clock)
+    before = usage(platform)
+    _prepared(platform)
+    for level in ("raw", "minute", "hour"):
+        for path in (platform.settings.home / "telemetry" / level).iterdir():
+            content = path.read_bytes()
+            path.unlink()
+            path.write_bytes(content[:-9])
+    platform.call(SealTelemetry())
+    assert platform.call(VerifySeries()).problems == ()
+    assert usage(platform).equals(before)
+
+
 def test_a_disk_that_is_full_loses_nothing_that_was_delivered(
     platform: Platform, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
