@@ -1,6 +1,5 @@
 """Why a job waits, when it will start and end, what it will cost: in words, from the same decision that the queue takes."""
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -21,11 +20,12 @@ _UNKNOWN = Span(likely=None, late=None, basis="")
 def explain(sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, seconds: float = 0) -> Explanation:
     """seconds: how long the job is thought to run, 0 = as its like. The job may be one that was not submitted yet."""
     rate = Rate.of(ports.settings.prices)
-    lasts = Durations(likely=seconds, late=seconds, basis="as you say") if seconds else history.of(sql, job)
     if job.ended is not None:
         return _ended(sql, job)
     if job.attempt and job.state != "waiting":
-        return _running(sql, job, lasts, rate)
+        return _running(sql, job, rate, now)
+    said = Durations(likely=seconds, late=seconds, basis="as you say")
+    lasts = said if seconds else history.of(sql, job, job.attained)
     memory = Memory()
     memory.update(sql, now)
     seen = _picture(sql, ports, memory, job, now)
@@ -49,7 +49,7 @@ def explain(sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, second
 def _waiting(
     sql: sa.Connection, ports: Ports, seen: Picture, job: Job, lasts: Durations, cost: Price, memory: Memory
 ) -> Explanation:
-    known = _durations(sql, (*seen.waiting, *seen.jobs.values())) | {job.id: lasts}
+    known = _durations(sql, seen) | {job.id: lasts}
     rules, places = policy(ports.settings.jobs), placing(memory)
     likely, late = (
         forecast.outlook(
@@ -81,15 +81,17 @@ def _waiting(
     )
 
 
-def _durations(sql: sa.Connection, jobs: Iterable[Job]) -> dict[str, Durations]:
-    """By job's id; asked once for all that are alike."""
-    known: dict[tuple[str, str, float], Durations] = {}
+def _durations(sql: sa.Connection, seen: Picture) -> dict[str, Durations]:
+    """By job's id, of those that run given how long they have; those that are alike are read once."""
+    began = {row.job: row.began or row.started for row in seen.attempts}
+    known: dict[tuple[str, str], list[float]] = {}
     found = {}
-    for job in jobs:
-        key = (job.project, job.spec.likeness, job.spec.time_limit)
+    for job in (*seen.waiting, *seen.jobs.values()):
+        key = job.project, job.spec.likeness
         if key not in known:
-            known[key] = history.of(sql, job)
-        found[job.id] = known[key]
+            known[key] = [one.attained for one in registry.finished_like(sql, *key)]
+        ran = job.attained + max(0.0, (seen.now - began.get(job.id, seen.now)).total_seconds())
+        found[job.id] = history.expected(known[key], job.spec.time_limit, ran)
     return found
 
 
@@ -138,9 +140,10 @@ def _machines(ports: Ports) -> tuple[Node, ...]:
         return ()
 
 
-def _running(sql: sa.Connection, job: Job, lasts: Durations, rate: Rate) -> Explanation:
+def _running(sql: sa.Connection, job: Job, rate: Rate, now: datetime) -> Explanation:
     row = registry.find_attempt(sql, job.attempt_id)
     began = row.began or row.started
+    lasts = history.of(sql, job, job.attained + max(0.0, (now - began).total_seconds()))
     words = f"Attempt {job.attempt} runs since {began.isoformat()} on {', '.join(place.node for place in row.places)}."
     if job.state == "stopping":
         words = f"It is asked to stop: {job.message or job.wish}."

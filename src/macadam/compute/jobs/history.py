@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from math import ceil
 
 import msgspec
 import sqlalchemy as sa
@@ -37,15 +38,26 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
         return self.late if late else self.likely
 
 
-def of(sql: sa.Connection, job: Job) -> Durations:
-    """Of jobs that are alike; else of its project's time limit; never more than the limit."""
+def of(sql: sa.Connection, job: Job, ran: float = 0) -> Durations:
+    """Of jobs that are alike; else of its project's time limit; never more than the limit. ran: seconds it has run so far."""
     like = registry.finished_like(sql, job.project, job.spec.likeness)
-    limit = job.spec.time_limit
+    return expected([one.attained for one in like], job.spec.time_limit, ran)
+
+
+def expected(like: Sequence[float], limit: float, ran: float = 0) -> Durations:
+    """like: how long those that are alike ran. What has outlived some of them is compared with the others; what has outlived all of
+    them is expected to run as long again. limit: seconds, 0 = none.
+    """
     if len(like) >= _ENOUGH:
-        seconds = sorted(one.attained for one in like)
-        likely, late = quantile(seconds, 0.5), quantile(seconds, 0.9)
-        basis = f"{len(seconds)} like it ran {likely:.0f} s at the median and {late:.0f} s at the 90th percentile"
-        return Durations(likely=min(likely, limit or likely), late=min(late, limit or late), basis=basis)
+        longer = sorted(seconds for seconds in like if seconds > ran) or [2 * ran]
+        likely, late = quantile(longer, 0.5), quantile(longer, 0.9)
+        if longer[-1] > max(like):
+            basis = f"it has outlived all {len(like)} like it, and may run as long again"
+        else:
+            beyond = f" of {len(like)} that ran for longer than {ran:.0f} s" if len(longer) < len(like) else ""
+            basis = f"{len(longer)} like it{beyond} ran {likely:.0f} s at the median and {late:.0f} s at the 90th percentile"
+        most = limit if limit > ran else late  # each attempt has its limit, so that all of them may pass it
+        return Durations(likely=min(likely, most), late=min(late, most), basis=basis)
     if limit:
         return Durations(
             likely=limit, late=limit, basis=f"its time limit of {limit:g} s, as nothing like it has finished"
@@ -55,7 +67,7 @@ def of(sql: sa.Connection, job: Job) -> Durations:
 
 def quantile(ordered: Sequence[float], part: float) -> float:
     """The smallest value that at least `part` of them do not exceed."""
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+    return ordered[max(0, ceil(part * len(ordered)) - 1)]
 
 
 class Memory:

@@ -266,6 +266,23 @@ def test_durations_come_from_jobs_that_are_alike(bench: Bench) -> None:
     assert "5 like it" in said.end.basis
 
 
+def test_a_job_that_has_run_for_longer_than_most_like_it_is_not_said_to_have_ended(bench: Bench) -> None:
+    for seconds in (10, 20, 30, 40, 1000):
+        job = bench.submit(name="train")
+        bench.turn()
+        bench.executor.end(f"{job.id}.1", seconds=seconds)
+        bench.turn()
+    running = [bench.submit(name="train", preemptible=False) for _ in range(4)]
+    bench.turn()
+    began = bench.clock()
+    bench.clock.pass_time(timedelta(seconds=100))
+    said = bench.platform.call(ExplainJob(project="p", job=running[0].id))
+    assert said.end.likely == began + timedelta(seconds=1000)
+    assert "1 like it of 5 that ran for longer than 100 s" in said.end.basis
+    next_ = bench.platform.call(EstimateJob(project="p", name="other", resources=Resources(gpus=1)))
+    assert next_.start.likely == began + timedelta(seconds=1000)
+
+
 def test_what_nobody_can_know_is_not_made_up(bench: Bench) -> None:
     for _ in range(4):
         bench.submit()
