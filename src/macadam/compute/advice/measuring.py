@@ -25,15 +25,19 @@ def measure(
     since: Sequence[Held],
     days_since: range,
     rates: Mapping[str, Money],
+    rates_since: Mapping[str, Money],
 ) -> Measured:
-    """before, since: of the same owners' project and devices of all models that they used; rates: of an hour, by device."""
+    """before, since: of the same owners' project and devices of all models that they used; rates: of an hour, by device, as
+    they were before and are since, for a lower price is a saving too.
+    """
     counted = (len(days_before), len(days_since))
     if min(counted) < ENOUGH:
         return Measured(verdict="too early", days=counted)
-    currencies = {rates[one.device].currency for one in (*before, *since) if one.device in rates}
-    unpriced = any(one.device not in rates for one in (*before, *since))
+    sides = ((before, rates), (since, rates_since))
+    currencies = {known[one.device].currency for held, known in sides for one in held if one.device in known}
+    unpriced = any(one.device not in known for held, known in sides for one in held)
     worth = _worth({one.model for one in (*before, *since)})
-    old, new = _daily(before, days_before, rates, worth), _daily(since, days_since, rates, worth)
+    old, new = _daily(before, days_before, rates, worth), _daily(since, days_since, rates_since, worth)
     if unpriced or len(currencies) != 1 or not sum(old[1]) or not sum(new[1]):
         return Measured(verdict="nothing shown", days=counted)
     return _compared(old, new, counted, currencies.pop())

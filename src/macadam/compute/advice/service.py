@@ -224,17 +224,26 @@ def _measure(context: Context, request: MeasureAdvice) -> Measured:
     before = _held(context, request.project, taken.start, taken.decided)
     after = _held(context, request.project, since, context.call.now)
     with context.read() as sql:
-        priced = _rates(context, sql, request.project, (*before, *after), taken.start, context.call.now)
+        old = _rates(context, sql, request.project, before, taken.start, taken.decided)
+        new = _rates(context, sql, request.project, after, since, context.call.now)
+    counted = days(taken.start, taken.decided), days(since, context.call.now)
+    if not _are_comparable(old, new):
+        return Measured(verdict="too early", days=(len(counted[0]), len(counted[1])))
+    # A list that has changed meanwhile is nobody's doing.
+    same = {name: rate for name, rate in old.by_device.items() if name in old.listed & new.listed}
     mine = set(taken.proposal.subjects)
     owners = mine if mine <= _workers(before) and mine <= _workers(after) else None
     found = measuring.measure(
-        _of(before, owners),
-        days(taken.start, taken.decided),
-        _of(after, owners),
-        days(since, context.call.now),
-        priced.by_device,
+        _of(before, owners), counted[0], _of(after, owners), counted[1], old.by_device, new.by_device | same
     )
     return msgspec.structs.replace(found, scope="subjects" if owners else "project")
+
+
+def _are_comparable(old: Rates, new: Rates) -> bool:
+    """Whether both sides are priced alike: where bills told before and lists do since, the bills have not come yet."""
+    sources = [{name in side.listed for name in side.by_device} for side in (old, new)]
+    both = old.by_device.keys() & new.by_device.keys()
+    return sources[0] == sources[1] and all((name in old.listed) == (name in new.listed) for name in both)
 
 
 def _workers(held: Iterable[Held]) -> set[str]:

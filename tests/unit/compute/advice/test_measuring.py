@@ -24,7 +24,7 @@ def idling(hours: range) -> list[dict[str, object]]:
 
 
 def test_what_idled_and_is_gone_shows_as_its_price() -> None:
-    found = measure(held(told(FIRST, "job:1"), idling(FIRST)), BEFORE, held(told(SECOND, "job:1")), SINCE, RATES)
+    found = measure(held(told(FIRST, "job:1"), idling(FIRST)), BEFORE, held(told(SECOND, "job:1")), SINCE, RATES, RATES)
     assert found.verdict == "saved"
     assert found.saving is not None
     assert found.saving.micros == pytest.approx(720 * 4_000_000)
@@ -33,20 +33,28 @@ def test_what_idled_and_is_gone_shows_as_its_price() -> None:
 
 def test_doing_less_is_no_saving() -> None:
     half = told([hour for hour in SECOND if hour % 2], "job:1")
-    found = measure(held(told(FIRST, "job:1")), BEFORE, held(half), SINCE, RATES)
+    found = measure(held(told(FIRST, "job:1")), BEFORE, held(half), SINCE, RATES, RATES)
     assert found.verdict == "nothing shown"
     assert found.saving == Money(micros=0, currency="EUR")
 
 
 def test_the_same_work_on_a_cheaper_gpu_shows() -> None:
     there = told(SECOND, "job:1", device="gpu:cheap", model="a100-sxm-80gb", sm_active=0.8)
-    found = measure(held(told(FIRST, "job:1", sm_active=0.2)), BEFORE, held(there), SINCE, RATES)
+    found = measure(held(told(FIRST, "job:1", sm_active=0.2)), BEFORE, held(there), SINCE, RATES, RATES)
     assert found.verdict == "saved"
+
+
+def test_the_same_work_on_the_same_gpu_at_a_lower_price_shows() -> None:
+    half = {device: Money(micros=rate.micros // 2, currency=rate.currency) for device, rate in RATES.items()}
+    found = measure(held(told(FIRST, "job:1")), BEFORE, held(told(SECOND, "job:1")), SINCE, RATES, half)
+    assert found.verdict == "saved"
+    assert found.before is not None
+    assert found.after == pytest.approx(found.before / 2)
 
 
 def test_what_got_dearer_is_said_to_cost_more() -> None:
     more = held(told(SECOND, "job:1"), idling(SECOND))
-    assert measure(held(told(FIRST, "job:1")), BEFORE, more, SINCE, RATES).verdict == "cost more"
+    assert measure(held(told(FIRST, "job:1")), BEFORE, more, SINCE, RATES, RATES).verdict == "cost more"
 
 
 def test_a_difference_within_the_noise_of_days_is_not_called_a_saving() -> None:
@@ -55,7 +63,7 @@ def test_a_difference_within_the_noise_of_days_is_not_called_a_saving() -> None:
 
     before = held(*days_of(0, 0.4, 0.8, 0.3, 0.9, 0.5, 0.7, 0.4))
     since = held(*days_of(7, 0.9, 0.4, 0.8, 0.3, 0.5, 0.8, 0.4))  # 2.5% more work for the same money
-    found = measure(before, BEFORE, since, SINCE, RATES)
+    found = measure(before, BEFORE, since, SINCE, RATES, RATES)
     assert found.saving is not None
     assert found.saving.micros > 0
     assert found.verdict == "nothing shown"
@@ -63,15 +71,16 @@ def test_a_difference_within_the_noise_of_days_is_not_called_a_saving() -> None:
 
 def test_two_days_are_too_early_and_a_device_without_a_price_shows_nothing() -> None:
     mine = held(told(FIRST, "job:1"))
-    assert measure(mine, BEFORE, mine, SINCE[:2], RATES).verdict == "too early"
+    assert measure(mine, BEFORE, mine, SINCE[:2], RATES, RATES).verdict == "too early"
     assert (
-        measure(mine, BEFORE, held(told(SECOND, "job:1", device="gpu:free")), SINCE, RATES).verdict == "nothing shown"
+        measure(mine, BEFORE, held(told(SECOND, "job:1", device="gpu:free")), SINCE, RATES, RATES).verdict
+        == "nothing shown"
     )
 
 
 def test_all_work_on_one_day_gives_no_interval_and_no_verdict() -> None:
     once = held(told(range(7 * 24, 7 * 24 + 5), "job:1"))
-    found = measure(held(told(FIRST, "job:1")), BEFORE, once, SINCE, RATES)
+    found = measure(held(told(FIRST, "job:1")), BEFORE, once, SINCE, RATES, RATES)
     assert found.verdict == "nothing shown"
     assert found.saving is None
 

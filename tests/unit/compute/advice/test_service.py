@@ -9,12 +9,14 @@ import pytest
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
 from macadam.compute.advice.types import Advice, DismissAdvice, FindAdvice, ListAdvice, MeasureAdvice, TakeAdvice
+from macadam.compute.billing.types import Charge
 from macadam.compute.telemetry import service as telemetry
 from macadam.compute.telemetry.requests import SealTelemetry
 from macadam.compute.telemetry.types import Claim, Sample, to_table
 from macadam.errors import Conflict, NotAuthorised, NotFound
 from macadam.ledger.types import ShowLog
 from macadam.testing import Clock, open_platform, token_of
+from macadam.values import Money
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 EVERY = 120  # seconds between readings
@@ -85,6 +87,37 @@ def test_advice_is_found_taken_and_measured_and_each_step_is_in_the_ledger(platf
     assert measured.saving.micros == pytest.approx(found.proposal.saving.expected.micros, rel=0.1)
     kinds = [entry.kind for entry in platform.call(ShowLog(limit=1000)).entries if "advice" in entry.kind]
     assert sorted(kinds) == ["compute.find_advice", "compute.measure_advice", "compute.take_advice"]
+
+
+def bill_of(day: int, days: int, micros: int) -> list[Charge]:
+    paid = Money(micros=micros)
+    return [
+        Charge(
+            id=str(n), bill="b", start=START + timedelta(days=n), end=START + timedelta(days=n + 1), billed=paid,
+            effective=paid, category="usage", device="gpu:a", gpus=1.0,
+        )
+        for n in range(day, day + days)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("later", "verdict"), [(12_000_000, "saved"), (None, "too early")])
+def test_a_lower_price_is_measured_once_it_is_on_a_bill(
+    platform: Platform, clock: Clock, monkeypatch: pytest.MonkeyPatch, later: int | None, verdict: str
+) -> None:
+    charges = [*bill_of(0, 4, 48_000_000), *(bill_of(4, 5, later) if later else [])]
+
+    def current(*_asked: object, start: datetime, end: datetime, **_more: object) -> list[Charge]:
+        return [one for one in charges if one.start < end and one.end > start]
+
+    monkeypatch.setattr("macadam.compute.billing.store.current", current)
+    live(platform, clock, 0, ("gpu:a", "job:busy", 0.9), ("gpu:b", "job:idle", 0.0))
+    found = find(platform)["idle"]
+    clock.instant = START + timedelta(days=4)
+    platform.call(TakeAdvice(project="ads", advice=found.ref))
+    live(platform, clock, 4, ("gpu:a", "job:busy", 0.9), ("gpu:b", "job:idle", 0.0))
+    measured = platform.call(MeasureAdvice(project="ads", advice=found.ref)).measured
+    assert measured is not None
+    assert measured.verdict == verdict
 
 
 def test_dismissed_advice_stays_away_and_what_is_gone_is_put_away(platform: Platform, clock: Clock) -> None:
