@@ -102,10 +102,10 @@ def test_words_and_variables_arrive_as_they_were_written(executor: Executor) -> 
     show = (
         "import os, sys; print(ascii(sys.argv[1:])); print(ascii(os.environ['LIKE'])); print(ascii(os.environ['ODD']))"
     )
-    variables = {"LIKE": "me", "ODD": "$(LIKE) $$ \n---"}
+    variables = {"LIKE": "me", "ODD": "$(LIKE) ${LIKE} $$ \n---"}
     executor.start(attempt("", command=("python", "-c", show, *odd), environment=variables))
     assert until(executor, "j1.1", "ended").exit_code == 0
-    assert said(executor, "j1.1").splitlines() == [ascii(odd), ascii("me"), ascii("$(LIKE) $$ \n---")]
+    assert said(executor, "j1.1").splitlines() == [ascii(odd), ascii("me"), ascii("$(LIKE) ${LIKE} $$ \n---")]
 
 
 def test_one_id_runs_at_most_once_whoever_asks_how_often(executor: Executor, tmp_path: Path) -> None:

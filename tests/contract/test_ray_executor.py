@@ -1,5 +1,6 @@
 """What Ray's executor does beyond the behaviour of all executors. On a real cluster, where MACADAM_TEST_RAY names one."""
 
+import base64
 import http.server
 import io
 import json
@@ -201,6 +202,7 @@ def test_what_a_member_cuts_loose_ends_with_it_also_on_ray(tmp_path: Path) -> No
     loose = f"import os, time\nif not os.fork():\n  os.setsid()\n  if os.fork(): os._exit(0)\n  open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n  os.execvpe('sleep', ['sleep', '60'], {{'PATH': os.environ['PATH']}})\nwhile not os.path.exists({str(tmp_path / 'pid')!r}): time.sleep(0.01)\ntime.sleep(0.2)"
     order = {
         "command": ["python", "-c", loose],
+        "environment": {},
         "members": 1,
         "signal": 15,
         "grace": 1,
@@ -208,7 +210,7 @@ def test_what_a_member_cuts_loose_ends_with_it_also_on_ray(tmp_path: Path) -> No
         "memory": 0,
         "checkpoint": "",
     }
-    told = {"MACADAM_ORDER": json.dumps(order), "PATH": os.environ["PATH"]}
+    told = {"MACADAM_ORDER": base64.b64encode(json.dumps(order).encode()).decode(), "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, ray_driver.__file__], env=told, capture_output=True, timeout=60, check=True)
     assert json.loads(done.stdout.decode().rpartition(END)[2])["exit_code"] == 0
     pid = int((tmp_path / "pid").read_text())

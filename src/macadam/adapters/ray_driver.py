@@ -4,9 +4,10 @@ Sent as text with the job (the cluster has none of Macadam's code), so it needs 
 log is the attempt's: what members write stands between two marks, lines of a gang behind their rank. Ray signals the whole tree of the
 driver when a job is stopped, so a single member has been asked already when the driver notices.
 
-Environment: MACADAM_ORDER, the JSON of `ray_executor.Order`.
+Environment: MACADAM_ORDER, the JSON of `ray_executor.Order` in Base64.
 """
 
+import base64
 import contextlib
 import ctypes
 import importlib
@@ -32,7 +33,8 @@ class Member:
 
     def __init__(self, order: dict[str, Any], rank: int, out: int | None = None) -> None:
         told = {"MACADAM_RANK": str(rank), "MACADAM_WORLD": str(order["members"])}
-        variables = {k: v for k, v in os.environ.items() if k not in ("MACADAM_ORDER", "MACADAM_DRIVER")} | told
+        given = {k: v for k, v in os.environ.items() if k not in ("MACADAM_ORDER", "MACADAM_DRIVER")}
+        variables = given | order["environment"] | told
         if order["checkpoint"]:
             Path(order["checkpoint"]).mkdir(mode=0o700, parents=True, exist_ok=True)
             variables["MACADAM_CHECKPOINT"] = order["checkpoint"]
@@ -294,7 +296,7 @@ class Gang:
 
 
 def main() -> int:
-    order = json.loads(os.environ["MACADAM_ORDER"])
+    order = json.loads(base64.b64decode(os.environ["MACADAM_ORDER"]))
     sys.stdout.write(f"{BEGIN}\n")
     sys.stdout.flush()
     members: Any

@@ -46,9 +46,12 @@ _MANY = 10_000  # nodes in one answer; Ray's own limit
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What the driver is told. memory: bytes of each member, 0 = no limit. bundle: Ray's resources of one member."""
+    """What the driver is told. memory: bytes of each member, 0 = no limit. bundle: Ray's resources of one member. environment: the
+    job's own variables: what stands in Ray's `env_vars`, it takes for a template (`${NAME}`).
+    """
 
     command: tuple[str, ...]
+    environment: dict[str, str]
     members: int
     signal: int
     grace: float
@@ -253,6 +256,7 @@ class RayExecutor:
         bundle = self._resources(first)
         order = Order(
             command=attempt.command,
+            environment=attempt.environment,
             members=members,
             signal=attempt.signal,
             grace=attempt.grace,
@@ -281,14 +285,14 @@ class RayExecutor:
 
     def _environment(self, attempt: Attempt, order: Order) -> dict[str, Any]:
         told = {
-            "MACADAM_ORDER": json.dumps(msgspec.to_builtins(order)),
+            "MACADAM_ORDER": base64.b64encode(msgspec.json.encode(order)).decode(),
             "MACADAM_DRIVER": self._driver,
             "MACADAM_JOB": attempt.job,
             "MACADAM_PROJECT": attempt.project,
             "RAY_JOB_STOP_SIGNAL": signal.Signals(attempt.signal).name,
             "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(attempt.grace) + _LAST_RESORT),
         }
-        found: dict[str, Any] = {"env_vars": attempt.environment | told}
+        found: dict[str, Any] = {"env_vars": told}
         lines = [
             line.strip() for line in attempt.requirements.splitlines() if line.strip() and not line.startswith("#")
         ]

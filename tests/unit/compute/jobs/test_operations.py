@@ -12,6 +12,7 @@ from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 from macadam.compute.billing.budget_types import SetBudget
 from macadam.compute.jobs import bundle, machine
 from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.render_types import RenderJob
 from macadam.compute.jobs.spending import window_start
 from macadam.compute.jobs.types import (
     CancelJob,
@@ -180,9 +181,29 @@ def test_each_role_may_do_its_part_in_its_own_project_only(bench: Bench) -> None
         with pytest.raises(NotAuthorised):
             call(request, token=stranger)  # type: ignore[arg-type]
     # By way of a project of one's own, another's job is not there.
-    for request in (ShowJob(project="q", job=job.id), CancelJob(project="q", job=job.id)):
+    for request in (
+        ShowJob(project="q", job=job.id),
+        CancelJob(project="q", job=job.id),
+        ExplainJob(project="q", job=job.id),
+        ReadLog(project="q", job=job.id),
+        SetPriority(project="q", job=job.id, priority=9),
+        RenderJob(project="q", job=job.id, to="kueue", image="i:1"),
+    ):
         with pytest.raises(NotFound):
             call(request, token=stranger)  # type: ignore[arg-type]
+
+
+def test_why_a_job_waits_tells_nothing_of_what_others_run(bench: Bench) -> None:
+    theirs = {"command": ("train", "s3cr3t-command"), "name": "s3cr3t-name", "environment": {"A": "s3cr3t-value"}}
+    bench.submit("q", Resources(gpus=4), group="s3cr3t-group", **theirs)
+    bench.turn()
+    bench.submit("q", Resources(gpus=4), **theirs)
+    waiting = bench.submit("p", Resources(gpus=4))
+    bench.turn()
+    asked = bench.platform.call(ExplainJob(project="p", job=waiting.id))
+    before = bench.platform.call(EstimateJob(project="p", resources=Resources(gpus=4)))
+    assert asked.reason == before.reason == "no-gpus"
+    assert "s3cr3t" not in f"{asked}{before}"
 
 
 def test_no_projects_administrator_sets_its_quota(bench: Bench) -> None:
