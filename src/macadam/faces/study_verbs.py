@@ -161,7 +161,7 @@ def _hours(text: str) -> float:
 
 
 def _run_spot(options: argparse.Namespace, session: Session) -> int:
-    zones = [spot.read_zone(Path(name)) for name in options.zones]
+    zones = spot.read_zones([Path(name) for name in options.zones])
     job = Job(
         work=options.work * _HOUR,
         deadline=min(options.deadline) * _HOUR,

@@ -5,6 +5,7 @@ traces of Wu et al., NSDI 2024). It decides with `scheduling.spot`, at each prob
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +90,16 @@ def read_zone(path: Path) -> Zone:
     return Zone(name=path.stem, gap=found.metadata.gap_seconds, up=tuple(map(bool, found.data)))
 
 
+def read_zones(paths: Sequence[Path]) -> tuple[Zone, ...]:
+    """Named by their files, with their folders where two files have one name. Raises SourceInvalid, TooLarge."""
+    zones = [read_zone(path) for path in paths]
+    named = Counter(zone.name for zone in zones)
+    return tuple(
+        msgspec.structs.replace(zone, name=str(path.resolve())) if named[zone.name] > 1 else zone
+        for zone, path in zip(zones, paths, strict=True)
+    )
+
+
 def observe(zones: Sequence[Zone], until: int, price: float = spot.SPOT_PRICE) -> Market:
     """What the probes before number `until` say of losses and waits, with a prior that fades as they add up.
 
@@ -150,6 +161,8 @@ def study(
     """
     if not zones or starts < 1:
         raise InvalidInput("There is no zone or no start.", next_step="Give one trace or more, and starts above 0.")
+    if len({zone.name for zone in zones}) < len(zones):
+        raise InvalidInput("Two zones have one name.", next_step="Give each trace once.")
     length = min(len(zone.up) for zone in zones)
     starts = min(starts, length)
     probes = sorted({round(length * number / starts) for number in range(starts)})

@@ -135,6 +135,20 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path, text):
         spot.read_zone(tmp_path / "t.json")
 
 
+def test_two_files_of_one_name_are_two_zones_and_one_file_twice_is_refused(tmp_path):
+    files = [tmp_path / folder / "v100.json" for folder in ("east", "west")]
+    for file, up in zip(files, ([1, 0], [0, 1]), strict=True):
+        file.parent.mkdir()
+        file.write_text(json.dumps({"metadata": {"gap_seconds": GAP}, "data": up}))
+    found = spot.read_zones(files)
+    assert [zone.name for zone in found] == [str(file) for file in files]
+    # One of them always has spot; under one name each would hide the other.
+    (summary,) = spot.study(found, [Policy(name="greedy")], [3 * HOUR], job=job(changeover=0.0), starts=1)
+    assert summary.on_spot_part == 1
+    with pytest.raises(InvalidInput, match="one name"):
+        spot.study(spot.read_zones([files[0], files[0]]), [Policy()], [3 * HOUR], job=job())
+
+
 def test_traces_of_different_steps_are_refused():
     with pytest.raises(InvalidInput, match="gap_seconds"):
         spot.run([*zones([1]), *zones([1], gap=60.0)], job(), Policy(), Market(), start=0)
