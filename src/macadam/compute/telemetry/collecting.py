@@ -1,11 +1,13 @@
 """Reads all sources of one machine's collector in turn: its own devices, exporters, and the processes of the host.
 
-A source that fails is named and read again at the next turn; the others do not wait for it longer than its time limit.
+A source that fails is named and read again at the next turn. One that hangs, as a broken driver does, is named at each turn and
+not asked again before it answers; the others do not wait for it.
 """
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Protocol, Self
 
@@ -18,7 +20,8 @@ from macadam.compute.telemetry.processes import HostCollector, Root
 from macadam.compute.telemetry.types import Sample
 from macadam.errors import MacadamError
 
-_MOST_THREADS = 16
+_PATIENCE = 30.0
+"""Seconds of one turn: several times what an exporter may take."""
 
 
 class Source(Protocol):
@@ -43,35 +46,78 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 class Collector:
     """Close it, or use it as a context manager."""
 
-    def __init__(self, sources: Iterable[Source], *, clock: Callable[[], datetime]) -> None:
-        self._sources, self._clock = tuple(sources), clock
+    def __init__(
+        self, sources: Iterable[Source], *, clock: Callable[[], datetime], patience: float = _PATIENCE
+    ) -> None:
+        """patience: s that one turn waits for all of them."""
+        self._asked, self._patience = [_Asked(source, clock) for source in sources], patience
 
     def read(self) -> Reading:
         """All sources at once: a slow one costs its own time only."""
+        for one in self._asked:
+            one.ask()
+        limit = time.monotonic() + self._patience
         samples: list[Sample] = []
         problems: dict[str, tuple[str, ...]] = {}
-        with ThreadPoolExecutor(max_workers=max(1, min(_MOST_THREADS, len(self._sources)))) as pool:
-            for source, (found, said) in zip(self._sources, pool.map(self._one, self._sources), strict=True):
-                samples += found
-                if said:
-                    problems[source.name] = tuple(said)
+        for one in self._asked:
+            found, said = one.answer(max(0.0, limit - time.monotonic()))
+            samples += found
+            if said:
+                problems[one.source.name] = tuple(said)
         return Reading(samples=tuple(samples), problems=problems)
 
-    def _one(self, source: Source) -> tuple[list[Sample], list[str]]:
-        try:
-            return source.read(self._clock())
-        except MacadamError as error:
-            return [], [str(error)]
-
     def close(self) -> None:
-        for source in self._sources:
-            source.close()
+        """What hangs is left as it is: closing it would hang too."""
+        for one in self._asked:
+            if not one.hangs:
+                one.source.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+class _Asked:
+    """A source and the question that is under way, in a thread that keeps no program from ending."""
+
+    def __init__(self, source: Source, clock: Callable[[], datetime]) -> None:
+        self.source, self._clock = source, clock
+        self._thread: threading.Thread | None = None
+        self._since = 0.0
+        self._found: tuple[list[Sample], list[str]] = ([], [])
+        self._error: Exception | None = None
+
+    @property
+    def hangs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def ask(self) -> None:
+        """Unless it still owes an answer."""
+        if self._thread is None:
+            self._since, self._found, self._error = time.monotonic(), ([], []), None
+            self._thread = threading.Thread(target=self._read, name=f"read {self.source.name}", daemon=True)
+            self._thread.start()
+
+    def answer(self, seconds: float) -> tuple[list[Sample], list[str]]:
+        """What it said, or that it has not; raises what it raised beyond what sources may."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return [], [f"It has not answered for {time.monotonic() - self._since:.0f} s."]
+            self._thread = None
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def _read(self) -> None:
+        try:
+            self._found = self.source.read(self._clock())
+        except MacadamError as error:
+            self._found = [], [str(error)]
+        except Exception as error:  # noqa: BLE001 - raised again where the answer is taken
+            self._error = error
 
 
 class LocalDevices:
