@@ -19,6 +19,10 @@ from macadam.faces.session import Session, Verb
 from macadam.settings import Settings
 from macadam.values import utc_now
 
+_AUTOSCALER = (
+    "KubeRay's autoscaler runs beside the head and calls the cluster's API. A closed namespace lets it do neither: there give as many --least as --most, "
+    "or open the namespace and give the head's pod its account's token."
+)
 _TARGETS = ("kubernetes", "kueue", "ray", "skypilot")
 
 
@@ -112,7 +116,9 @@ def _elastic(options: argparse.Namespace, session: Session) -> int:
         port=options.port, gpus=options.gpus, gpu=options.gpu, cpu_milli=round(options.cpus * 1000),
         memory=options.memory << 30,
     )  # fmt: skip
+    notes: tuple[str, ...] = ()
     if options.by == "ray":
+        notes = (_AUTOSCALER,) if options.most > options.least else ()
         bounds = {"least": options.least, "most": options.most}
         objects = [kuberay.ray_service(workload, ray=options.ray, import_path=options.app, **bounds, queued=False)]
     else:
@@ -122,7 +128,7 @@ def _elastic(options: argparse.Namespace, session: Session) -> int:
         )  # fmt: skip
         objects = elastic.endpoint(workload, plan, by=options.by)
     text = documents.written(objects)
-    return _write(Files(files={"endpoint.yaml": text}), options, session)
+    return _write(Files(files={"endpoint.yaml": text}, notes=notes), options, session)
 
 
 def _pool(text: str) -> terraform.Pool:

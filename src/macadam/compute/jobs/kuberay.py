@@ -3,10 +3,13 @@
 The image has to contain Ray of the version that is named. Fields: https://ray-project.github.io/kuberay/reference/api/.
 """
 
+import base64
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import yaml
 
 from macadam.compute.jobs import kubernetes
@@ -16,6 +19,8 @@ from macadam.errors import InvalidInput
 
 _API = "ray.io/v1"
 _APPLICATION = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+:,./-][A-Za-z0-9_@%+=:,./-]*\Z")
+_RUN = "import base64,json,os,sys; words=json.loads(base64.b64decode(sys.argv[1])); os.execvp(words[0], words)"
 _NAME = 40  # KubeRay adds suffixes to a job's name and refuses those that end up longer than 63
 _HEAD_CORES, _HEAD_MEMORY = 2000, 8 << 30  # Ray's advice for a head that runs no tasks
 _SUBMITTER_CORES, _SUBMITTER_MEMORY = 500, 512 << 20
@@ -26,7 +31,7 @@ _KEEP = 3600  # s that a finished cluster stays, for its logs
 def ray_job(workload: Workload, *, ray: str, queued: bool = True) -> Object:
     """A RayJob: the command runs as the driver; members are the workers that it finds. ray: version, such as '2.52.0'."""
     spec: Object = {
-        "entrypoint": shlex.join(workload.command),
+        "entrypoint": entrypoint(workload.command),
         "suspend": queued,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": _KEEP,
@@ -39,6 +44,18 @@ def ray_job(workload: Workload, *, ray: str, queued: bool = True) -> Object:
         spec["activeDeadlineSeconds"] = workload.deadline
     metadata = kubernetes.metadata(workload, limit=_NAME, queued=queued)
     return {"apiVersion": _API, "kind": "RayJob", "metadata": metadata, "spec": spec}
+
+
+def entrypoint(command: Sequence[str]) -> str:
+    """The command as text that becomes the same words again.
+
+    KubeRay puts it into a shell script of a container, where Kubernetes fills in '$(NAME)', and `ray job submit` quotes the words that are
+    left for another shell, but as Windows does. Only plain words outlive that; others are sent in Base64, and Python takes them out.
+    """
+    if all(_PLAIN.match(word) for word in command):
+        return " ".join(command)
+    packed = base64.b64encode(msgspec.json.encode(list(command))).decode()
+    return shlex.join(("python", "-c", _RUN, packed))
 
 
 def ray_service(

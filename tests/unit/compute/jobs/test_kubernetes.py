@@ -1,9 +1,14 @@
 """Workloads as Kubernetes objects: what they say, and that Kubernetes' own schemas take them."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+from contract.api_server import expanded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,6 +173,25 @@ def test_every_workload_is_a_ray_job_whose_pods_kubernetes_takes(given: Workload
     for template in (cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]):
         as_pod = template["metadata"] | {"name": "x"}
         by_kubernetes({"apiVersion": "v1", "kind": "Pod", "metadata": as_pod, "spec": template["spec"]})
+
+
+def test_a_command_outlives_the_shells_between_a_ray_job_and_its_head(tmp_path: Path) -> None:
+    show = "import sys; print(ascii(sys.argv[1:]))"
+    odd = ["a b", "$HOME", "$$", "$(HOME)", "`id`", "x; touch hacked", "'\"\\", "", "ä→", "# no", "*", "-"]
+    # As KubeRay writes its script, Kubernetes its arguments, and Ray's CLI what it submits (`list2cmdline`).
+    (tmp_path / "ray").write_text(
+        f"#!{sys.executable}\nimport subprocess, sys\nsubprocess.run(subprocess.list2cmdline(sys.argv[2:]), shell=True, check=True)\n"
+    )
+    (tmp_path / "ray").chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    script = expanded(f"ray -- {kuberay.entrypoint(['python', '-c', show, *odd])} ;", {"HOME": "filled in"})
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ce", "--", script], cwd=tmp_path, env={"PATH": path}, capture_output=True, check=True
+    )
+    assert done.stdout.decode().strip() == ascii(odd)
+    assert not (tmp_path / "hacked").exists()
+    assert kuberay.entrypoint(["python", "train.py", "--epochs=3"]) == "python train.py --epochs=3"
 
 
 def test_the_head_of_a_ray_cluster_takes_no_gpu() -> None:
