@@ -17,7 +17,7 @@ from macadam.compute.scheduling.promise import Past, due_times
 from macadam.compute.scheduling.types import Work
 
 _WEEKS = timedelta(days=14)
-"""What ended before that made nobody wait who waits now."""
+"""What ended before that is forgotten: where a project's own share is further behind in thought, its jobs are due sooner than promised."""
 _MOST_ESTIMATES = 5000
 _ENOUGH = 3
 """Fewer are no history; a median of two is a guess."""

@@ -5,6 +5,7 @@ Frozen values without I/O and without a clock. Times are seconds on one axis tha
 whole ones add up exactly.
 """
 
+from math import inf, isfinite
 from typing import Literal, Protocol
 
 import msgspec
@@ -35,6 +36,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price. seconds: how
     long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it. due: when its tenant's own share would have started it (`promise.due_times`), infinity = not yet, None =
     not known: then it counts as due at once under a quota, and after `Policy.ageing` without quotas.
+    Raises InvalidInput for what cannot be, such as times that are no numbers.
     """
 
     id: str
@@ -65,6 +67,19 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput(
                 f"Work {self.id!r} asks for {self.gpus} GPUs and {self.milli} thousandths of one.",
                 next_step="Ask for whole GPUs, or for 1 to 999 thousandths of one.",
+            )
+        seconds = (
+            self.deadline,
+            self.time_limit,
+            self.checkpoint_every,
+            self.checkpoint_cost,
+            self.attained,
+            self.seconds,
+        )
+        if not (isfinite(self.submitted) and all(0 <= each < inf for each in seconds)) or self.due != self.due:
+            raise InvalidInput(
+                f"Work {self.id!r} was submitted at {self.submitted}, with {', '.join(map(str, seconds))} s to be kept.",
+                next_step="Give instants and seconds that are numbers, 0 or more.",
             )
         if self.nodes and self.gpus % self.nodes:
             raise InvalidInput(
@@ -197,7 +212,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     margin: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (min(self.patience, self.ageing, self.half_life) >= 0 and self.margin >= 1):
+        seconds = self.patience, self.ageing, self.half_life
+        if not (all(each >= 0 for each in seconds) and self.margin >= 1):
             raise InvalidInput(
                 f"The policy has patience {self.patience}, ageing {self.ageing}, half-life {self.half_life}, margin {self.margin}.",
                 next_step="Give seconds of 0 or more, and a margin of 1 or more.",

@@ -1,5 +1,6 @@
 """Laws of every decision, over random workloads, clusters and quotas; and what single decisions say."""
 
+import math
 import random
 import time
 from collections import defaultdict
@@ -240,6 +241,48 @@ def test_what_ran_on_a_machine_that_is_gone_is_stopped_and_placed_anew() -> None
     state = State(nodes=(Node(name="n", gpus=1),), running=(runs(work("x"), 0, node="lost"),))
     decision = decide(1.0, state, Policy())
     assert [(one.id, one.reason) for one in decision.preemptions] == [("x", "node-lost")]
+
+
+@pytest.mark.parametrize("name", ["submitted", "attained", "time_limit", "due"])
+def test_a_time_that_is_no_number_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="'x'"):
+        Work(**({"id": "x", "tenant": "a", "submitted": 0.0} | {name: math.nan}))  # type: ignore[arg-type]
+
+
+def test_a_clock_that_was_set_back_gives_nobody_service_that_it_had_not() -> None:
+    running = runs(work("x"), 0, started=1000.0)
+    owned = (Quota(tenant="a", gpus=1, gpu_hours=1.0),)
+    decision = decide(10.0, State(nodes=(Node(name="n", gpus=1),), running=(running,), quotas=owned), Policy())
+    assert running.attained(10.0) == 0
+    assert decision == Decision(look_again=3610.0)
+
+
+def test_a_quota_that_is_lowered_below_what_runs_starts_nothing_more_and_keeps_to_it_as_jobs_end() -> None:
+    running = tuple(runs(work(f"r{at}"), at) for at in range(4))
+    owned = (Quota(tenant="a", gpus=2, cohort=""),)
+    for left in range(4, -1, -1):
+        state = State(nodes=(Node(name="n", gpus=4),), running=running[:left], waiting=(work("new"),), quotas=owned)
+        kept = decide(10.0, state, Policy(preempt="never", reclaim="never"))
+        assert bool(kept.starts) == (left < 2)
+        decision = decide(10.0, state, Policy())
+        assert not decision.starts or held(after(10.0, state, decision))["a"] <= 2 * WHOLE
+
+
+def test_the_order_in_which_a_state_is_told_changes_nothing() -> None:
+    random_ = random.Random(5)
+    nodes = (Node(name="n", gpus=8),)
+    running = [runs(work(f"r{at}", "ab"[at % 2]), at, started=float(at)) for at in range(8)]
+    waiting = [work(f"w{at}", "abc"[at % 3], random_.choice([1, 1, 2, 4]), due=1e9) for at in range(20)]
+    owned = [Quota(tenant=tenant, gpus=2) for tenant in "abc"]
+    found = set()
+    for _ in range(20):
+        for told in (running, waiting, owned):
+            random_.shuffle(told)  # type: ignore[arg-type]
+        state = State(nodes=nodes, running=tuple(running), waiting=tuple(waiting), quotas=tuple(owned))
+        decision = decide(500.0, state, Policy())
+        stopped = frozenset(one.id for one in decision.preemptions)
+        found.add((frozenset((one.id, one.placement) for one in decision.starts), stopped))
+    assert len(found) == 1
 
 
 def test_a_state_in_which_two_jobs_have_one_gpu_is_refused() -> None:
