@@ -22,7 +22,7 @@ _TENSOR = 0.01  # of the time: what uses tensor cores less than this does not ne
 
 def smaller(held: Sequence[Held], rates: Mapping[str, Money], offers: Iterable[Price], over: range) -> list[Proposal]:
     """offers: prices on demand that may be chosen from."""
-    choices = sorted(offers, key=lambda offer: (offer.per_gpu_hour.micros, offer.gpu, offer.provider))
+    choices = tuple(offers)
     found = []
     for owner, group in groupby(held, key=lambda one: one.owner):
         mine = list(group)
@@ -62,16 +62,22 @@ def _smaller(
     if rate is None or len({one.model for one in mine}) > 1 or not all(_known(one) for one in mine):
         return None
     most = rate.micros * (1 - WORTH)
-    for offer in choices:
+    for offer in sorted(choices, key=lambda offer: (_whole(offer, len(mine)), offer.gpu, offer.provider)):
         same = offer.per_gpu_hour.currency == rate.currency and offer.gpu != mine[0].model and offer.gpu in gpus()
-        if same and offer.per_gpu_hour.micros <= most and is_enough(gpus()[offer.gpu], mine):
+        if same and _whole(offer, len(mine)) <= most and is_enough(gpus()[offer.gpu], mine):
             return _proposal(owner, mine, rate, offer, over)
     return None
 
 
+def _whole(offer: Price, devices: int) -> int:
+    """Millionths for an hour of each of so many devices, as machines are rented whole."""
+    rented = -(-devices // offer.gpus) * offer.gpus
+    return -(-offer.per_gpu_hour.micros * rented // devices)
+
+
 def _proposal(owner: str, mine: Sequence[Held], rate: Money, offer: Price, over: range) -> Proposal:
     daily = [sum(hours) for hours in zip(*(by_day(one.when, over) for one in mine), strict=True)]
-    less = Money(micros=rate.micros - offer.per_gpu_hour.micros, currency=rate.currency)
+    less = Money(micros=rate.micros - _whole(offer, len(mine)), currency=rate.currency)
     peak = max(one.memory_peak or 0 for one in mine)
     busiest = max(one.sm_p95 or 0 for one in mine)
     memory = max(one.dram_p95 or 0 for one in mine)
@@ -95,5 +101,5 @@ def _risks(new: Gpu, now: Gpu, offer: Price) -> str:
     lacking = sorted(form for form in now.peak if form not in new.peak)
     said = [f"{new.name} lacks {', '.join(lacking)}."] if lacking else []
     if offer.gpus > 1:
-        said.append(f"It is rented {offer.gpus} at a time.")
+        said.append(f"It is rented {offer.gpus} at a time, and counted so.")
     return " ".join([*said, "Single requests or steps may take longer, as one burst has less to burst into."])

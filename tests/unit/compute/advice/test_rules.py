@@ -155,6 +155,14 @@ def test_work_that_needs_it_or_was_not_measured_stays_where_it_is(facts: dict[st
     assert smaller.smaller(held, RATES, [price("l4-24gb", 0.7)], over(4)) == []
 
 
+def test_a_machine_is_rented_whole_however_few_of_its_gpus_are_needed() -> None:
+    used = {"sm_active": 0.05, "tensor_active": 0.02, "dram_active": 0.03, "memory_bytes": 10 * GIB}
+    held = summarise(usage(told(range(96), "job:1", **used)))
+    assert smaller.smaller(held, RATES, [price("l4-24gb", 0.7, gpus_of=8)], over(4)) == []  # 5.60 for the one it needs
+    (found,) = smaller.smaller(held, RATES, [price("l4-24gb", 0.7, gpus_of=2)], over(4))
+    assert found.saving.expected == Money(micros=720 * 2_600_000, currency="EUR")
+
+
 def test_a_price_in_another_currency_is_not_compared() -> None:
     held = summarise(
         usage(told(range(96), "job:1", sm_active=0.05, tensor_active=0.0, dram_active=0.03, memory_bytes=GIB))
