@@ -4,11 +4,14 @@ import math
 import random
 import time
 from collections import defaultdict
+from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macadam.compute.scheduling import decide as deciding
 from macadam.compute.scheduling.decide import decide
 from macadam.compute.scheduling.types import (
     WHOLE,
@@ -139,6 +142,22 @@ def test_no_decision_breaks_a_limit_splits_a_gang_or_gives_a_gpu_twice(
 
     replay = Replay(NODES, policy, owned)
     replay.run(jobs, watch)
+
+
+@settings(max_examples=80, deadline=None)
+@given(works(), policies, st.just(()) | quotas)
+def test_what_is_remembered_of_one_job_decides_on_those_like_it_as_looking_at_each_would(
+    jobs: list[Work], policy: Policy, owned: tuple[Quota, ...]
+) -> None:
+    def watch(now: float, state: State, decision: Decision) -> None:
+        with mock.patch.object(deciding, "_shape", lambda work: work.id):
+            assert decision == decide(now, state, policy, replay.history)
+
+    replay = Replay(NODES, policy, owned)
+    # Many of one shape at one instant, so that there is something to remember.
+    alike = [msgspec.structs.replace(one, submitted=one.submitted // 500 * 500, nodes=0) for one in jobs]
+    again = [msgspec.structs.replace(one, id=f"{one.id}-again", seconds=one.seconds + 100) for one in alike]
+    replay.run([*alike, *again], watch)
 
 
 @settings(max_examples=80, deadline=None)
