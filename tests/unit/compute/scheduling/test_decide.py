@@ -256,6 +256,27 @@ def test_only_as_many_are_stopped_as_are_needed() -> None:
     assert decision.preemptions[0].words == "new is expected to finish much more for the GPU time it needs."
 
 
+def test_who_would_be_stopped_first_goes_on_where_those_after_it_make_room_enough() -> None:
+    running = (runs(work("small"), 0), runs(work("large", gpus=4), 1, 2, 3, 4, started=4500.0))
+    wanted = work("new", gpus=4)
+    decision = decide(
+        5000.0,
+        State(nodes=(Node(name="n", gpus=5),), running=running, waiting=(wanted,)),
+        Policy(order="least-attained"),
+    )
+    assert [start.id for start in decision.starts] == ["new"]
+    assert [one.id for one in decision.preemptions] == ["large"]
+
+
+def test_a_project_at_its_limit_stops_its_own_work_and_no_others_for_its_next() -> None:
+    owned = (Quota(tenant="a", gpus=2, cohort=""), Quota(tenant="b", gpus=2, cohort=""))
+    running = tuple(runs(work(f"{who}{at}", who), at + 2 * (who == "b")) for who in "ab" for at in range(2))
+    state = State(nodes=(Node(name="n", gpus=4),), running=running, waiting=(work("new", gpus=2),), quotas=owned)
+    decision = decide(5000.0, state, Policy(order="least-attained", reclaim="never"))
+    assert [start.id for start in decision.starts] == ["new"]
+    assert sorted(one.id for one in decision.preemptions) == ["a0", "a1"]
+
+
 def test_what_ran_on_a_machine_that_is_gone_is_stopped_and_placed_anew() -> None:
     state = State(nodes=(Node(name="n", gpus=1),), running=(runs(work("x"), 0, node="lost"),))
     decision = decide(1.0, state, Policy())
