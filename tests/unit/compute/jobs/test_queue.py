@@ -473,3 +473,29 @@ def test_jobs_go_where_what_usually_comes_still_fits(bench: Bench) -> None:
     assert place() == "b"
     bench.new_queue()
     assert place() == "b"
+
+
+def test_nothing_starts_beyond_a_quota_whatever_was_decided(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.platform.call(SetQuota(tenant="p", gpus=1, borrow=0))
+    first = bench.submit()
+    bench.turn()
+    second = bench.submit()
+    free = (Slot(node="n1", milli=1000, devices=(3,)),)  # the GPU is free; the quota is not, until the first has ended
+    stop = Preempt(id=first.id, by=second.id, reason="priority", words="It is more urgent.")
+    decision = Decision(starts=(Start(id=second.id, placement=free, borrowed=0),), preemptions=(stop,))
+    monkeypatch.setattr(loop, "decide", lambda *_: decision)
+    bench.turn()
+    assert [bench.now(one).state for one in (first, second)] == ["stopping", "waiting"]
+
+
+def test_a_quota_that_changes_while_it_is_decided_holds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.platform.call(SetQuota(tenant="p", gpus=1, borrow=0))
+    job, decide = bench.submit(), loop.decide
+
+    def meanwhile(*facts: object) -> Decision:
+        bench.platform.call(SetQuota(tenant="p", gpus=0, borrow=0))
+        return decide(*facts)  # type: ignore[arg-type] # handed on as they came
+
+    monkeypatch.setattr(loop, "decide", meanwhile)
+    bench.turn()
+    assert bench.now(job).state == "waiting"
