@@ -2,7 +2,8 @@
 
 1. What a budget or a lost machine ends is stopped.
 2. Jobs that are due on their tenant's own share (`promise`) are held: they get GPUs whoever else must stop, and go on.
-3. The others start in order, as limits and room allow. The first that does not fit may stop those that rank behind it; a tenant may
+3. Jobs that nothing is promised and that have waited for `ageing` go before all who borrow, in order of submission.
+4. The others start in order, as limits and room allow. The first that does not fit may stop those that rank behind it; a tenant may
    take back what it lends; what passes the first is the policy's backfill.
 """
 
@@ -35,6 +36,7 @@ _IN_GPUS = {"limit", "cohort"}
 _LIMITS = _IN_GPUS | {"gpu-hours", "money"}
 _WHY = {
     "due": "{by} is due on {owner}'s own share.",
+    "aged": "{by} has waited so long that it goes before all who borrow.",
     "reclaimed": "{owner} takes back GPUs that it had lent, for {by}.",
     "priority": "{by} has a higher priority.",
     "order": "{by} is expected to finish much more for the GPU time it needs.",
@@ -76,6 +78,7 @@ class _Round:
         self.preemptions: dict[str, Preempt] = {}
         self.waits: dict[str, Wait] = {}
         self.held: set[str] = set()
+        self.aged: set[str] = set()
         self.moves = 0  # starts and stops so far: what was found out stays true until the next
         self.ranks: dict[str, float] = {}  # of what runs
         self.last: tuple[int, list[Running]] = -1, []
@@ -90,6 +93,8 @@ class _Round:
         waiting = {work.id: work for work in [*self.state.waiting, *self._take_stock()]}
         for work in self._due():
             waiting.update((stopped.id, stopped) for stopped in self._hold(work))
+        for work in self._grow_old():
+            waiting.update((stopped.id, stopped) for stopped in self._yield_to(work))
         queue = [self._entry(work) for work in waiting.values() if work.id not in self.running]
         heapify(queue)
         while queue:
@@ -159,7 +164,29 @@ class _Round:
         useful = self._useful(work, wait, self._stoppable())
         return [] if useful is None else self._make_room(work, useful, "due") or []
 
-    # --- 3 the others in order
+    # --- 3 what waited long
+
+    def _grow_old(self) -> list[Work]:
+        """What is larger than its tenant's share, so that nothing is promised to it, and was submitted `ageing` ago, in order."""
+        works = [*(running.work for running in self.running.values()), *self.state.waiting]
+        old = [one for one in works if self._ages_at(one) <= self.now]
+        self.aged.update(one.id for one in old)
+        return sorted(old, key=lambda one: (one.submitted, one.id))
+
+    def _ages_at(self, work: Work) -> float:
+        promised = self.limits.unlimited or work.demand <= self.limits.own(work.tenant)
+        return float("inf") if promised else work.submitted + self.policy.ageing
+
+    def _yield_to(self, work: Work) -> list[Work]:
+        """Gives it what others borrow, if it has no GPUs. Returns whom that stopped."""
+        wait = self.limits.why_not(work)
+        if work.id in self.running or (wait and wait.reason not in _IN_GPUS):
+            return []
+        borrowers = [one for one in self._junior() if self.limits.borrowed(one.work.tenant)]
+        useful = self._useful(work, wait, borrowers)
+        return [] if useful is None else self._make_room(work, useful, "aged") or []
+
+    # --- 4 the others in order
 
     def _entry(self, work: Work) -> tuple[Key, Work]:
         return (self._past(work), self._rank(work, work.attained), work.submitted, work.id), work
@@ -203,9 +230,9 @@ class _Round:
             return
         if self.blocked is None and self.policy.preempt == "order":
             most = tolerated(self._rank(work, work.attained), self.policy)
-            yield [one for one in self._stoppable() if self.ranks[one.work.id] > most], "order"
+            yield [one for one in self._junior() if self.ranks[one.work.id] > most], "order"
         if self.policy.preempt == "lower-priority":
-            mine = [one for one in self._stoppable() if one.work.tenant == work.tenant]
+            mine = [one for one in self._junior() if one.work.tenant == work.tenant]
             yield [one for one in mine if one.work.priority < work.priority], "priority"
         within = self.limits.used[work.tenant] + work.demand <= self.limits.own(work.tenant)
         if within and self.policy.reclaim in {"any", "lower-priority"} and not self.limits.unlimited:
@@ -237,6 +264,10 @@ class _Round:
             self.last = self.moves, sorted(free, key=self._behind, reverse=True)
         return self.last[1]
 
+    def _junior(self) -> list[Running]:
+        """What may be stopped for the order's sake: what has waited long goes on until an owner wants its GPUs back."""
+        return [one for one in self._stoppable() if one.work.id not in self.aged] if self.aged else self._stoppable()
+
     def _behind(self, one: Running) -> Key:
         if one.work.id not in self.ranks:
             self.ranks[one.work.id] = self._rank(one.work, one.attained(self.now))
@@ -250,7 +281,7 @@ class _Round:
         for victim in victims:
             if placement is not None:
                 break
-            if reason == "reclaimed" and not self.limits.borrowed(victim.work.tenant):
+            if reason in {"reclaimed", "aged"} and not self.limits.borrowed(victim.work.tenant):
                 continue
             self._suspend(victim)
             stopped.append(victim)
@@ -384,6 +415,7 @@ class _Round:
     def _look_again(self) -> float | None:
         """The next instant at which the answer may be another although nothing happens."""
         instants = [self._due_at(work) for work in self.state.waiting]
+        instants += [self._ages_at(work) for work in self.state.waiting]
         if self.waits and self.policy.preempt == "order":
             for one in self.running.values():
                 passed = level(one.attained(self.now))

@@ -197,7 +197,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     behind. reclaim: when a tenant gets back what it lends: never, when its own share would have started the job (`promise`), at once
     from borrowers with lower priority, at once from any. patience: seconds by which jobs count as submitted
     later where it is found when they are due.
-    ageing: seconds after which a job that nothing is promised counts as due where there are no quotas: no starvation. half_life: seconds in
+    ageing: seconds after which a job that nothing is promised counts as due where there are no quotas, and goes before all who borrow
+    where there are: no starvation. half_life: seconds in
     which past use counts half in the fair share of borrowed GPUs, 0 = past use does not count. margin: a job is stopped for the
     order's sake only if its rank is more than so many times that of who gets its GPUs.
     """
@@ -267,7 +268,7 @@ class Preempt(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     by: str
-    reason: Literal["reclaimed", "due", "priority", "order", "gpu-hours", "money", "node-lost"]
+    reason: Literal["reclaimed", "due", "aged", "priority", "order", "gpu-hours", "money", "node-lost"]
     words: str
 
 

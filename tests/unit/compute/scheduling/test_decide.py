@@ -355,3 +355,44 @@ def test_five_thousand_waiting_jobs_beside_a_thousand_running_ones_are_decided_o
     decision = decide(1e5, State(nodes=nodes, running=full, waiting=asked, quotas=owned), Policy())
     assert time.process_time() - began < 2.5, "about 0.6 s on one core; looking at each anew took 5 to 20 s"
     assert len(decision.starts) > 300, "and it was a turn in which much changed"
+
+
+SHARED = (Quota(tenant="a", gpus=2), Quota(tenant="b", gpus=2))
+FOUR = (Node(name="n", gpus=4),)
+LATE = Policy().ageing
+
+
+def test_a_job_larger_than_its_share_goes_before_all_who_borrow_once_it_has_waited_long() -> None:
+    large = work("large", "a", gpus=3, due=float("inf"))
+    small = msgspec.structs.replace(work("small", "guest"), submitted=LATE - 60)
+    borrower = runs(small, 0, started=LATE - 60)
+    state = State(nodes=FOUR, waiting=(large,), running=(runs(work("mine", "b"), 1), borrower), quotas=SHARED)
+    policy = Policy(preempt="never")
+    before, after_it = decide(LATE - 1, state, policy), decide(LATE, state, policy)
+    assert not before.starts
+    assert before.look_again == LATE
+    assert [(one.id, one.reason) for one in after_it.preemptions] == [("small", "aged")]
+    assert [one.id for one in after_it.starts] == ["large"]
+
+
+def test_what_owners_use_of_their_own_is_not_taken_for_it_and_they_get_back_what_it_borrows() -> None:
+    large = work("large", "a", gpus=3, due=float("inf"))
+    own = (runs(work("x", "b"), 0), runs(work("y", "b"), 1))
+    full = State(nodes=FOUR, waiting=(large,), running=own, quotas=SHARED)
+    assert not decide(LATE, full, Policy()).preemptions
+    lent = State(nodes=FOUR, waiting=(work("z", "b", gpus=2, due=0.0),), running=(runs(large, 0, 1, 2),), quotas=SHARED)
+    decision = decide(LATE, lent, Policy())
+    assert [(one.id, one.reason) for one in decision.preemptions] == [("large", "due")]
+    shorter = State(
+        nodes=FOUR, waiting=(work("w", "guest", gpus=2, priority=9),), running=(runs(large, 0, 1, 2),), quotas=SHARED
+    )
+    assert not decide(LATE, shorter, Policy(order="priority")).preemptions
+    assert not decide(LATE, shorter, Policy(order="least-attained")).preemptions
+
+
+def test_a_large_job_beside_an_endless_stream_of_borrowers_ends() -> None:
+    policy = Policy(ageing=3000.0)
+    stream = [Work(id=f"s{n:04}", tenant="guest", gpus=1, seconds=100.0, submitted=float(n * 20)) for n in range(1000)]
+    large = Work(id="large", tenant="a", gpus=4, seconds=500.0, submitted=10.0)
+    ended = {one.id: one for one in Replay(FOUR, policy, SHARED).run([large, *stream])}
+    assert ended["large"].ended <= 10 + 3000 + 500 + 100
