@@ -15,6 +15,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,8 @@ def bill(rows: int, path: Path) -> Decimal:
     columns = {}
     for name, column in focus.COLUMNS.items():
         if column.since <= "1.2" and not name.startswith("PricingCurrency"):
-            columns[name] = pa.array(of_row[name] if name in of_row else [same.get(name, "")] * rows, pa.string())
+            values: Any = of_row[name] if name in of_row else [same.get(name, "")] * rows
+            columns[name] = pa.array(values, pa.string())
     pa_csv.write_csv(pa.table(columns), path)
     return Decimal(int(units.sum())).scaleb(-10)
 

@@ -7,9 +7,8 @@ import sqlalchemy as sa
 
 from macadam import catalog
 from macadam.compute.waterfall import allocation, metering, stages
-from macadam.compute.waterfall.metering import Measured
 from macadam.compute.waterfall.service import core_price
-from macadam.compute.waterfall.stages import CostSpan, Price
+from macadam.compute.waterfall.stages import CostSpan, Measured, Price
 from macadam.data import reading as tables
 from macadam.journal.types import TABLE
 from macadam.models import registry as models

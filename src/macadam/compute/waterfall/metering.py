@@ -12,36 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 
-import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.waterfall.schema import meter
-from macadam.errors import InvalidInput
+from macadam.compute.waterfall.stages import Measured
 
 LEAST = 0.1
 """CPU seconds that are worth a commit when a process ends; less is let go."""
 EVERY = 5.0
 """Seconds between additions to SQL."""
 _MICROS = 1_000_000
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums for one operation on one asset on one day (UTC). wall, cpu: seconds."""
-
-    project: str
-    operation: str
-    subject: str
-    day: date
-    calls: int
-    wall: float
-    cpu: float
-
-    def __post_init__(self) -> None:
-        if self.calls < 0 or not (0 <= self.wall < float("inf") and 0 <= self.cpu < float("inf")):
-            raise InvalidInput(
-                f"{self.calls} calls, {self.wall} s and {self.cpu} CPU seconds cannot be.",
-                next_step="Report what was measured, of at least 0.",
-            )
 
 
 _Key = tuple[str, str, str, date]

@@ -3,9 +3,8 @@
 import os
 
 from macadam.compute.waterfall import metering, stages
-from macadam.compute.waterfall.metering import Measured
 from macadam.compute.waterfall.requests import RecordWork, ShowStages, Stages, WorkRecorded
-from macadam.compute.waterfall.stages import Price
+from macadam.compute.waterfall.stages import Measured, Price
 from macadam.operations import Transaction, operation
 from macadam.settings import Settings
 from macadam.values import Money

@@ -6,10 +6,10 @@ Storage, network, idle time between calls and people are not in it.
 """
 
 from collections.abc import Iterable
+from datetime import date
 
 import msgspec
 
-from macadam.compute.waterfall.metering import Measured
 from macadam.errors import InvalidInput
 from macadam.values import Money
 
@@ -46,6 +46,25 @@ _STAGES = {
 GATEWAY = "serving.gateway"
 """What the time of gateways is reported as: they answer in a process of their own, by no operation."""
 _SECONDS_PER_HOUR = 3600
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums for one operation on one asset on one day (UTC). wall, cpu: seconds."""
+
+    project: str
+    operation: str
+    subject: str
+    day: date
+    calls: int
+    wall: float
+    cpu: float
+
+    def __post_init__(self) -> None:
+        if self.calls < 0 or not (0 <= self.wall < float("inf") and 0 <= self.cpu < float("inf")):
+            raise InvalidInput(
+                f"{self.calls} calls, {self.wall} s and {self.cpu} CPU seconds cannot be.",
+                next_step="Report what was measured, of at least 0.",
+            )
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):

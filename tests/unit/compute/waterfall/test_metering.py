@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from macadam.access.types import CreateProject, ListProjects
 from macadam.app.platform import Platform
 from macadam.compute.waterfall import metering
-from macadam.compute.waterfall.metering import Measured, Meter
+from macadam.compute.waterfall.metering import Meter
+from macadam.compute.waterfall.stages import Measured
 from macadam.errors import InvalidInput, StorageFull
 from macadam.settings import Settings
 from macadam.testing import open_platform

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from macadam import operations
 from macadam.compute.waterfall import stages
-from macadam.compute.waterfall.metering import Measured
-from macadam.compute.waterfall.stages import Price
+from macadam.compute.waterfall.stages import Measured, Price
 from macadam.errors import InvalidInput
 from macadam.values import Money
 
