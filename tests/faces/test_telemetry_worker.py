@@ -1,5 +1,6 @@
 """What a server does by itself about devices: collects where there is something to collect, seals, expires, attributes."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,15 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 from databases import wait_until
+from unit.serving import homes
 
+from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
 from macadam.compute.telemetry import processes
 from macadam.compute.telemetry.processes import HostCollector, Root
 from macadam.compute.telemetry.requests import ListDevices
 from macadam.compute.telemetry.store import Store
 from macadam.compute.telemetry.types import Claim, Sample, to_table
+from macadam.errors import UserCodeFailed
 from macadam.faces import telemetry_worker
 from macadam.faces.telemetry_worker import Attempts, TelemetryWorker
+from macadam.models.types import ListRuns, Train
 from macadam.testing import open_platform
 from macadam.values import utc_now
 
@@ -130,6 +135,53 @@ def test_a_process_of_a_job_is_known_by_what_the_executor_marked_it_with() -> No
         assert known(platform, a2=mine).owner_of(child.pid) is None  # an attempt that holds nothing now
         assert known(platform, a1=mine).owner_of(os.getpid()) is None
         assert known(platform, a1=mine).owner_of(2**22 + 1) is None
+
+
+WAITING = """
+import time
+from pathlib import Path
+
+def train(run):
+    Path(run.params["here"]).touch()
+    while not Path(run.params["go"]).exists():
+        time.sleep(0.02)
+    raise ValueError("seen enough")
+"""
+
+
+def test_a_process_of_a_training_is_known_as_its_runs(tmp_path: Path) -> None:
+    here, go, source = tmp_path / "here", tmp_path / "go", tmp_path / "source"
+    source.mkdir()
+    (source / "train.py").write_text(WAITING)
+    with open_platform() as platform:
+        platform.call(CreateProject(project=homes.PROJECT))
+        homes.evidence(platform, "data.register_contract", "contract:flights@1", [])
+        homes.evidence(platform, "data.ingest", "table:flights@42", ["contract:flights@1"])
+        homes.evidence(platform, "features.register_views", "views:flights@0123456789ab", [])
+        request = Train(
+            project=homes.PROJECT, model="late", source=str(source), training_sets={"train": homes.plant(platform)},
+            params={"here": str(here), "go": str(go)},
+        )  # fmt: skip
+
+        def work() -> None:
+            with contextlib.suppress(UserCodeFailed):
+                platform.call(request)
+
+        training = threading.Thread(target=work)
+        training.start()
+        try:
+            wait_until(here.exists)
+            attempts = Attempts(platform)
+            attempts.refresh(utc_now())
+            children = psutil.Process(os.getpid()).children(recursive=True)
+            whose = {attempts.owner_of(child.pid) for child in children} - {None}
+        finally:
+            go.touch()
+            training.join()
+        (run,) = platform.call(ListRuns(project=homes.PROJECT))
+        assert whose == {Claim(project=homes.PROJECT, owner=run.ref)}
+        attempts.refresh(utc_now())
+        assert not attempts._known
 
 
 FORGED = """

@@ -34,6 +34,7 @@ _log = logging.getLogger(logs.LOGGER)
 _ATTEMPT = "MACADAM_ATTEMPT"
 """What the local executor writes into the environment of a job's processes."""
 _SUPERVISOR = "/macadam/adapters/supervisor.py"
+_TRAINING = "macadam.models.worker"
 _PARENTS = 32
 _PODS = 1000
 
@@ -94,7 +95,7 @@ def exporters(text: str) -> list[str]:
 
 
 class Attempts:
-    """Which job's a process is: the executor marks its processes, and only an attempt that holds something now counts."""
+    """Whose a process is: a job's, if the executor marked it and its attempt holds something now, or a training's."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
@@ -102,12 +103,16 @@ class Attempts:
 
     def refresh(self, now: datetime) -> None:
         registry: Any = importlib.import_module("macadam.compute.jobs.registry")
+        launch: Any = importlib.import_module("macadam.models.launch")
         with self._platform.ports.sql.read() as sql:
             rows = registry.between(sql, now, now + HOUR)
-        self._known = {row.id: Claim(project=row.project, owner=f"job:{row.job}") for row in rows}
+        trainings = launch.under_way(self._platform.settings.home)
+        self._known = {row.id: Claim(project=row.project, owner=f"job:{row.job}") for row in rows} | {
+            command: Claim(project=owner.project, owner=owner.run) for command, owner in trainings.items()
+        }
 
     def owner_of(self, pid: int) -> Claim | None:
-        """None: no job's that runs now, or not ours to look at.
+        """None: nobody's that runs now, or not ours to look at.
 
         A job may give what it starts another mark, but not to what it was started by: the supervisor of the attempt, from
         which nothing below it gets away, else the outermost mark.
@@ -125,7 +130,7 @@ class Attempts:
         return None
 
     def roots(self) -> "Mapping[int, Root]":
-        """The first process of each attempt that runs here, for the accounts of the host."""
+        """The first process of each attempt and training that runs here, for the accounts of the host."""
         processes: Any = importlib.import_module("macadam.compute.telemetry.processes")
         found = {}
         for process in psutil.process_iter(["pid", "create_time"]) if self._known else ():
@@ -141,11 +146,13 @@ class Attempts:
 
 
 def _mark(process: psutil.Process) -> str:
-    """The attempt that a process says it is of; '' if it says nothing, or not to us."""
+    """The attempt that a process says it is of, or the task of its training; '' if it says nothing, or not to us."""
     with contextlib.suppress(psutil.AccessDenied):
         command = process.cmdline()
         if len(command) > 1 and command[-2].endswith(_SUPERVISOR):
             return Path(command[-1]).name
+        if _TRAINING in command:
+            return str(command[-1])
         return str(process.environ().get(_ATTEMPT, ""))
     return ""
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,25 @@ class _Ended:
     history: str = ""
 
 
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose the processes of a training are, for whoever watches what they use."""
+
+    project: str
+    run: str
+
+
+OWNER, TASK = "owner.json", "job.json"
+
+
+def under_way(home: Path) -> dict[str, Owner]:
+    """The trainings that run on this home now, by the last word of their processes' commands."""
+    found = {}
+    for path in (home / "work").glob(f"run-*/{OWNER}"):
+        with suppress(OSError, msgspec.DecodeError):  # it has just ended, or is just being written
+            found[str(path.with_name(TASK))] = msgspec.json.decode(path.read_bytes(), type=Owner)
+    return found
+
+
 def train(context: Context, request: Train) -> Finished:
     """Runs the training to its end. Raises InvalidInput, NotFound, TooLarge, StorageFull."""
     _check(request)
@@ -71,6 +90,7 @@ def train(context: Context, request: Train) -> Finished:
     with _workplace(context.ports.settings.home / "work") as place:
         code = _bring_code(context.ports.objects, request.source, place / "source")
         task = _bring_rows(context, request, sets, place)
+        (place / OWNER).write_bytes(msgspec.json.encode(Owner(project=request.project, run=f"run:{run_id}")))
         context.progress(f"training {request.model}", 0, 0)
         ended = _execute(context, request, task, place)
         ended = _keep(context.ports.objects, ended, place / "out")
@@ -141,13 +161,13 @@ def _bring_rows(context: Context, request: Train, sets: dict[str, TrainingSet], 
         seed=request.seed,
         out=str(place / "out"),
     )
-    (place / "job.json").write_bytes(msgspec.json.encode(task))
+    (place / TASK).write_bytes(msgspec.json.encode(task))
     return task
 
 
 def _execute(context: Context, request: Train, task: Task, place: Path) -> _Ended:
     job = Job(
-        command=("python", "-m", worker.__name__, str(place / "job.json")),
+        command=("python", "-m", worker.__name__, str(place / TASK)),
         directory=place,
         environment={
             "PYTHONHASHSEED": str(request.seed),
