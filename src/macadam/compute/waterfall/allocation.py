@@ -119,13 +119,22 @@ def _facts(settings: Settings, request: AllocateCosts, spread: Spread, usage: "p
 
 
 def _models(sql: sa.Connection, spread: Spread) -> dict[str, str]:
-    """Runs say in their leaves which model they trained."""
-    owners = [str(owner) for owner in pc.unique(spread.rows["owner"]).to_pylist()]
+    """Runs say in their leaves which model they trained, deployments which one they put behind an endpoint.
+
+    An endpoint that served versions of several models is none's.
+    """
     found: dict[str, str] = {}
-    for owner in owners:
+    for owner in (str(owner) for owner in pc.unique(spread.rows["owner"]).to_pylist()):
         if owner.startswith("run:"):
             for entry in ledger.find(sql, kind="models.train", subject=owner, outcome="done", limit=1):
                 found[owner] = f"model:{entry.leaf.body['model']}"
+        elif owner.startswith("endpoint:"):
+            deployed = ledger.find(sql, kind="serving.deploy", subject=owner, outcome="done")
+            served = {
+                ref.partition("@")[0] for entry in deployed for ref in entry.leaf.uses if ref.startswith("model:")
+            }
+            if len(served) == 1:
+                found[owner] = served.pop()
     return found
 
 

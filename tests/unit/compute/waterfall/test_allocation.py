@@ -221,29 +221,41 @@ def test_a_commitment_for_years_asks_for_no_telemetry_of_years():
     assert allocation._until([clusters.charge(1, hours=24 * 1000)], start, end) < clusters.at(24 * 401)
 
 
-def test_a_run_counts_for_the_model_that_its_leaf_says_it_trained(tmp_path):
+def said(kind, subject, uses=(), **body):
+    policies = "sha256:" + "0" * 64
+    return Leaf(
+        id=uuid7(),
+        at=instant(NOW),
+        kind=kind,
+        outcome="done",
+        actor="principal:local",
+        project="vision",
+        subject=subject,
+        uses=list(uses),
+        request=policies,
+        decision={"id": uuid7(), "effect": "allow", "policies": ["p"], "policy_set": policies},
+        body=body,
+    )
+
+
+def test_runs_and_endpoints_count_for_the_model_that_their_leaves_name(tmp_path):
+    leaves = [
+        said("models.train", "run:a", model="detector"),
+        said("serving.deploy", "endpoint:live", ["model:detector@1"]),
+        said("serving.deploy", "endpoint:live", ["model:detector@2"]),
+        said("serving.deploy", "endpoint:mixed", ["model:detector@2"]),
+        said("serving.deploy", "endpoint:mixed", ["model:other@1"]),
+    ]
+    owners = ("run:a", "run:b", "endpoint:live", "endpoint:mixed")
     with testing.open_platform(tmp_path) as platform:
-        leaf = Leaf(
-            id=uuid7(),
-            at=instant(NOW),
-            kind="models.train",
-            outcome="done",
-            actor="principal:local",
-            project="vision",
-            subject="run:a",
-            uses=[],
-            request="sha256:" + "0" * 64,
-            decision={"id": uuid7(), "effect": "allow", "policies": ["p"], "policy_set": "sha256:" + "0" * 64},
-            body={"model": "detector"},
-        )
-        platform.ports.sql.write(lambda sql: ledger.queue(sql, leaf))
-        usage = clusters.table(clusters.row(), clusters.row(start=1, owner="run:b"))
-        spread = cascade.spread([clusters.charge(10, hours=2)], usage)
+        platform.ports.sql.write(lambda sql: [ledger.queue(sql, leaf) for leaf in leaves])
+        usage = clusters.table(*(clusters.row(start=hour, owner=owner) for hour, owner in enumerate(owners)))
+        spread = cascade.spread([clusters.charge(20, hours=4)], usage)
         with platform.ports.sql.read() as sql:
             models = allocation._models(sql, spread)
-    assert models == {"run:a": "model:detector"}
+    assert models == {"run:a": "model:detector", "endpoint:live": "model:detector"}
     found = cascade.waterfalls(spread, "model", models=models)
-    assert {one.key: one.bill.micros for one in found} == {"model:detector": 5, "": 5}
+    assert {one.key: one.bill.micros for one in found} == {"model:detector": 10, "": 10}
 
 
 _FOCUS = Path(__file__).parents[5] / "shared" / "data" / "billing"
