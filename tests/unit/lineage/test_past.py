@@ -196,7 +196,7 @@ def enroll(workload: str, projects: tuple[str, ...]) -> EnrollWorkload:
 POLICY_FILES = {"own.cedar": CEDAR.format(n=1)}
 STEPS: st.SearchStrategy[Step] = st.one_of(
     step(CreatePrincipal, principal=NAMES),
-    step(DisablePrincipal, principal=st.sampled_from(["anna", "bert", "local"])),
+    step(DisablePrincipal, principal=st.sampled_from(["anna", "bert", "maria"])),
     step(GrantRole, project=PLACES, principal=NAMES, role=ROLES),
     step(GrantRole, project=PLACES, principal=NAMES, role=ROLES),
     step(RevokeRole, project=PLACES, principal=NAMES, role=ROLES),

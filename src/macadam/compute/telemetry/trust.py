@@ -272,9 +272,14 @@ def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
     spread = np.sqrt(np.maximum(total(power**2 * frame.seconds) / seconds - mean**2, 0.0))
     counted = total(np.nan_to_num(frame.counted)) / seconds
     most = np.maximum(mean, counted)[group]
-    errors = (4 * spread / np.sqrt(np.maximum(count, 1)))[group]
+    # What an exporter repeats until it reads its device again is one observation, however often it is scraped.
+    anew = np.ones(len(shown), dtype=bool)
+    anew[1:] = (shown[1:] != shown[:-1]) | ~frame.before[1:]
+    seen = total(anew.astype(float))
+    errors = (4 * spread / np.sqrt(np.maximum(seen - 1, 1)))[group]
     allowed = 0.25 * most + 25.0 + errors + most * _slack(frame) / seconds[group]
-    odd = (count >= _LEAST)[group] & (np.abs(mean - counted)[group] > allowed)
+    # A device that never shows another power has been seen as often as it was read.
+    odd = ((seen >= _LEAST) | ((seen <= 1) & (count >= _LEAST)))[group] & (np.abs(mean - counted)[group] > allowed)
     return np.asarray((odd & usable)[frame.reading])
 
 

@@ -20,7 +20,7 @@ else:
 Text = Annotated[str, msgspec.Meta(max_length=253)]
 """A label's value: Kubernetes names have at most 253 characters."""
 
-Named = Annotated[str, msgspec.Meta(max_length=253, pattern="^(gpu|host):.")]
+Named = Annotated[str, msgspec.Meta(max_length=253, pattern=r"^(gpu|host):[^\x00-\x1f\x7f]+\Z")]
 """A device's name. Checks and sums go by what it begins with."""
 Aware = Annotated[datetime, msgspec.Meta(tz=True)]
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
