@@ -87,6 +87,7 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
         "macadam.faces.cost_verbs:WATERFALL",
         "Where a month's money went, from the bill to what was effective",
     ),
+    "cost own": ("macadam.faces.own_hardware_verb:VERB", "What an hour of one's own GPU costs, by wear and power"),
     "cost report": ("macadam.faces.cost_verbs:REPORT", "A month's costs as one page with pictures"),
     "models verify": ("macadam.faces.model_verbs:VERIFY", "Check a model in a folder against its signature, offline"),
     "simulate packing": (

@@ -78,11 +78,3 @@ def least(rates: Mapping[str, Money], devices: Iterable[str]) -> Money | None:
     if not known or len(known) < len(found) or len({rate.currency for rate in known}) > 1:
         return None
     return min(known, key=attrgetter("micros"))
-
-
-def words(saving: Saving) -> str:
-    """'412 GPU-hours (380 to 444)' or '1,240 USD (…)'."""
-    if saving.expected is None or saving.low is None or saving.high is None:
-        return f"{saving.hours:,.0f} GPU-hours ({saving.low_hours:,.0f} to {saving.high_hours:,.0f})"
-    low, middle, high = (amount.micros / 1_000_000 for amount in (saving.low, saving.expected, saving.high))
-    return f"{middle:,.0f} {saving.expected.currency} ({low:,.0f} to {high:,.0f})"

@@ -74,11 +74,20 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
         numbers = (self.years, self.utilisation, self.watts, self.pue)
         currencies = {self.capex.currency, self.residual.currency, self.per_kwh.currency}
         if not all(map(math.isfinite, numbers)) or self.years <= 0 or not 0 < self.utilisation <= 1:
-            raise InvalidInput("A machine needs years above zero and a utilisation above 0, at most 1.")
+            raise InvalidInput(
+                "A machine needs years above zero and a utilisation above 0, at most 1.",
+                next_step="Give for how long it is kept, and the part of that time in which it is used.",
+            )
         if self.watts < 0 or self.pue < 1 or self.per_kwh.micros < 0:
-            raise InvalidInput("A machine needs watts and a price of at least zero and a PUE of at least 1.")
+            raise InvalidInput(
+                "A machine needs watts and a price of at least zero and a PUE of at least 1.",
+                next_step="Give what it draws while it is used; the PUE is all power of the place over that of its machines.",
+            )
         if not 0 <= self.residual.micros <= self.capex.micros:
-            raise InvalidInput("A machine is worth something between nothing and its price in the end.")
+            raise InvalidInput(
+                "A machine is worth something between nothing and its price in the end.",
+                next_step="Give what it sells for in the end, at most its price.",
+            )
         if len(currencies) > 1:
             raise InvalidInput(
                 f"A machine's prices are in {', '.join(sorted(currencies))}.", next_step="Give them in one currency."

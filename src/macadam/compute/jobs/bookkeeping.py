@@ -14,7 +14,7 @@ from macadam.access.schema import state as access_state
 from macadam.compute.billing import budgets
 from macadam.compute.jobs import registry, settling
 from macadam.compute.jobs.prices import Rate
-from macadam.compute.jobs.types import ACTIVE, AttemptRow, Job, Place, Wish
+from macadam.compute.jobs.types import AttemptRow, Job, Place, Wish
 from macadam.errors import NotFound
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import without_call
@@ -198,11 +198,6 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             body=facts,
         )
         ledger.queue(self.sql, leaf)
-
-
-def is_active(job: Job, row: AttemptRow) -> bool:
-    """Whether this attempt is the one that the job is at."""
-    return job.state in ACTIVE and job.attempt == row.number
 
 
 def _key(row: AttemptRow) -> str:

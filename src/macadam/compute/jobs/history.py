@@ -120,24 +120,25 @@ class Memory:
 
     def _learn(self, job: Job) -> None:
         if job.spec.resources.demand:
-            self._asked.append(_asked(job))
+            self._asked.append(asked(job))
             self._news += 1
         if job.state != "cancelled" and job.attained > 0:
             self.estimates.add(job.project, job.spec.resources.gpus, job.spec.likeness, job.attained)
 
 
-def _asked(job: Job) -> Work:
-    asked = job.spec.resources
+def asked(job: Job) -> Work:
+    """What it asks for, without what it may or has done so far."""
+    wanted = job.spec.resources
     return Work(
         id=job.id,
         tenant=job.project,
         submitted=job.submitted.timestamp(),
-        gpus=asked.gpus,
-        milli=asked.milli,
-        models=asked.models,
-        nodes=asked.nodes,
-        cpu_milli=asked.cpu_milli,
-        memory=asked.memory,
+        gpus=wanted.gpus,
+        milli=wanted.milli,
+        models=wanted.models,
+        nodes=wanted.nodes,
+        cpu_milli=wanted.cpu_milli,
+        memory=wanted.memory,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import msgspec
 
+from macadam.compute.jobs.history import asked
 from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import AttemptRow, Job, Place, Quota
 from macadam.compute.scheduling import types as scheduling
@@ -61,17 +62,9 @@ def state(picture: Picture) -> State:
 
 
 def work(job: Job, picture: Picture) -> Work:
-    spec, asked = job.spec, job.spec.resources
-    return Work(
-        id=job.id,
-        tenant=job.project,
-        submitted=job.submitted.timestamp(),
-        gpus=asked.gpus,
-        milli=asked.milli,
-        models=asked.models,
-        nodes=asked.nodes,
-        cpu_milli=asked.cpu_milli,
-        memory=asked.memory,
+    spec = job.spec
+    return msgspec.structs.replace(
+        asked(job),
         priority=job.priority,
         preemptible=spec.preemptible,
         deadline=spec.deadline.timestamp() if spec.deadline else 0,

@@ -67,12 +67,6 @@ def waiting(sql: sa.Connection, limit: int = 0) -> tuple[Job, ...]:
     return _jobs(sql, query.limit(limit) if limit else query)
 
 
-def any_open(sql: sa.Connection) -> bool:
-    """Whether there is anything to do at all."""
-    query = sa.select(jobs.c.id).where(jobs.c.state.in_(OPEN)).limit(1)
-    return sql.execute(query).first() is not None
-
-
 def counts(sql: sa.Connection) -> dict[tuple[str, str], int]:
     """How many jobs each project has in each state that is not an end."""
     query = (

@@ -33,7 +33,6 @@ from macadam.compute.scheduling.types import (
 
 Key = tuple[float, float, float, str]
 _IN_GPUS = {"limit", "cohort"}
-_LIMITS = _IN_GPUS | {"gpu-hours", "money"}
 _WHY = {
     "due": "{by} is due on {owner}'s own share.",
     "aged": "{by} has waited so long that it goes before all who borrow.",

@@ -60,10 +60,6 @@ def put_bytes(field: int, value: bytes) -> bytes:
     return put_uvarint(field << 3 | BYTES) + put_uvarint(len(value)) + value
 
 
-def put_double(field: int, value: float) -> bytes:
-    return put_uvarint(field << 3 | FIXED64) + struct.pack("<d", value)
-
-
 def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
     """(number, wire type, value) of each field of a message; fixed values are bytes. Raises SourceInvalid."""
     at, end = 0, len(data)
