@@ -10,6 +10,12 @@ _WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
+    _bills()
+    _spending()
+    _prices()
+
+
+def _bills() -> None:
     op.create_table(
         "billing_deliveries",
         sa.Column("id", sa.String(36), primary_key=True),
@@ -39,6 +45,14 @@ def upgrade() -> None:
         sa.Column("at", sa.String(27), nullable=False),
         sa.Column("document", sa.Text, nullable=False),
     )
+    op.create_index("ix_billing_deliveries_content", "billing_deliveries", ["content"])
+    op.create_index(
+        "ix_billing_bills_issuer_account_period_start", "billing_bills", ["issuer", "account", "period_start"]
+    )
+    op.create_index("ix_billing_bills_delivery", "billing_bills", ["delivery"])
+
+
+def _spending() -> None:
     op.create_table(
         "billing_spend",
         sa.Column("project", sa.String(63), primary_key=True),
@@ -76,6 +90,11 @@ def upgrade() -> None:
         sa.Column("at", sa.String(27), nullable=False),
         sa.Column("document", sa.Text, nullable=False),
     )
+    op.create_index("ix_billing_spend_bill", "billing_spend", ["bill"])
+    op.create_index("ix_billing_reservations_project_settled", "billing_reservations", ["project", "settled"])
+
+
+def _prices() -> None:
     op.create_table(
         "billing_price_lists",
         sa.Column("version", sa.Integer, primary_key=True),
@@ -93,10 +112,3 @@ def upgrade() -> None:
         sa.Column("source", sa.Text, nullable=False),
         sa.Column("at", sa.String(27), nullable=False),
     )
-    op.create_index("ix_billing_deliveries_content", "billing_deliveries", ["content"])
-    op.create_index(
-        "ix_billing_bills_issuer_account_period_start", "billing_bills", ["issuer", "account", "period_start"]
-    )
-    op.create_index("ix_billing_bills_delivery", "billing_bills", ["delivery"])
-    op.create_index("ix_billing_spend_bill", "billing_spend", ["bill"])
-    op.create_index("ix_billing_reservations_project_settled", "billing_reservations", ["project", "settled"])
