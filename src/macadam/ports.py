@@ -209,7 +209,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One machine that attempts may be put on. cpus: thousandths of a core; memory, disk: bytes.
 
-    leaving: when it goes away (a spot interruption, maintenance), None if nobody said so. zone: for spot policies.
+    leaving: when it goes away (a spot interruption, maintenance), None if nobody said so.
+    provider, region, zone, machine: where it was bought and as what (`aws`, `us-east-1`, `us-east-1a`, `p5.48xlarge`), as its provider
+    names them; empty if not known. spot: whether it may be taken away for a lower price, None if not known.
     """
 
     name: str
@@ -217,7 +219,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     disk: int = 0
     devices: tuple[Device, ...] = ()
+    provider: str = ""
+    region: str = ""
     zone: str = ""
+    machine: str = ""
+    spot: bool | None = None
     leaving: datetime | None = None
 
 
