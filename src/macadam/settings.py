@@ -335,6 +335,26 @@ class Jobs(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Machine(Section):
+    """This machine, where jobs run on it: where it was bought and as what. Clusters say that of their own machines."""
+
+    provider: str = setting(
+        "",
+        env="MACADAM_MACHINE_PROVIDER",
+        unit="aws | gcp | azure | …",
+        why="empty: not known; only the cloud that is named here is asked whether it takes the machine away",
+    )
+    region: str = setting("", env="MACADAM_MACHINE_REGION", unit="region", why="as its provider names it, for prices")
+    zone: str = setting("", env="MACADAM_MACHINE_ZONE", unit="zone", why="as its provider names it")
+    type: str = setting(
+        "", env="MACADAM_MACHINE_TYPE", unit="machine type", why="as its provider names it, such as p5.48xlarge"
+    )
+    spot: str = setting(
+        "", env="MACADAM_MACHINE_SPOT", unit="0 or 1", why="whether it may be taken away; empty: not known, as good as no"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Telemetry(Section):
     """What is collected of GPUs and hosts, and how long it is kept."""
 
@@ -440,6 +460,7 @@ class Settings:
     link: Link = dataclasses.field(default_factory=Link)
     prices: Prices = dataclasses.field(default_factory=Prices)
     jobs: Jobs = dataclasses.field(default_factory=Jobs)
+    machine: Machine = dataclasses.field(default_factory=Machine)
     clusters: Clusters = dataclasses.field(default_factory=Clusters)
     telemetry: Telemetry = dataclasses.field(default_factory=Telemetry)
 
@@ -464,6 +485,7 @@ class Settings:
             link=Link.read(env),
             prices=Prices.read(env),
             jobs=Jobs.read(env),
+            machine=Machine.read(env),
             clusters=Clusters.read(env),
             telemetry=Telemetry.read(env),
         )

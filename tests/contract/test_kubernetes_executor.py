@@ -336,7 +336,7 @@ def test_nodes_say_what_can_be_allotted_and_when_they_go() -> None:
         "topology.kubernetes.io/zone": "z",
     }
     going = clusters.node("n2")
-    going["spec"] = {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}
+    going["spec"] = {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}], "unschedulable": True}
     closed = clusters.node("n3")
     closed["spec"] = {"unschedulable": True}
     dead = clusters.node("n4")
@@ -358,6 +358,41 @@ def test_nodes_say_what_can_be_allotted_and_when_they_go() -> None:
         2 * 10**12,
         1000,
     ]
+
+
+@pytest.mark.parametrize(
+    ("provider_id", "labels", "said"),
+    [
+        ("aws:///us-east-1a/i-0abc", {"eks.amazonaws.com/capacityType": "SPOT"}, ("aws", True)),
+        ("aws:///us-east-1a/i-0abc", {"eks.amazonaws.com/capacityType": "ON_DEMAND"}, ("aws", False)),
+        ("aws:///us-east-1a/i-0abc", {"karpenter.sh/capacity-type": "spot"}, ("aws", True)),
+        ("aws:///us-east-1a/i-0abc", {"karpenter.sh/capacity-type": "reserved"}, ("aws", False)),
+        ("aws:///us-east-1a/i-0abc", {}, ("aws", None)),
+        ("gce://p/us-central1-a/n", {"cloud.google.com/gke-spot": "true"}, ("gcp", True)),
+        ("gce://p/us-central1-a/n", {"cloud.google.com/gke-provisioning": "preemptible"}, ("gcp", True)),
+        ("gce://p/us-central1-a/n", {"cloud.google.com/gke-provisioning": "standard"}, ("gcp", False)),
+        ("gce://p/us-central1-a/n", {"cloud.google.com/gke-nodepool": "a"}, ("gcp", False)),
+        ("azure:///subscriptions/s", {"kubernetes.azure.com/scalesetpriority": "spot"}, ("azure", True)),
+        ("azure:///subscriptions/s", {"kubernetes.azure.com/agentpool": "a"}, ("azure", False)),
+        ("kind://docker/a/b", {}, ("", None)),
+        ("", {"karpenter.sh/capacity-type": "who knows"}, ("", None)),
+        # What contradicts itself may be taken away.
+        ("", {"karpenter.sh/capacity-type": "on-demand", "cloud.google.com/gke-spot": "true"}, ("", True)),
+    ],
+)
+def test_a_node_says_where_it_was_bought_and_as_what(
+    provider_id: str, labels: dict[str, str], said: tuple[str, bool | None]
+) -> None:
+    found = clusters.node("n1")
+    found["metadata"]["labels"] |= labels | {  # type: ignore[index] # a dict of dicts
+        "topology.kubernetes.io/region": "us-east-1",
+        "topology.kubernetes.io/zone": "us-east-1a",
+        "node.kubernetes.io/instance-type": "p5.48xlarge",
+    }
+    found["spec"] = {"providerID": provider_id} if provider_id else {}
+    (node,) = nodes_of([found], recognise, NOW)
+    assert (node.provider, node.spot) == said
+    assert (node.region, node.zone, node.machine) == ("us-east-1", "us-east-1a", "p5.48xlarge")
 
 
 def test_a_pod_is_known_by_whom_macadam_made_it_for(executor: KubernetesExecutor, cluster: Cluster) -> None:

@@ -179,6 +179,23 @@ def test_an_answer_that_is_none_is_a_cluster_that_does_not_answer(code: int, bod
             ray._logs("j1.1")
 
 
+@pytest.mark.parametrize(
+    ("labels", "bought"),
+    [
+        ({"ray.io/market-type": "spot", "ray.io/availability-zone": "us-east-1a"}, ("us-east-1a", True)),
+        ({"ray.io/market-type": "on-demand"}, ("", False)),
+        ({}, ("", None)),
+        (None, ("", None)),
+        ("ray.io/market-type=spot", ("", None)),
+    ],
+)
+def test_a_node_of_ray_says_its_market_if_its_labels_do(labels: object, bought: tuple[str, bool | None]) -> None:
+    node = {"state": "ALIVE", "node_ip": "10.0.0.1", "resources_total": {"CPU": 8, "memory": 1 << 33}, "labels": labels}
+    with answering(json.dumps({"data": {"result": {"result": [node]}}}).encode()) as ray:
+        (found,) = ray.nodes()
+    assert (found.zone, found.spot) == bought
+
+
 @pytest.mark.parametrize("unit", ["x" * 79 + "\n", "\\" * 7 + "\n", '"\\n\n', "ä→\U0001f600\n", "\x1e\n"])
 @pytest.mark.parametrize("shift", range(3))
 def test_of_a_log_without_end_the_beginning_and_the_end_are_kept(

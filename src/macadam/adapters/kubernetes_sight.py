@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from macadam.adapters import markets
 from macadam.ports import Device, Node, Sighting
 
 Object = dict[str, Any]
@@ -84,10 +85,13 @@ def ranked(pod: Object) -> int:
 
 
 def nodes_of(found: Iterable[Object], recognise: Callable[[str], str], now: datetime) -> Iterable[Node]:
-    """Nodes that are ready and take pods. What other pods use of them is not known here: give Macadam nodes of its own."""
+    """Nodes that are ready and take pods, and those that go away, which are usually closed to pods by then: what runs there is to be
+    told. What other pods use of them is not known here: give Macadam nodes of its own.
+    """
     for node in found:
+        leaving = _leaving(node, now)
         ready = any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))
-        if not ready or node["spec"].get("unschedulable"):
+        if leaving is None and (not ready or node["spec"].get("unschedulable")):
             continue
         labels, room = node["metadata"].get("labels", {}), node["status"]["allocatable"]
         name = node["metadata"]["name"]
@@ -97,8 +101,8 @@ def nodes_of(found: Iterable[Object], recognise: Callable[[str], str], now: date
             memory=int(quantity(room["memory"])),
             disk=int(quantity(room.get("ephemeral-storage", "0"))),
             devices=tuple(_devices(name, labels, room, recognise)),
-            zone=labels.get("topology.kubernetes.io/zone", ""),
-            leaving=_leaving(node, now),
+            leaving=leaving,
+            **markets.bought(labels, str(node["spec"].get("providerID", ""))),
         )
 
 

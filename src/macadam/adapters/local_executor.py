@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -97,7 +98,7 @@ class _Begun(msgspec.Struct, frozen=True, kw_only=True):
 
 class LocalExecutor:
     """place: where attempts and checkpoints are kept, made if missing. devices: the GPUs of this machine; asked for at each
-    `nodes()`. log_bytes: kept of each member's log.
+    `nodes()`. bought: what is known of where it was bought and as what, by `Node`'s fields. log_bytes: kept of each member's log.
     """
 
     def __init__(
@@ -106,11 +107,12 @@ class LocalExecutor:
         objects: Objects,
         devices: Callable[[], Sequence[Device]] = tuple,
         *,
+        bought: Mapping[str, Any] = MappingProxyType({}),
         log_bytes: int = LOG_BYTES,
     ) -> None:
         self._place = place
         self._objects = objects
-        self._devices = devices
+        self._devices, self._bought = devices, bought
         self._log_bytes = log_bytes
         self._spawned: dict[str, int] = {}
         self._cores: dict[str, tuple[int, ...]] = {}
@@ -128,6 +130,7 @@ class LocalExecutor:
                 disk=psutil.disk_usage(str(self._place)).total,
                 devices=tuple(self._devices()),
                 leaving=self._leaving(),
+                **self._bought,
             ),
         )
 

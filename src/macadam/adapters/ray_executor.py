@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from macadam.adapters import ray_views
+from macadam.adapters import markets, ray_views
 from macadam.adapters.ray_driver import BEGIN, END
 from macadam.errors import Busy, InvalidInput, NotFound, Unavailable
 from macadam.ports import Allotment, Attempt, Device, LogPage, Node, Objects, Sighting
@@ -233,8 +233,13 @@ class RayExecutor:
             Device(id=f"gpu:{name}/{n}", index=n, model=model, virtual=not kinds)
             for n in range(int(room.get("GPU", 0)))
         )
+        labels = node.get("labels")  # older versions have none
         return Node(
-            name=name, cpus=int(room.get("CPU", 0) * _MILLI), memory=int(room.get("memory", 0)), devices=devices
+            name=name,
+            cpus=int(room.get("CPU", 0) * _MILLI),
+            memory=int(room.get("memory", 0)),
+            devices=devices,
+            **markets.bought(labels if isinstance(labels, dict) else {}),
         )
 
     # --- submitting

@@ -177,6 +177,10 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
                 "cpu_milli": node.cpus,
                 "memory": node.memory,
                 "leaving": node.leaving,
+                "provider": node.provider,
+                "zone": node.zone,
+                "machine": node.machine,
+                "spot": node.spot,
             }
             for node in nodes
         }

@@ -1,16 +1,17 @@
-"""The GPUs of this machine, as executors take them: those that are declared, else those that the driver finds."""
+"""This machine as executors take it: its GPUs, those that are declared, else those that the driver finds, and where it was bought."""
 
 import logging
 import re
 import socket
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 from macadam.compute.catalogue import gpus as catalogue
 from macadam.compute.telemetry import nvml
 from macadam.errors import SettingInvalid, Unavailable
 from macadam.ports import Device
-from macadam.settings import Jobs
+from macadam.settings import Jobs, Machine
 from macadam.values import utc_now
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,22 @@ def devices(settings: Jobs, found: Callable[[], Sequence[Device]] | None = None)
         return declared(settings.gpus) if settings.gpus else tuple((found or driven)())
 
     return listed
+
+
+def bought(settings: Machine) -> dict[str, Any]:
+    """What is said of where this machine was bought and as what, by `ports.Node`'s fields. Raises SettingInvalid."""
+    known = {"": None, "0": False, "false": False, "1": True, "true": True}
+    if settings.spot.lower() not in known:
+        raise SettingInvalid(
+            f"MACADAM_MACHINE_SPOT is {settings.spot!r}.", next_step="Write 1 for a spot machine, else 0; or unset it."
+        )
+    return {
+        "provider": settings.provider.lower(),
+        "region": settings.region,
+        "zone": settings.zone,
+        "machine": settings.type,
+        "spot": known[settings.spot.lower()],
+    }
 
 
 def driven() -> tuple[Device, ...]:

@@ -33,7 +33,7 @@ from macadam.compute.jobs.types import (
 from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound, SettingInvalid, TooLarge
 from macadam.ledger import service as ledger
 from macadam.operations import load, of_request
-from macadam.testing import token_of
+from macadam.testing import open_platform, token_of
 
 PRICED = {"MACADAM_PRICE_GPU_HOUR": "3600000", "MACADAM_PRICE_CPU_HOUR": "0"}
 
@@ -416,6 +416,24 @@ def test_declared_gpus_are_read_and_nonsense_is_refused() -> None:
             machine.declared(text)
     with pytest.raises(NotFound):
         machine.declared("1xno-such-gpu")
+
+
+def test_a_machine_is_known_by_what_is_said_of_it(tmp_path: Path) -> None:
+    said = {
+        "MACADAM_GPUS": "1",
+        "MACADAM_MACHINE_PROVIDER": "AWS",
+        "MACADAM_MACHINE_REGION": "us-east-1",
+        "MACADAM_MACHINE_ZONE": "us-east-1a",
+        "MACADAM_MACHINE_TYPE": "p5.48xlarge",
+        "MACADAM_MACHINE_SPOT": "1",
+    }
+    for more, spot in (({}, True), ({"MACADAM_MACHINE_SPOT": "0"}, False), ({"MACADAM_MACHINE_SPOT": ""}, None)):
+        with open_platform(tmp_path, environment=said | more) as platform:
+            (node,) = platform.ports.executor.nodes()
+        assert (node.provider, node.region, node.zone, node.machine) == ("aws", "us-east-1", "us-east-1a", "p5.48xlarge")
+        assert node.spot is spot
+    with pytest.raises(SettingInvalid), open_platform(tmp_path, environment={"MACADAM_MACHINE_SPOT": "maybe"}):
+        pass
 
 
 def test_a_gpu_that_disappears_from_a_node_moves_no_others_work(bench: Bench) -> None:
