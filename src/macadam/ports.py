@@ -209,7 +209,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One machine that attempts may be put on. cpus: thousandths of a core; memory, disk: bytes.
 
-    leaving: when it goes away (a spot interruption, maintenance), None if nobody said so.
+    leaving: when it goes away (a spot interruption, maintenance), None if nobody said so. closed: what runs there goes on and nothing new
+    is to start, as it is being drained or is likely to go soon.
     provider, region, zone, machine: where it was bought and as what (`aws`, `us-east-1`, `us-east-1a`, `p5.48xlarge`), as its provider
     names them; empty if not known. spot: whether it may be taken away for a lower price, None if not known.
     """
@@ -225,6 +226,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = ""
     spot: bool | None = None
     leaving: datetime | None = None
+    closed: bool = False
 
 
 class Allotment(msgspec.Struct, frozen=True, kw_only=True):

@@ -336,7 +336,7 @@ class Jobs(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Section):
-    """This machine, where jobs run on it: where it was bought and as what. Clusters say that of their own machines."""
+    """The machine that jobs run on where they run here: where it was bought and as what. Clusters say that of their own machines."""
 
     provider: str = setting(
         "",
@@ -350,7 +350,16 @@ class Machine(Section):
         "", env="MACADAM_MACHINE_TYPE", unit="machine type", why="as its provider names it, such as p5.48xlarge"
     )
     spot: str = setting(
-        "", env="MACADAM_MACHINE_SPOT", unit="0 or 1", why="whether it may be taken away; empty: not known, as good as no"
+        "",
+        env="MACADAM_MACHINE_SPOT",
+        unit="0 or 1",
+        why="whether it may be taken away; empty: not known, as good as no",
+    )
+    metadata: str = setting(
+        "",
+        env="MACADAM_MACHINE_METADATA",
+        unit="URL",
+        why="empty: the link-local address at which AWS, GCP and Azure announce that they take a machine away",
     )
 
 

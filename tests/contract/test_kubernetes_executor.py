@@ -6,7 +6,7 @@ import io
 import tarfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -341,14 +341,18 @@ def test_nodes_say_what_can_be_allotted_and_when_they_go() -> None:
     closed["spec"] = {"unschedulable": True}
     dead = clusters.node("n4")
     dead["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]  # type: ignore[index] # a dict of dicts
-    one, two = nodes_of([plain, going, closed, dead], recognise, NOW)
+    one, two, three = nodes_of([plain, going, closed, dead], recognise, NOW)
+    assert [node.closed for node in (one, two, three)] == [False, True, True]
+    assert three.leaving is None
     assert (one.cpus, one.memory, one.zone, one.leaving) == (8000, 32 << 30, "z", None)
     assert [(d.id, d.model) for d in one.devices] == [
         ("gpu:n1/0", "h100-sxm-80gb"),
         ("gpu:n1/1", "h100-sxm-80gb"),
         ("gpu:n1/mig:1g.10gb-0", "h100-sxm-80gb"),
     ]
-    assert (two.name, two.leaving) == ("n2", NOW)
+    assert (two.name, two.leaving) == ("n2", NOW + timedelta(seconds=120))
+    (again,) = nodes_of([going], recognise, NOW + timedelta(seconds=30), {"n2": NOW + timedelta(seconds=120)})
+    assert again.leaving == two.leaving, "an announcement without a time does not move on with each look"
     assert [quantity(text) for text in ("1500m", "2", "1Gi", "1k", "1Ei", "2T", "1e3")] == [
         1.5,
         2,
@@ -358,6 +362,36 @@ def test_nodes_say_what_can_be_allotted_and_when_they_go() -> None:
         2 * 10**12,
         1000,
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "left"),
+    [
+        ("aws-node-termination-handler/spot-itn", 120),
+        ("karpenter.sh/disrupted", 120),
+        ("cloud.google.com/impending-node-termination", 15),
+        ("node.kubernetes.io/out-of-service", 0),
+        ("ToBeDeletedByClusterAutoscaler", 600),
+        ("nvidia.com/gpu", None),
+    ],
+)
+@pytest.mark.parametrize("ready", ["True", "False"])
+def test_a_taint_that_announces_a_nodes_end_says_how_long_it_has(key: str, left: int | None, ready: str) -> None:
+    found = clusters.node("n1")
+    found["spec"] = {"taints": [{"key": key, "effect": "NoSchedule", "value": "x"}]}
+    found["status"]["conditions"] = [{"type": "Ready", "status": ready}]  # type: ignore[index] # a dict of dicts
+    seen = [node.leaving for node in nodes_of([found], recognise, NOW)]
+    # One that goes away is told of even if it is not ready any more: what runs there has to be stopped.
+    assert seen == (
+        [] if left is None and ready == "False" else [left if left is None else NOW + timedelta(seconds=left)]
+    )
+
+
+def test_a_node_whose_object_is_deleted_goes_away() -> None:
+    found = clusters.node("n1")
+    found["metadata"]["deletionTimestamp"] = "2026-11-21T00:00:00Z"  # type: ignore[index] # a dict of dicts
+    (node,) = nodes_of([found], recognise, datetime(2026, 11, 21, 0, 0, 30, tzinfo=UTC))
+    assert node.leaving == datetime(2026, 11, 21, 0, 2, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

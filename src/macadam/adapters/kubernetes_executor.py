@@ -55,12 +55,15 @@ class KubernetesExecutor:
     ) -> None:
         self._api, self._render, self._objects, self._directory = api, render, objects, directory
         self._recognise, self._now = recognise, now
+        self._leaving: dict[str, datetime] = {}
         space = f"namespaces/{render.namespace}"
         self._jobs, self._pods = f"/apis/batch/v1/{space}/jobs", f"/api/v1/{space}/pods"
         self._maps, self._claims = f"/api/v1/{space}/configmaps", f"/api/v1/{space}/persistentvolumeclaims"
 
     def nodes(self) -> tuple[Node, ...]:
-        return tuple(nodes_of(self._api.items("/api/v1/nodes"), self._recognise, self._now()))
+        found = tuple(nodes_of(self._api.items("/api/v1/nodes"), self._recognise, self._now(), self._leaving))
+        self._leaving = {node.name: node.leaving for node in found if node.leaving is not None}
+        return found
 
     def start(self, attempt: Attempt) -> None:
         try:

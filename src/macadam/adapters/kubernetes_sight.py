@@ -3,9 +3,10 @@
 Conditions and reasons as in https://kubernetes.io/docs/concepts/workloads/controllers/job/ and the API reference of Pod.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -22,13 +23,20 @@ _KILLED, _TIMED_OUT, _NOT_FOUND, _REFUSED, _TERMINATED = 137, 124, 127, 126, 143
 _NEVER = ("InvalidImageName", "CreateContainerConfigError")  # reasons with which a container waits for ever
 _GONE = ("NodeLost", "Evicted", "NodeShutdown", "Terminated", "Shutdown")
 _SLICE = "nvidia.com/mig-"
-_LEAVING = (
-    "ToBeDeletedByClusterAutoscaler",
-    "karpenter.sh/disrupted",
-    "aws-node-termination-handler/spot-itn",
-    "cloud.google.com/impending-node-termination",
-    "node.kubernetes.io/out-of-service",
-)
+# Taints that announce the end of a node, and for how many seconds it is there at least from then on: AWS gives two minutes, GKE lets pods
+# go within 15 s of a preemption, the cluster autoscaler waits for ten minutes (--max-graceful-termination-sec), Karpenter as long as pods ask,
+# but no longer than the two minutes where AWS takes the machine. https://github.com/aws/aws-node-termination-handler,
+# https://cloud.google.com/kubernetes-engine/docs/concepts/spot-vms#termination-graceful-shutdown, https://karpenter.sh/docs/concepts/disruption/
+_LEAVING: dict[str, float] = {
+    "ToBeDeletedByClusterAutoscaler": 600,
+    "karpenter.sh/disrupted": 120,
+    "karpenter.sh/disruption": 120,  # its name before 1.0
+    "aws-node-termination-handler/spot-itn": 120,
+    "cloud.google.com/impending-node-termination": 15,
+    "node.kubernetes.io/out-of-service": 0,
+}
+_NOBODY: Mapping[str, datetime] = MappingProxyType({})
+_DELETED = 120.0  # s that a node is there at least after its object was deleted: its finalizers let pods end first
 _SUFFIXES: dict[str, int] = {f"{letter}i": 2 ** (10 * n) for n, letter in enumerate("KMGTPE", 1)} | {
     letter: 10 ** (3 * n) for n, letter in enumerate("kMGTPE", 1)
 }
@@ -84,24 +92,28 @@ def ranked(pod: Object) -> int:
     return int(metadata.get("labels", {}).get(named) or metadata.get("annotations", {}).get(named) or 0)
 
 
-def nodes_of(found: Iterable[Object], recognise: Callable[[str], str], now: datetime) -> Iterable[Node]:
-    """Nodes that are ready and take pods, and those that go away, which are usually closed to pods by then: what runs there is to be
-    told. What other pods use of them is not known here: give Macadam nodes of its own.
+def nodes_of(
+    found: Iterable[Object], recognise: Callable[[str], str], now: datetime, known: Mapping[str, datetime] = _NOBODY
+) -> Iterable[Node]:
+    """Nodes that are ready, and those that go away, whether ready or not: what runs there is to be told. One that takes no pods is closed.
+    What other pods use of them is not known here: give Macadam nodes of its own. known: when nodes go that were seen to go away before, as
+    most announcements carry no time.
     """
     for node in found:
-        leaving = _leaving(node, now)
+        leaving = _leaving(node, now, known)
         ready = any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))
-        if leaving is None and (not ready or node["spec"].get("unschedulable")):
+        if not ready and leaving is None:
             continue
         labels, room = node["metadata"].get("labels", {}), node["status"]["allocatable"]
         name = node["metadata"]["name"]
         yield Node(
-            name=labels.get("kubernetes.io/hostname", name),
+            name=_named(node),
             cpus=int(quantity(room["cpu"]) * 1000),
             memory=int(quantity(room["memory"])),
             disk=int(quantity(room.get("ephemeral-storage", "0"))),
             devices=tuple(_devices(name, labels, room, recognise)),
             leaving=leaving,
+            closed=bool(node["spec"].get("unschedulable")),
             **markets.bought(labels, str(node["spec"].get("providerID", ""))),
         )
 
@@ -130,12 +142,21 @@ def _devices(
                 yield Device(id=f"gpu:{node}/mig:{profile}-{index}", index=index, model=model)
 
 
-def _leaving(node: Object, now: datetime) -> datetime | None:
-    """When it was announced, if it was: how long it still has, providers say elsewhere."""
+def _leaving(node: Object, now: datetime, known: Mapping[str, datetime]) -> datetime | None:
+    """When it goes, if that was announced: the earliest of what its taints and its deletion say."""
+    metadata, times = node["metadata"], []
     for taint in node["spec"].get("taints", ()):
         if taint["key"] in _LEAVING:
-            return _instant(taint["timeAdded"]) if taint.get("timeAdded") else now
-    return None
+            at = _instant(taint["timeAdded"]) if taint.get("timeAdded") else None
+            times.append((at or now) + timedelta(seconds=_LEAVING[taint["key"]]))
+    if metadata.get("deletionTimestamp"):
+        times.append(_instant(metadata["deletionTimestamp"]) + timedelta(seconds=_DELETED))
+    return min(*times, known.get(_named(node), times[0])) if times else None
+
+
+def _named(node: Object) -> str:
+    """As pods are told where to go."""
+    return str(node["metadata"].get("labels", {}).get("kubernetes.io/hostname", node["metadata"]["name"]))
 
 
 def _ended(attempt: str, job: Object, pods: Sequence[Object], *, why: str) -> Sighting:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from macadam.adapters import supervisor
+from macadam.adapters import interruptions, supervisor
 from macadam.errors import InvalidInput, MacadamError, NotFound, StorageFull, Temporary
 from macadam.lazy import lazy
 from macadam.ports import Allotment, Attempt, Device, LogPage, Node, Objects, Sighting, Why
@@ -98,7 +98,8 @@ class _Begun(msgspec.Struct, frozen=True, kw_only=True):
 
 class LocalExecutor:
     """place: where attempts and checkpoints are kept, made if missing. devices: the GPUs of this machine; asked for at each
-    `nodes()`. bought: what is known of where it was bought and as what, by `Node`'s fields. log_bytes: kept of each member's log.
+    `nodes()`. bought: what is known of where it was bought and as what, by `Node`'s fields; if that is a cloud that announces when it takes a
+    machine away, it is asked (see `interruptions`). metadata: where, '' = at the cloud's own address. log_bytes: kept of each member's log.
     """
 
     def __init__(
@@ -108,11 +109,13 @@ class LocalExecutor:
         devices: Callable[[], Sequence[Device]] = tuple,
         *,
         bought: Mapping[str, Any] = MappingProxyType({}),
+        metadata: str = "",
         log_bytes: int = LOG_BYTES,
     ) -> None:
         self._place = place
         self._objects = objects
-        self._devices, self._bought = devices, bought
+        self._devices, self._bought, self._metadata = devices, bought, metadata or interruptions.ADDRESS
+        self._watcher: interruptions.Watcher | None = None
         self._log_bytes = log_bytes
         self._spawned: dict[str, int] = {}
         self._cores: dict[str, tuple[int, ...]] = {}
@@ -122,6 +125,8 @@ class LocalExecutor:
     # --- what there is
 
     def nodes(self) -> tuple[Node, ...]:
+        said = self._announced()
+        leaving = [at for at in (self._leaving(), said.leaving) if at is not None]
         return (
             Node(
                 name=socket.gethostname(),
@@ -129,7 +134,8 @@ class LocalExecutor:
                 memory=psutil.virtual_memory().total,
                 disk=psutil.disk_usage(str(self._place)).total,
                 devices=tuple(self._devices()),
-                leaving=self._leaving(),
+                leaving=min(leaving, default=None),
+                closed=said.risky,
                 **self._bought,
             ),
         )
@@ -141,6 +147,13 @@ class LocalExecutor:
             path.unlink(missing_ok=True)
         else:
             supervisor.write(path, leaving.astimezone(UTC).isoformat())
+
+    def _announced(self) -> interruptions.Notice:
+        """What the cloud says, if one is named that says so."""
+        provider = self._bought.get("provider", "")
+        if self._watcher is None and provider in interruptions.CLOUDS:
+            self._watcher = interruptions.Watcher(provider, address=self._metadata)
+        return interruptions.Notice() if self._watcher is None else self._watcher.notice()
 
     def _leaving(self) -> datetime | None:
         """What the notice says. One that cannot be read is one all the same, since somebody wrote it; an old one is over."""
@@ -206,6 +219,8 @@ class LocalExecutor:
 
     def close(self) -> None:
         self._alive()
+        if self._watcher is not None:
+            self._watcher.close()
 
     # --- starting
 

@@ -37,8 +37,8 @@ def open_executor(settings: Settings, objects: Objects) -> Executor:
         return cast("Executor", load(name)(*where, render, objects, directory, recognise=gpus.recognise))
     if name == "ray":
         return cast("Executor", _ray(settings.clusters, objects))
-    bought = machine.bought(settings.machine)
-    return cast("Executor", load(name)(directory, objects, machine.devices(settings.jobs), bought=bought))
+    said = {"bought": machine.bought(settings.machine), "metadata": settings.machine.metadata}
+    return cast("Executor", load(name)(directory, objects, machine.devices(settings.jobs), **said))
 
 
 def named(settings: Settings) -> str:

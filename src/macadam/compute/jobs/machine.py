@@ -1,4 +1,4 @@
-"""This machine as executors take it: its GPUs, those that are declared, else those that the driver finds, and where it was bought."""
+"""The machine that jobs run on here, as executors take it: its GPUs, declared or found by the driver, and where it was bought."""
 
 import logging
 import re

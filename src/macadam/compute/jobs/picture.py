@@ -36,13 +36,13 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
     def staying(self) -> tuple[Node, ...]:
         """Machines that new work may be put on."""
-        return tuple(node for node in self.nodes if node.leaving is None)
+        return tuple(node for node in self.nodes if node.leaving is None and not node.closed)
 
 
 def state(picture: Picture) -> State:
     """GPU work only. Processors and memory that other jobs hold are taken off the nodes.
 
-    What was asked to stop, and what runs on machines that go away, counts as gone: its GPUs are spoken for already, so that nobody
+    What was asked to stop, and what runs on machines that go away or are closed, counts as gone: its GPUs are spoken for already, so that nobody
     is stopped in its place. That it still holds them is for `room` to see before anything starts there.
     """
     taken = _taken(row for row in picture.attempts if not row.milli)

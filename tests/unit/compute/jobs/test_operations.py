@@ -430,7 +430,12 @@ def test_a_machine_is_known_by_what_is_said_of_it(tmp_path: Path) -> None:
     for more, spot in (({}, True), ({"MACADAM_MACHINE_SPOT": "0"}, False), ({"MACADAM_MACHINE_SPOT": ""}, None)):
         with open_platform(tmp_path, environment=said | more) as platform:
             (node,) = platform.ports.executor.nodes()
-        assert (node.provider, node.region, node.zone, node.machine) == ("aws", "us-east-1", "us-east-1a", "p5.48xlarge")
+        assert (node.provider, node.region, node.zone, node.machine) == (
+            "aws",
+            "us-east-1",
+            "us-east-1a",
+            "p5.48xlarge",
+        )
         assert node.spot is spot
     with pytest.raises(SettingInvalid), open_platform(tmp_path, environment={"MACADAM_MACHINE_SPOT": "maybe"}):
         pass
