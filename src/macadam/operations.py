@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     "cost": (
         (
             "macadam.compute.billing.service",
+            "macadam.compute.billing.price_service",
             "macadam.compute.waterfall.service",
             "macadam.compute.waterfall.allocation_service",
             "macadam.serving.cost_service",

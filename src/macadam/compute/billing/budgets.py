@@ -161,6 +161,28 @@ def raise_alerts(tx: Transaction, project: str) -> tuple[Alert, ...]:
     return found
 
 
+def reconsider(tx: Transaction, project: str) -> int:
+    """After costs fell: takes back this period's alerts that what is left does not call for, with a leaf for each, so that
+    they are raised again if it ever does; and raises what is due. Returns how many were taken back.
+    """
+    taken = 0
+    for budget in of_project(tx.sql, project):
+        now_state = state(tx.sql, budget, tx.now)
+        due = {(alert.kind, alert.threshold) for alert in _due(now_state, tx.now)}
+        for alert in now_state.alerts:
+            if (alert.kind, alert.threshold) not in due:
+                tx.sql.execute(sa.delete(alerts).where(*_same(alert)))
+                tx.record(f"budget:{project}", alert=facts(alert), taken_back=1)
+                taken += 1
+    raise_alerts(tx, project)
+    return taken
+
+
+def _same(alert: Alert) -> tuple[sa.ColumnElement[bool], ...]:
+    keys = ("project", "subject", "period_start", "threshold", "kind")
+    return tuple(alerts.c[name] == getattr(alert, name) for name in keys)
+
+
 def new_alerts(sql: sa.Connection, project: str, now: datetime) -> tuple[Alert, ...]:
     """Writes down which alerts are due that were not raised yet. Whoever asks records a leaf for each, with its `facts`.
 
@@ -173,7 +195,7 @@ def new_alerts(sql: sa.Connection, project: str, now: datetime) -> tuple[Alert, 
         found += [alert for alert in _due(now_state, now) if (alert.kind, alert.threshold) not in known]
     for alert in found:
         keys = {name: getattr(alert, name) for name in ("project", "subject", "period_start", "threshold", "kind")}
-        sql.execute(sa.delete(alerts).where(*(alerts.c[name] == value for name, value in keys.items())))
+        sql.execute(sa.delete(alerts).where(*_same(alert)))
         sql.execute(sa.insert(alerts).values(**keys, at=alert.at, document=msgspec.to_builtins(alert)))
     return tuple(found)
 

@@ -5,68 +5,39 @@ and its amounts (60 bytes); the second gives each charge its micros, which only 
 """
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macadam.compute.billing import amounts, checking, focus, normal, reading
+from macadam.compute.billing import checking, focus, incoming, normal, reading, rows
 from macadam.compute.billing.checking import Checked, Findings, Terms
-from macadam.compute.billing.types import CheckBill, CheckReport, Copies, ImportBill, Note, Problem, Total
-from macadam.errors import ChecksFailed, InvalidInput, SourceInvalid, TooLarge
+from macadam.compute.billing.rows import EPOCH, BillTotals, Rows
+from macadam.compute.billing.types import CheckBill, CheckReport, ImportBill, Note, Problem
+from macadam.errors import ChecksFailed, InvalidInput, TooLarge
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import psutil
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    pc: Any  # its overloads do not follow columns whose types are known only at run time
 else:
     np = lazy("numpy")
-    psutil = lazy("psutil")
     pa = lazy("pyarrow")
-    pc = lazy("pyarrow.compute")
     pq = lazy("pyarrow.parquet")
 
 MAX_ROWS = 20_000_000
-MAX_FILES = 1000
 MAX_BILLS = 10_000
 """Of one delivery; more is a column mistaken for another."""
 _REPORTED = 100  # problems in an error, which people read; `cost check` reports all that are kept
-_BLOCK = 2**20
 _NAME = 200  # characters of a file's name that stand for an account
-_CATEGORIES = ("usage", "purchase", "tax", "credit", "adjustment")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DRAFT = "draft.parquet"
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BillTotals:
-    """One bill of a delivery. billed, effective, unused: exact; *_micros: rounded half to even."""
-
-    key: str
-    issuer: str
-    account: str
-    period_start: datetime
-    period_end: datetime
-    currency: str
-    charges: int
-    billed: Decimal
-    effective: Decimal
-    unused: Decimal
-    by_category: dict[str, Total]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,36 +60,6 @@ class Read:
     notes: tuple[Note, ...]
 
 
-@dataclass(kw_only=True)
-class _Rows:
-    """What is remembered of each row, in order; arrays of one batch each."""
-
-    digests: "list[npt.NDArray[np.uint64]]" = field(default_factory=list)
-    keys: "list[npt.NDArray[np.int32]]" = field(default_factory=list)
-    categories: "list[npt.NDArray[np.int8]]" = field(default_factory=list)
-    unused: "list[npt.NDArray[np.bool_]]" = field(default_factory=list)
-    money: "list[npt.NDArray[np.int64]]" = field(default_factory=list)
-    codes: dict[str, int] = field(default_factory=dict)
-
-
-@contextmanager
-def workplace(home: Path) -> Iterator[Path]:
-    """A folder in the home for what is being read; gone afterwards, whatever happens. What a killed process left of one is
-    removed by the next.
-    """
-    root = home / "tmp"
-    root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob("bill-*-*"):
-        owner = left.name.split("-")[1]
-        if not (owner.isdecimal() and psutil.pid_exists(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"bill-{os.getpid()}-", dir=root))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def read(
     request: ImportBill, home: Path, folder: Path, now: datetime, progress: Progress, taken: Callable[[str], bool]
 ) -> Read | str:
@@ -127,7 +68,7 @@ def read(
     taken: whether files of this digest were taken before; then it is all that is returned, and nothing is read.
     """
     reader = _Reader(request, folder, now, progress)
-    reader.copy(_files(request.path, home))
+    reader.copy(incoming.files(request.path, home))
     if taken(reader.files):
         return reader.files
     reader.take()
@@ -138,7 +79,7 @@ def read(
 def check(request: CheckBill, home: Path, folder: Path, now: datetime, progress: Progress) -> CheckReport:
     """What `read` would say, without raising for rows."""
     reader = _Reader(request, folder, now, progress)
-    reader.copy(_files(request.path, home))
+    reader.copy(incoming.files(request.path, home))
     reader.take()
     problems = reader.problems(checking.KEPT)
     return CheckReport(
@@ -150,33 +91,6 @@ def check(request: CheckBill, home: Path, folder: Path, now: datetime, progress:
         unknown=tuple(reader.extra),
         notes=reader.notes(),
     )
-
-
-def _files(path: str, home: Path) -> list[Path]:
-    """The files of a delivery, in order. Raises SourceInvalid, InvalidInput, TooLarge."""
-    place = Path(path).expanduser().resolve()
-    _require_outside(place, home)
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise SourceInvalid(
-            f"There is no file or folder {place}.", next_step="Check the path on the control plane's machine."
-        )
-    found = sorted(p for p in place.iterdir() if p.is_file() and reading.is_bill(p))
-    if not found:
-        raise SourceInvalid(f"{place} has no bills.", next_step="Put .csv, .csv.gz or .parquet files there.")
-    if len(found) > MAX_FILES:
-        raise TooLarge(
-            f"{place} has {len(found)} files, more than {MAX_FILES}.", next_step="Import one delivery at a time."
-        )
-    for one in found:
-        _require_outside(one.resolve(), home)
-    return found
-
-
-def _require_outside(place: Path, home: Path) -> None:
-    if place.is_relative_to(home.resolve()):
-        raise InvalidInput(f"{place} is in the platform's home.", next_step="Keep bills outside of it.")
 
 
 class _Reader:
@@ -191,7 +105,7 @@ class _Reader:
         self._copied: dict[str, Path] = {}
         self._layouts: dict[str, reading.Layout] = {}
         self._findings: dict[str, Findings] = {}
-        self._rows = _Rows()
+        self._rows = Rows()
         self._misfits: dict[str, list[tuple[int, int]]] = {}
         self._whole: list[Problem] = []
         self._repeats: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -205,7 +119,8 @@ class _Reader:
     def copy(self, paths: list[Path]) -> None:
         """Brings the files here: what is hashed is what is read, and later kept, even if somebody goes on writing."""
         for path in paths:
-            self._copied[path.name] = self._copy(path)
+            self._copied[path.name] = copied = self._folder / f"{len(self.originals)}-{path.name}"
+            self.originals[path.name] = incoming.copy(path, copied)
 
     @property
     def files(self) -> str:
@@ -218,7 +133,7 @@ class _Reader:
         for name, copied in self._copied.items():
             self._layouts[name] = reading.look(copied)
         self._judge_columns()
-        drafts = pq.ParquetWriter(self._folder / "draft.parquet", self._draft_schema(), compression="lz4")
+        drafts = pq.ParquetWriter(self._folder / _DRAFT, self._draft_schema(), compression="lz4")
         with drafts:
             for name, layout in self._layouts.items():
                 self._take_one(name, layout, drafts)
@@ -226,23 +141,6 @@ class _Reader:
             if not layout.parquet:
                 self._check_form(name, layout)
         self._check_whole()
-
-    def _copy(self, path: Path) -> Path:
-        copied = self._folder / f"{len(self.originals)}-{path.name}"
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb") as source, copied.open("wb") as target:
-                while block := source.read(_BLOCK):
-                    if target.tell() > reading.MAX_BYTES:  # what unpacks to more is refused, so nothing of it is needed
-                        raise TooLarge(f"{path} has more than {reading.MAX_BYTES} bytes.", next_step="Split it.")
-                    digest.update(block)
-                    target.write(block)
-        except OSError as error:
-            raise SourceInvalid(
-                f"{path} cannot be read: {error.strerror}.", next_step="Check that it may be read."
-            ) from error
-        self.originals[path.name] = "sha256:" + digest.hexdigest()
-        return copied
 
     def _judge_columns(self) -> None:
         """Raises InvalidInput if columns are missing that may not be, or the files have different ones."""
@@ -310,7 +208,7 @@ class _Reader:
             if self.refused:
                 continue  # nothing will be kept, so only checking goes on
             found = normal.charges(checked, batch, self.extra)
-            self._remember(checked, found)
+            self._rows.remember(checked, found)
             columns = [
                 pa.array(found[f.name]) if isinstance(found[f.name], np.ndarray) else found[f.name] for f in schema
             ]
@@ -319,22 +217,6 @@ class _Reader:
                     [c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
                 )
             )
-
-    def _remember(self, checked: Checked, found: dict[str, Any]) -> None:
-        rows = self._rows
-        encoded = normal.keys(checked).dictionary_encode()
-        codes = np.array(
-            [rows.codes.setdefault(key, len(rows.codes)) for key in encoded.dictionary.to_pylist()], dtype=np.int32
-        )
-        rows.keys.append(codes[encoded.indices.to_numpy()])
-        category = pc.index_in(found["category"], value_set=pa.array(_CATEGORIES)).to_numpy(zero_copy_only=False)
-        rows.categories.append(category.astype(np.int8))
-        unused = pc.or_(
-            pc.equal(found["commitment"], pa.scalar("unused")), pc.equal(found["capacity"], pa.scalar("unused"))
-        )
-        rows.unused.append(unused.to_numpy(zero_copy_only=False))
-        names = ("billed", "billed_rest", "effective", "effective_rest")
-        rows.money.append(np.stack([found[name] for name in names]))
 
     def _check_form(self, name: str, layout: reading.Layout) -> None:
         """What makes rows disappear from a CSV file, however right the others are."""
@@ -359,7 +241,7 @@ class _Reader:
     def _check_whole(self) -> None:
         if not self.count:
             return self._blame("", "", "no rows", "at least one charge")
-        self._find_repeats()
+        self._repeats = self._rows.repeats()
         if self.refused:
             return None
         if len(self._rows.codes) > MAX_BILLS:
@@ -379,7 +261,7 @@ class _Reader:
         for (_, account), several in sorted(periods.items()):
             for (_, ends), (begins, _) in pairwise(sorted(several)):
                 if begins < ends:
-                    got, until = ((_EPOCH + timedelta(microseconds=at)).isoformat() for at in (begins, ends))
+                    got, until = ((EPOCH + timedelta(microseconds=at)).isoformat() for at in (begins, ends))
                     expected = f"no billing period of {account or 'the account'} that begins before {until}, where another ends"
                     self._blame("", "BillingPeriodStart", got, expected)
 
@@ -395,17 +277,6 @@ class _Reader:
                 whose = bill[1] or "the account"
                 expected = f"one currency for {whose} in a billing period, or --split"
                 self._blame("", focus.CURRENCY, ", ".join(sorted(currencies)), expected)
-
-    def _find_repeats(self) -> None:
-        """Rows that are the same in every column as one before them."""
-        digests = np.concatenate(self._rows.digests)
-        order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
-        ordered = digests[order]
-        same = np.zeros(len(digests), dtype=bool)
-        same[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
-        starts = np.maximum.accumulate(np.where(~same, np.arange(len(same)), 0))
-        self._repeats = np.empty(len(digests), dtype=np.int64)
-        self._repeats[order] = np.arange(len(same)) - starts
 
     @property
     def _copies(self) -> int:
@@ -488,21 +359,13 @@ class _Reader:
     # Writing
 
     def end(self) -> Read:
-        rows = self._rows
         keep = self._repeats == 0 if self._request.copies == "drop" else np.ones(len(self._repeats), dtype=bool)
-        digests, keys = np.concatenate(rows.digests), np.concatenate(rows.keys)
-        money = np.concatenate(rows.money, axis=1)
-        shared = np.zeros((2, len(keys)), dtype=np.int64)
-        bills = []
-        names = sorted(rows.codes, key=lambda key: rows.codes[key])
-        for code, key in enumerate(names):
-            mine = np.flatnonzero((keys == code) & keep)
-            for at in (0, 1):
-                shared[at, mine] = amounts.shared(money[2 * at, mine], money[2 * at + 1, mine], digests[mine, 0])
-            bills.append(self._totals(key, money, mine))
-            self._progress("adding up", code, len(names))
-        charges = self._write(digests, keys, names, shared, keep)
-        kept = digests[keep]
+        whole = self._rows.whole(keep)
+        bills = rows.bills(whole, self._progress)
+        charges = self._folder / "charges.parquet"
+        schema = normal.schema(tuple(self.extra))
+        rows.write(whole, self._repeats, schema, self._folder / _DRAFT, charges, self._progress)
+        kept = whole.digests[keep]
         ordered = kept[np.lexsort((kept[:, 1], kept[:, 0]))]
         everything = repr((sorted(self._layouts_columns()), self._request.currency)).encode() + ordered.tobytes()
         return Read(
@@ -522,72 +385,3 @@ class _Reader:
 
     def _layouts_columns(self) -> set[str]:
         return {column.strip().lower() for layout in self._layouts.values() for column in layout.columns}
-
-    def _totals(self, key: str, money: "npt.NDArray[np.int64]", mine: "npt.NDArray[np.intp]") -> BillTotals:
-        issuer, account, opens, closes, currency = key.split(normal.SEPARATOR)
-        rows = self._rows
-        categories, unused = np.concatenate(rows.categories)[mine], np.concatenate(rows.unused)[mine]
-        own = money[:, mine]
-        by_category = {}
-        for code, name in enumerate(_CATEGORIES):
-            part = own[:, categories == code]
-            if part.shape[1]:
-                by_category[name] = Total(
-                    charges=part.shape[1],
-                    billed=amounts.written(amounts.total(part[0], part[1])),
-                    effective=amounts.written(amounts.total(part[2], part[3])),
-                )
-        idle = own[:, unused]
-        return BillTotals(
-            key=key,
-            issuer=issuer,
-            account=account,
-            period_start=_EPOCH + timedelta(microseconds=int(opens)),
-            period_end=_EPOCH + timedelta(microseconds=int(closes)),
-            currency=currency,
-            charges=len(mine),
-            billed=amounts.total(own[0], own[1]),
-            effective=amounts.total(own[2], own[3]),
-            unused=amounts.total(idle[2], idle[3]),
-            by_category=by_category,
-        )
-
-    def _write(
-        self,
-        digests: "npt.NDArray[np.uint64]",
-        keys: "npt.NDArray[np.int32]",
-        names: list[str],
-        shared: "npt.NDArray[np.int64]",
-        keep: "npt.NDArray[np.bool_]",
-    ) -> Path:
-        """The draft with ids, keys and final micros. Raises StorageFull through whoever stores it."""
-        target = self._folder / "charges.parquet"
-        schema = normal.schema(tuple(self.extra))
-        values, at = pa.array(names, pa.string()), 0
-        with (
-            pq.ParquetFile(self._folder / "draft.parquet") as drafts,
-            pq.ParquetWriter(target, schema, compression="zstd") as writer,
-        ):
-            for batch in drafts.iter_batches(131_072):
-                here = slice(at, at + batch.num_rows)
-                at += batch.num_rows
-                self._progress("writing charges", at, len(keys))
-                found = {name: batch.column(name) for name in batch.schema.names}
-                found["id"] = _ids(digests[here], self._repeats[here])
-                found["key"] = pa.DictionaryArray.from_arrays(keys[here], values)
-                found["billed"], found["effective"] = pa.array(shared[0, here]), pa.array(shared[1, here])
-                whole = pa.RecordBatch.from_arrays([found[f.name].cast(f.type) for f in schema], schema=schema)
-                writer.write_batch(whole.filter(pa.array(keep[here])))
-        return target
-
-
-def _ids(digests: "npt.NDArray[np.uint64]", repeats: "npt.NDArray[np.int64]") -> Any:
-    """A charge's id is the digest of its row, so that it is the same in every delivery; copies are numbered."""
-    text = digests.astype(">u8").tobytes().hex()
-    plain = [text[n : n + 32] for n in range(0, len(text), 32)]
-    for row in np.flatnonzero(repeats):
-        plain[row] += f"-{int(repeats[row]) + 1}"
-    return pa.array(plain, pa.string())
-
-
-__all__ = ["BillTotals", "Copies", "Read", "check", "read", "workplace"]

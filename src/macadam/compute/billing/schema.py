@@ -18,7 +18,8 @@ deliveries = sa.Table(
     sa.Index("ix_billing_deliveries_content", "content"),
 )
 
-# One row for each issuer, account, billing period and currency of a delivery. replaced_by: the delivery that says it anew.
+# One row for each issuer, account, billing period and currency of a delivery. replaced_by: the delivery that says it anew;
+# withdrawn: when somebody said that it was imported by mistake. A bill that is neither is current, and only such are counted.
 bills = sa.Table(
     "billing_bills",
     metadata,
@@ -29,6 +30,8 @@ bills = sa.Table(
     sa.Column("period_start", Instant, nullable=False),
     sa.Column("currency", sa.String(3), nullable=False),
     sa.Column("replaced_by", sa.String(36)),
+    sa.Column("withdrawn", Instant),
+    sa.Column("withdrawn_because", sa.Text),
     sa.Column("at", Instant, nullable=False),
     sa.Column("document", Json, nullable=False),
     sa.Index("ix_billing_bills_issuer_account_period_start", "issuer", "account", "period_start"),

@@ -1,8 +1,8 @@
-"""Bills and prices: import, list, and what is charged to whom."""
+"""Bills: import, withdraw, list, and what is charged to whom."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.access.service import PLATFORM
-from macadam.compute.billing import amounts, budgets, deliveries, store
-from macadam.compute.billing.deliveries import BillTotals, Read
-from macadam.compute.billing.schema import exchange_rates, mappings, price_lists
+from macadam.compute.billing import amounts, budgets, deliveries, incoming, store
+from macadam.compute.billing.deliveries import Read
+from macadam.compute.billing.rows import BillTotals
+from macadam.compute.billing.schema import mappings
 from macadam.compute.billing.types import (
     Bill,
     BillPage,
@@ -20,24 +21,18 @@ from macadam.compute.billing.types import (
     CheckBill,
     CheckReport,
     Delivery,
-    ExchangeRate,
     ImportBill,
-    ImportPrices,
-    ImportRates,
     ListBills,
     ListCharges,
-    ListPrices,
-    ListRates,
     ListUnattributed,
     MapCharges,
     Mapping,
     Note,
-    OfferedPrice,
-    PriceList,
     ShowBill,
     ShowMapping,
+    WithdrawBill,
+    Withdrawn,
 )
-from macadam.compute.catalogue import gpus, prices
 from macadam.errors import Conflict, IntegrityError, InvalidInput
 from macadam.lazy import lazy
 from macadam.operations import Context, Transaction, operation
@@ -71,18 +66,26 @@ class _Prepared:
     spent: dict[str, store.Spent]
 
 
-def _prepare(context: Context, request: ImportBill) -> _Prepared | str:
-    """The digest of the files if they were taken before. Raises ChecksFailed, SourceInvalid, InvalidInput, TooLarge,
-    StorageFull.
-    """
+@dataclass(frozen=True, kw_only=True)
+class _Again:
+    """Files that were taken before. spent: by key, of those of their bills that do not count and may again."""
+
+    files: str
+    mapping: int
+    projects: frozenset[str]
+    spent: dict[str, store.Spent]
+
+
+def _prepare(context: Context, request: ImportBill) -> _Prepared | _Again:
+    """Raises ChecksFailed, SourceInvalid, InvalidInput, TooLarge, StorageFull."""
     objects = context.ports.objects
     with context.read() as sql:
         rules, known = store.mapping(sql), store.projects(sql)
     home = context.ports.settings.home
-    with deliveries.workplace(home) as folder:
+    with incoming.workplace(home) as folder:
         read = deliveries.read(request, home, folder, context.call.now, context.progress, lambda f: _taken(context, f))
         if isinstance(read, str):
-            return read
+            return _again(context, read, rules, known)
         charges = objects.put_file(read.charges)
         for number, (name, path) in enumerate(read.copies.items()):
             context.progress(f"keeping {name}", number, len(read.copies))
@@ -94,6 +97,15 @@ def _prepare(context: Context, request: ImportBill) -> _Prepared | str:
     return _Prepared(read=read, charges=charges, mapping=rules.version, projects=known, spent=spent)
 
 
+def _again(context: Context, files: str, rules: Mapping, projects: frozenset[str]) -> _Again:
+    with context.read() as sql:
+        delivery = store.known(sql, files)
+        out = store.restorable(sql, delivery) if delivery else []
+    objects = context.ports.objects
+    spent = {one.key: store.spent(rules, projects, store.table(objects, one, store.OWNED)) for one in out}
+    return _Again(files=files, mapping=rules.version, projects=projects, spent=spent)
+
+
 def _taken(context: Context, files: str) -> bool:
     with context.read() as sql:
         return store.known(sql, files) is not None
@@ -101,21 +113,61 @@ def _taken(context: Context, files: str) -> bool:
 
 @operation(ImportBill, permission="bills:import", http=f"POST {_BILLS}", cli="cost import", resource=PLATFORM,
            prepare=_prepare)  # fmt: skip
-def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared | str) -> Delivery:
-    """One delivery, one transaction, one leaf. What was taken before is taken again without any change."""
-    files, content = (prepared, "") if isinstance(prepared, str) else (prepared.read.files, prepared.read.content)
+def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared | _Again) -> Delivery:
+    """One delivery, one transaction, one leaf. What was taken before is taken again without any change, but that of its
+    bills those count again that were withdrawn, or whose replacement was, as long as nothing else says them.
+    """
+    if isinstance(prepared, _Again):
+        files, content = prepared.files, ""
+    else:
+        files, content = prepared.read.files, prepared.read.content
     known = store.known(tx.sql, files, content)
+    if (prepared.mapping, prepared.projects) != (store.mapping(tx.sql).version, store.projects(tx.sql)):
+        raise Conflict("Whose charges are was changed while the bill was read.", next_step="Import it again.")
     if known is not None:
-        tx.record(f"delivery:{known.id}", repeated=1, files=files, content=known.content)
-        return known
-    if isinstance(prepared, str):
+        return _repeat(tx, known, files, prepared.spent)
+    if isinstance(prepared, _Again):
         raise IntegrityError(
             f"The delivery {files} was there, and is not.", next_step="Look at who can write to the database."
         )
-    read = prepared.read
-    if (prepared.mapping, prepared.projects) != (store.mapping(tx.sql).version, store.projects(tx.sql)):
-        raise Conflict("Whose charges are was changed while the bill was read.", next_step="Import it again.")
-    delivery_id = uuid7()
+    delivery = _delivery(tx, prepared)
+    store.keep(tx.sql, delivery, prepared.charges)
+    for bill in delivery.bills:
+        store.keep_spent(tx.sql, bill, prepared.spent[store.key_of(bill)])
+    _record(tx, delivery, prepared, request)
+    _alert(tx, prepared.spent.values())
+    return delivery
+
+
+def _repeat(tx: Transaction, known: Delivery, files: str, spent: dict[str, store.Spent]) -> Delivery:
+    back = store.restorable(tx.sql, known)
+    for one in back:
+        if one.key not in spent:
+            raise Conflict("Bills were withdrawn while this one was read.", next_step="Import it again.")
+        store.restore(tx.sql, one.bill)
+        store.keep_spent(tx.sql, one.bill, spent[one.key])
+    ids = tuple(one.bill.id for one in back)
+    tx.record(
+        f"delivery:{known.id}",
+        uses=[f"bill:{bill}" for bill in ids[:_ORIGINALS]],
+        repeated=1,
+        files=files,
+        content=known.content,
+        restored=len(ids) or None,
+    )
+    _alert(tx, [spent[one.key] for one in back])
+    found = store.known(tx.sql, known.files)
+    return msgspec.structs.replace(found or known, restored=ids)
+
+
+def _alert(tx: Transaction, several: Iterable[store.Spent]) -> None:
+    for project in sorted({project for spent in several for project, _ in spent if project}):
+        budgets.raise_alerts(tx, project)
+
+
+def _delivery(tx: Transaction, prepared: _Prepared) -> Delivery:
+    """With what it replaces, and what stands beside it in other currencies. Raises Conflict."""
+    read, delivery_id = prepared.read, uuid7()
     delivery = Delivery(
         id=delivery_id,
         version=read.version,
@@ -132,18 +184,20 @@ def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared | str)
         by=tx.actor.id,
     )
     older = store.to_replace(tx.sql, delivery)
+    notes = list(delivery.notes)
     if older:
         what = (
             f"this replaces {len(older)} bills of earlier deliveries: files of one delivery are imported as one folder"
         )
-        delivery = msgspec.structs.replace(delivery, notes=(*delivery.notes, Note(what=what)), replaced=tuple(older))
-    store.keep(tx.sql, delivery, prepared.charges)
-    for bill in delivery.bills:
-        store.keep_spent(tx.sql, bill, prepared.spent[store.key_of(bill)])
-    _record(tx, delivery, prepared, request)
-    for project in sorted({project for spent in prepared.spent.values() for project, _ in spent if project}):
-        budgets.raise_alerts(tx, project)
-    return delivery
+        notes.append(Note(what=what))
+    beside = [bill for bill in store.other_currencies(tx.sql, delivery.bills) if bill.id not in older]
+    if beside:
+        what = (
+            f"{len(beside)} bills of the same account and time in {', '.join(sorted({b.currency for b in beside}))} stay "
+            f"beside this; if one was a mistake: macadam cost withdraw {beside[0].id}"
+        )
+        notes.append(Note(what=what))
+    return msgspec.structs.replace(delivery, notes=tuple(notes), replaced=older)
 
 
 def _record(tx: Transaction, delivery: Delivery, prepared: _Prepared, request: ImportBill) -> None:
@@ -197,7 +251,7 @@ def _bill(totals: BillTotals, delivery: str, at: datetime) -> Bill:
 
 def _check(context: Context, request: CheckBill) -> CheckReport:
     home = context.ports.settings.home
-    with deliveries.workplace(home) as folder:
+    with incoming.workplace(home) as folder:
         return deliveries.check(request, home, folder, context.call.now, context.progress)
 
 
@@ -206,6 +260,42 @@ def _check(context: Context, request: CheckBill) -> CheckReport:
 def check_bill(_tx: Transaction, _request: CheckBill, report: CheckReport) -> CheckReport:
     """What is refused is in the answer, not an error."""
     return report
+
+
+@operation(WithdrawBill, permission="bills:withdraw", http=f"POST {_BILLS}/{{bill}}/withdraw", cli="cost withdraw",
+           resource=PLATFORM)  # fmt: skip
+def withdraw_bill(tx: Transaction, request: WithdrawBill) -> Withdrawn:
+    """Raises NotFound, Conflict for a bill that does not count anyway."""
+    one = store.find(tx.sql, request.bill)
+    bill = one.bill
+    if bill.withdrawn is not None:
+        raise Conflict(
+            f"Bill {bill.id} was withdrawn at {bill.withdrawn.isoformat()}: {bill.why}.",
+            next_step="Import its files again if it should count.",
+        )
+    if bill.replaced_by:
+        raise Conflict(
+            f"Bill {bill.id} does not count: the delivery {bill.replaced_by} says it anew.",
+            next_step="Withdraw the bill that counts: macadam cost bills.",
+        )
+    projects = store.charged(tx.sql, bill.id)
+    uncovered = store.withdraw(tx.sql, bill, tx.now, request.reason)
+    tx.record(
+        f"bill:{bill.id}",
+        uses=[f"delivery:{bill.delivery}"],
+        withdrawn=1,
+        reason=request.reason,
+        issuer=bill.issuer,
+        account=bill.account,
+        period_start=bill.period_start,
+        currency=bill.currency,
+        billed=bill.billed,
+        effective=bill.effective,
+        uncovered=list(uncovered[:_ORIGINALS]),
+    )
+    cleared = sum(budgets.reconsider(tx, project) for project in projects)
+    found = store.find(tx.sql, bill.id).bill
+    return Withdrawn(bill=found, uncovered=uncovered, projects=projects, cleared=cleared)
 
 
 @operation(ListBills, permission="bills:read", http=f"GET {_BILLS}", cli="cost bills", resource=PLATFORM)
@@ -333,94 +423,3 @@ def map_charges(tx: Transaction, _request: MapCharges, found: _Remapped) -> Mapp
 )
 def show_mapping(tx: Transaction, _request: ShowMapping) -> Mapping:
     return store.mapping(tx.sql)
-
-
-# --- Prices and exchange rates
-
-
-@operation(ListPrices, permission="prices:read", http="GET /api/v1/projects/{project}/prices", cli="cost prices")
-def list_prices(tx: Transaction, request: ListPrices) -> tuple[OfferedPrice, ...]:
-    """Raises NotFound for a GPU that is not known."""
-    found = prices.offers(
-        request.gpu,
-        request.at or tx.now.date(),
-        provider=request.provider,
-        region=request.region,
-        kind=request.kind,
-        own=store.own_prices(tx.sql),
-    )
-    return tuple(
-        OfferedPrice(**msgspec.structs.asdict(offer.price), age=offer.age, stale=offer.stale)
-        for offer in found[: request.limit]
-    )
-
-
-@operation(
-    ImportPrices, permission="prices:import", http="POST /api/v1/prices", cli="cost add-prices", resource=PLATFORM
-)
-def import_prices(tx: Transaction, request: ImportPrices) -> PriceList:
-    """Raises NotFound for a GPU that is not known, InvalidInput for one offer twice or a day that is not there yet."""
-    new = tuple(msgspec.structs.replace(price, gpu=gpus.find(price.gpu).name) for price in request.prices)
-    late = [price for price in new if price.dated > tx.now.date()]
-    if late:
-        raise InvalidInput(
-            f"{late[0].instance} is priced on {late[0].dated}.", next_step="Date prices of today or before."
-        )
-    offered = [(price.offer, price.dated) for price in new]
-    if len(set(offered)) < len(offered):
-        twin = next(price for price in new if offered.count((price.offer, price.dated)) > 1)
-        raise InvalidInput(f"{twin.instance} of {twin.provider} has two prices on {twin.dated}.", next_step="Keep one.")
-    document = msgspec.to_builtins(new)
-    digest = digest_of(msgspec.json.encode(document, order="sorted"))
-    known = tx.sql.execute(sa.select(price_lists).where(price_lists.c.digest == digest)).first()
-    if known is not None:
-        return PriceList(version=known.version, digest=digest, prices=len(new), at=known.at, repeated=True)
-    version = (tx.sql.execute(sa.select(sa.func.max(price_lists.c.version))).scalar() or 0) + 1
-    row = {"version": version, "digest": digest, "at": tx.now, "document": document}
-    tx.sql.execute(sa.insert(price_lists).values(row))
-    tx.record(f"prices:own@{version}", digest=digest, prices=len(new))
-    return PriceList(version=version, digest=digest, prices=len(new), at=tx.now)
-
-
-@operation(
-    ImportRates, permission="rates:import", http="POST /api/v1/exchange-rates", cli="cost add-rates", resource=PLATFORM
-)
-def import_rates(tx: Transaction, request: ImportRates) -> tuple[ExchangeRate, ...]:
-    """Raises Conflict if a day's rate is known and another one, InvalidInput for a rate of nothing."""
-    for rate in request.rates:
-        if Decimal(rate.rate) <= 0 or rate.base == rate.quote:
-            raise InvalidInput(f"One {rate.base} is not worth {rate.rate} {rate.quote}.", next_step="Correct the rate.")
-        same = sa.and_(
-            exchange_rates.c.base == rate.base,
-            exchange_rates.c.quote == rate.quote,
-            exchange_rates.c.day == rate.day.isoformat(),
-        )
-        known = tx.sql.execute(sa.select(exchange_rates.c.rate).where(same)).scalar()
-        if known is not None and Decimal(known) != Decimal(rate.rate):
-            raise Conflict(
-                f"On {rate.day} one {rate.base} was worth {known} {rate.quote}, not {rate.rate}.",
-                next_step="Budgets were reckoned with it: give a correction the date on which it holds.",
-            )
-        if known is None:
-            row = msgspec.structs.asdict(rate) | {"day": rate.day.isoformat(), "at": tx.now}
-            tx.sql.execute(sa.insert(exchange_rates).values(row))
-    digest = digest_of(msgspec.json.encode(request.rates, order="sorted"))
-    days = sorted({rate.day.isoformat() for rate in request.rates})
-    tx.record("rates:exchange", digest=digest, rates=len(request.rates), first=days[0], last=days[-1])
-    return request.rates
-
-
-@operation(ListRates, permission="prices:read", http="GET /api/v1/projects/{project}/exchange-rates", cli="cost rates")
-def list_rates(tx: Transaction, request: ListRates) -> tuple[ExchangeRate, ...]:
-    c = exchange_rates.c
-    asked = (
-        sa.select(c.base, c.quote, c.day, c.rate, c.source).order_by(c.day.desc(), c.base, c.quote).limit(request.limit)
-    )
-    if request.base:
-        asked = asked.where(c.base == request.base)
-    if request.quote:
-        asked = asked.where(c.quote == request.quote)
-    return tuple(
-        ExchangeRate(base=row.base, quote=row.quote, day=date.fromisoformat(row.day), rate=row.rate, source=row.source)
-        for row in tx.sql.execute(asked)
-    )

@@ -43,6 +43,7 @@ COLUMNS = (
     "id", "key", "start", "end", "billed", "effective", "category", "pricing", "commitment", "capacity", "provider", "region",
     "resource", "node", "sku", "model", "gpus", "quantity", "unit", "sub_account", "tags",
 )  # fmt: skip
+_CURRENT = (bill_table.c.replaced_by.is_(None), bill_table.c.withdrawn.is_(None))
 OWNED = ("start", "end", "effective", "sub_account", "resource", "tags")
 """What `spent` looks at."""
 
@@ -68,19 +69,21 @@ def key_of(bill: Bill) -> str:
 
 
 def stored(sql: sa.Connection, *, everything: bool = False, limit: int = 0, bill: str = "") -> list[Stored]:
-    """Bills, the newest period first; those that are replaced only if `everything` or one is asked for by id."""
+    """Bills, the newest period first; those that do not count only if `everything` or one is asked for by id."""
+    b = bill_table.c
     asked = (
-        sa.select(bill_table.c.document, bill_table.c.replaced_by, delivery_table.c.charges)
+        sa.select(b.document, b.replaced_by, b.withdrawn, b.withdrawn_because, delivery_table.c.charges)
         .join(delivery_table, delivery_table.c.id == bill_table.c.delivery)
         .order_by(bill_table.c.period_start.desc(), bill_table.c.at.desc(), bill_table.c.id)
     )
     if bill:
         asked = asked.where(bill_table.c.id == bill)
     elif not everything:
-        asked = asked.where(bill_table.c.replaced_by.is_(None))
+        asked = asked.where(*_CURRENT)
     found = []
     for row in sql.execute(asked.limit(limit) if limit else asked):
-        read = msgspec.structs.replace(msgspec.convert(row.document, Bill), replaced_by=row.replaced_by or "")
+        state = {"replaced_by": row.replaced_by or "", "withdrawn": row.withdrawn, "why": row.withdrawn_because or ""}
+        read = msgspec.structs.replace(msgspec.convert(row.document, Bill), **state)
         found.append(Stored(bill=read, key=key_of(read), object=row.charges))
     return found
 
@@ -106,21 +109,12 @@ def known(sql: sa.Connection, files: str, content: str = "") -> Delivery | None:
 
 
 def to_replace(sql: sa.Connection, delivery: Delivery) -> tuple[str, ...]:
-    """The ids of current bills that the delivery says anew: of the same issuer and account, in any currency, whose period
-    begins with that of a new one or lies within it. Raises Conflict for one that overlaps it in part: both would count.
+    """The ids of current bills that the delivery says anew: of the same issuer, account and currency, whose period begins
+    with that of a new one or lies within it. Raises Conflict for one that overlaps it in part: both would count.
     """
     found: dict[str, None] = {}
     for bill in delivery.bills:
-        same = sa.and_(
-            bill_table.c.issuer == bill.issuer,
-            bill_table.c.account == bill.account,
-            bill_table.c.period_start < bill.period_end,
-            bill_table.c.replaced_by.is_(None),
-        )
-        for row in sql.execute(sa.select(bill_table.c.id, bill_table.c.document).where(same)):
-            old = msgspec.convert(row.document, Bill)
-            if old.period_end <= bill.period_start:
-                continue
+        for old in _overlapping(sql, bill):
             within = bill.period_start <= old.period_start and old.period_end <= bill.period_end
             if not within and old.period_start != bill.period_start:
                 raise Conflict(
@@ -128,8 +122,59 @@ def to_replace(sql: sa.Connection, delivery: Delivery) -> tuple[str, ...]:
                     f"from {old.period_start} to {old.period_end}: what is in both would count twice.",
                     next_step="Give the billing period as before (in UTC), or deliver one that holds all of the older one.",
                 )
-            found[row.id] = None
+            found[old.id] = None
     return tuple(found)
+
+
+def other_currencies(sql: sa.Connection, bills: Iterable[Bill]) -> tuple[Bill, ...]:
+    """Current bills of the same issuer, account and time in other currencies: they stay, and somebody should know."""
+    mine = {bill.id for bill in bills}
+    found = {old.id: old for bill in bills for old in _overlapping(sql, bill, same_currency=False)}
+    return tuple(old for key, old in found.items() if key not in mine)
+
+
+def _overlapping(sql: sa.Connection, bill: Bill, *, same_currency: bool = True) -> list[Bill]:
+    """Current bills of the same issuer and account whose periods share time with this one's."""
+    c = bill_table.c
+    same = (c.issuer == bill.issuer, c.account == bill.account, c.period_start < bill.period_end)
+    currency = c.currency == bill.currency if same_currency else c.currency != bill.currency
+    rows = sql.execute(sa.select(c.document).where(*same, currency, *_CURRENT)).scalars()
+    found = [msgspec.convert(cast("object", document), Bill) for document in rows]
+    return [old for old in found if old.period_end > bill.period_start]
+
+
+def restorable(sql: sa.Connection, delivery: Delivery) -> list[Stored]:
+    """Bills of a delivery that do not count now and may again: nothing that counts speaks of their account, currency and
+    time. A bill that a later delivery says anew is none of them, unless what said it anew was withdrawn.
+    """
+    ids = {bill.id for bill in delivery.bills}
+    mine = [one for one in stored(sql, everything=True) if one.bill.id in ids]
+    out = [one for one in mine if one.bill.replaced_by or one.bill.withdrawn]
+    return [one for one in out if not _overlapping(sql, one.bill)]
+
+
+def restore(sql: sa.Connection, bill: Bill) -> None:
+    """Lets a bill count again; what it charges to whom is kept apart, with `keep_spent`."""
+    changed = sa.update(bill_table).where(bill_table.c.id == bill.id)
+    sql.execute(changed.values(replaced_by=None, withdrawn=None, withdrawn_because=None))
+
+
+def withdraw(sql: sa.Connection, bill: Bill, at: datetime, why: str) -> tuple[str, ...]:
+    """Lets a bill count no more, and returns the ids of those that its delivery had replaced and that nothing says now."""
+    changed = sa.update(bill_table).where(bill_table.c.id == bill.id)
+    sql.execute(changed.values(withdrawn=at, withdrawn_because=why))
+    sql.execute(sa.delete(spend).where(spend.c.bill == bill.id))
+    c = bill_table.c
+    same = (c.replaced_by == bill.delivery, c.issuer == bill.issuer, c.account == bill.account)
+    rows = sql.execute(sa.select(c.document).where(*same, c.currency == bill.currency)).scalars()
+    older = [msgspec.convert(cast("object", document), Bill) for document in rows]
+    return tuple(old.id for old in older if not _overlapping(sql, old))
+
+
+def charged(sql: sa.Connection, bill: str) -> tuple[str, ...]:
+    """The projects to which a bill charges anything."""
+    asked = sa.select(spend.c.project).where(spend.c.bill == bill, spend.c.project != "").distinct()
+    return tuple(sorted(sql.execute(asked).scalars()))
 
 
 def keep(sql: sa.Connection, delivery: Delivery, charges: str) -> None:

@@ -88,7 +88,7 @@ class Total(Value, frozen=True, kw_only=True):
 class Bill(Value, frozen=True, kw_only=True):
     """The charges of one issuer to one account in one billing period and currency. billed, effective: exact sums, decimal
     text. unused: of the effective cost, what was paid in advance and not used. replaced_by: the delivery that says this
-    bill anew, '' if it is current.
+    bill anew, '' if none does. withdrawn: when it was said to be a mistake, and why. Only what is neither is counted.
     """
 
     id: str
@@ -105,6 +105,8 @@ class Bill(Value, frozen=True, kw_only=True):
     charges: int
     unused: str
     replaced_by: str = ""
+    withdrawn: datetime | None = None
+    why: str = ""
 
     @property
     def billed_micros(self) -> int:
@@ -119,7 +121,8 @@ class Bill(Value, frozen=True, kw_only=True):
 
 class Delivery(Value, frozen=True, kw_only=True):
     """What one import took. missing: columns that the version asks for and the files lack; unknown: further columns, kept
-    with the charges; originals: the files' digests by name. repeated: it had been taken before, and nothing changed.
+    with the charges; originals: the files' digests by name. replaced: the bills that it says anew. repeated: it had been
+    taken before, and nothing changed but that the bills in `restored` count again.
     """
 
     id: str
@@ -137,6 +140,19 @@ class Delivery(Value, frozen=True, kw_only=True):
     by: str
     replaced: tuple[str, ...] = ()
     repeated: bool = False
+    restored: tuple[str, ...] = ()
+
+
+class Withdrawn(Value, frozen=True, kw_only=True):
+    """A bill that no longer counts. uncovered: bills that its delivery had replaced and that nothing says now; importing
+    their files again brings them back, as it does with this one. projects: whose costs fell; cleared: alerts of budgets
+    that what is left does not call for any more.
+    """
+
+    bill: Bill
+    uncovered: tuple[str, ...]
+    projects: tuple[str, ...]
+    cleared: int
 
 
 class CheckReport(Value, frozen=True, kw_only=True):
@@ -240,7 +256,7 @@ class CheckBill(Request[CheckReport], frozen=True, kw_only=True):
 class ListBills(Request[tuple[Bill, ...]], frozen=True, kw_only=True):
     """List bills, newest period first.
 
-    all: also those that a later delivery replaced
+    all: also those that a later delivery replaced, or that were withdrawn
     """
 
     all: bool = False
@@ -251,6 +267,16 @@ class ShowBill(Request[BillPage], frozen=True, kw_only=True):
     """Show a bill, and what of it is charged to whom."""
 
     bill: Id
+
+
+class WithdrawBill(Request[Withdrawn], frozen=True, kw_only=True):
+    """Withdraw a bill that was imported by mistake: its charges leave every total, its files stay as evidence.
+
+    reason: why, for the ledger
+    """
+
+    bill: Id
+    reason: Annotated[str, msgspec.Meta(min_length=3, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 
 
 class ListCharges(Request[ChargePage], frozen=True, kw_only=True):

@@ -8,12 +8,16 @@ import msgspec
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """instance: the provider's name of the type. gpu: the catalogue's name; gpus: how many it has."""
+    """instance: the provider's name of the type. gpu: the catalogue's name; gpus: how many it has. vcpus, memory (GiB): of
+    types whose cores and memory are priced apart, as Google Cloud does; 0 where nobody needs to know.
+    """
 
     instance: str
     gpu: str
     gpus: float
     source: str
+    vcpus: int = 0
+    memory: float = 0
 
 
 _FRACTION = re.compile(r"standard_nv(6|12|18)ad[ms]*_a10_v5")
@@ -60,6 +64,11 @@ def find(instance: str) -> Machine | None:
         gpu, count = match["gpu"] or match["plain"], match["count"] or match["times"]
         return Machine(instance=instance, gpu=_COREWEAVES[gpu], gpus=int(count), source=source)
     return None
+
+
+def sized() -> list[Machine]:
+    """The types whose cores and memory are known."""
+    return [machine for machine in _known().values() if machine.vcpus and machine.memory]
 
 
 @cache

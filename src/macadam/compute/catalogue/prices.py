@@ -20,12 +20,15 @@ Kind = Literal["on-demand", "spot", "committed-1y", "committed-3y", "owned"]
 Text = Annotated[str, msgspec.Meta(max_length=200)]
 
 STALE = 90
-"""Days after which a price is said to be old: providers change list prices a few times a year, spot prices daily."""
+"""Days after which a price is said to be old: providers change list prices a few times a year."""
+STALE_SPOT = 14
+"""The same of a spot price, which moves with supply and demand: AWS keeps 90 days of its changes, Azure three months."""
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
     """One offer. per_gpu_hour: of one GPU of the machine. gpu: the catalogue's name. gpus: how many the machine has, which is
-    the least that can be rented. dated: the day on which the source said so.
+    the least that can be rented. zone: where a price is of one zone of the region, as AWS's spot prices are; '' for all of it.
+    dated: the day on which the source said so.
     """
 
     provider: Text
@@ -37,6 +40,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     per_gpu_hour: Money
     dated: date
     source: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+    zone: Text = ""
 
     def __post_init__(self) -> None:
         if self.per_gpu_hour.micros < 0:
@@ -46,9 +50,9 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     @property
-    def offer(self) -> tuple[str, str, str, str, str]:
+    def offer(self) -> tuple[str, str, str, str, str, str]:
         """What is offered, without for how much and when."""
-        return (self.provider, self.region, self.instance, self.gpu, self.kind)
+        return (self.provider, self.region, self.instance, self.gpu, self.kind, self.zone)
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,10 +107,10 @@ def cheapest(gpu: str, at: date, *, kind: str = "on-demand", currency: str = "US
             return offer
     raise NotFound(
         f"No {kind} price of {gpu} in {currency} is known on {at}.",
-        next_step="Add one: macadam cost add-prices --prices @FILE.",
+        next_step="Add one: macadam cost prices import FILE --from csv.",
     )
 
 
 def _offer(price: Price, at: date | None) -> Offer:
     age = 0 if at is None else (at - price.dated).days
-    return Offer(price=price, age=age, stale=age > STALE)
+    return Offer(price=price, age=age, stale=age > (STALE_SPOT if price.kind == "spot" else STALE))

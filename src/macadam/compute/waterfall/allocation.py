@@ -196,7 +196,7 @@ def changed(sql: sa.Connection, made: Allocation) -> str:
         return "the rules by which charges are projects'"
     standing = {one.bill.id: one.bill for one in billing.stored(sql)}
     if not set(made.bills) <= set(standing):
-        return "bills that it was made from: later deliveries say them anew"
+        return "bills that it was made from: later deliveries say them anew, or they were withdrawn"
     month, start, end = month_of(made.month, made.at)
     later = billing.charging(sql, start.date(), end.date()) & {one.id for one in standing.values() if one.at >= made.at}
     return f"the bills: more of {month} came" if later - set(made.bills) else ""
