@@ -1,14 +1,13 @@
 """How fast a contract is checked, with a reason for each row that fails: rows a second, and peak memory.
 
-    python benchmarks/contract_check.py [ROWS]      (default: 1,000,000 rows of 20 columns, 10 rules, 1% of rows bad)
+    python -m benchmarks.contract_check [ROWS]      (default: 1,000,000 rows of 20 columns, 10 rules, 1% of rows bad)
 
 Budget: 5 M rows/s in memory, 3 M rows/s from a Parquet file. Great Expectations and Pandera, which the budget
-compares with, are not dependencies of this project; they are not run here, and the output says so.
+compares with, are not dependencies of this project and are not run here.
 """
 
 import json
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks import report
+from benchmarks.report import Figure
 from macadam.data import checks, contracts, files
 from macadam.data.checks import CompiledTable
 
@@ -85,9 +86,10 @@ def seconds_of(work: Callable[[], object]) -> list[float]:
     return taken
 
 
-def say(what: str, rows: int, taken: list[float], budget: float) -> None:
-    best, middle = rows / min(taken) / 1e6, rows / statistics.median(taken) / 1e6
-    print(f"{what:<28} median {middle:5.2f} M rows/s, best {best:5.2f} (budget {budget:g}) in {RUNS} runs")
+def figure(what: str, rows: int, taken: list[float], budget: float) -> Figure:
+    best = rows / min(taken) / 1e6
+    rate = rows / report.median_of(taken) / 1e6
+    return Figure(name=what, value=rate, unit="M rows/s", at_least=budget, note=f"median of {RUNS}, best {best:.2f}")
 
 
 def from_parquet(compiled: CompiledTable, folder: Path) -> None:
@@ -95,26 +97,29 @@ def from_parquet(compiled: CompiledTable, folder: Path) -> None:
     compiled.run(batch.rows, text=batch.text)
 
 
-def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else ROWS
+def run(rows: int = ROWS) -> list[Figure]:
     table = data(rows)
     started = time.perf_counter()
     compiled = checks.compile_table(contracts.parse(json.dumps(CONTRACT)), "bench")
-    print(
-        f"{rows:,} rows x {table.num_columns} columns, {len(compiled.checks)} checks a row and a unique key; ", end=""
-    )
-    print(f"compiled in {time.perf_counter() - started:.2f} s")
+    compiling = time.perf_counter() - started
     outcome = compiled.run(table)
-    failed = {result.rule: result.failed for result in outcome.report.rules if result.failed}
-    print(f"{outcome.report.quarantined:,} rows refused: {failed}")
-    say("in memory", rows, seconds_of(lambda: compiled.run(table)), 5)
+    failed = ", ".join(f"{result.rule} {result.failed}" for result in outcome.report.rules if result.failed)
+    in_memory = seconds_of(lambda: compiled.run(table))
     with tempfile.TemporaryDirectory() as folder:
         pq.write_table(table, Path(folder) / "bench.parquet")
-        say("from a Parquet file, whole", rows, seconds_of(lambda: from_parquet(compiled, Path(folder))), 3)
+        from_file = seconds_of(lambda: from_parquet(compiled, Path(folder)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak memory of this process: {peak / 2**20:,.0f} MiB (the table itself: {table.nbytes / 2**20:,.0f} MiB)")
-    print("not run: Great Expectations, Pandera (they are not installed with this project)")
+    size = f"{rows:,} rows x {table.num_columns} columns, {table.nbytes / 2**20:,.0f} MiB"
+    return [
+        Figure(
+            name="compiled", value=compiling, unit="s", note=f"{len(compiled.checks)} checks a row and a unique key"
+        ),
+        Figure(name="rows refused", value=outcome.report.quarantined, unit="", note=failed),
+        figure("in memory", rows, in_memory, 5),
+        figure("from a Parquet file, whole", rows, from_file, 3),
+        Figure(name="memory, peak", value=peak / 2**20, unit="MiB", note=f"of the process; the table: {size}"),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    report.show("contract_check", run(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS), 0)
