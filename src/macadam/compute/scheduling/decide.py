@@ -61,7 +61,7 @@ def decide(
 
 def _shape(work: Work) -> tuple[object, ...]:
     """What decides, besides its rank, whether work can start: those of one shape find the same limits and places."""
-    asks = work.gpus, work.milli, work.models, work.nodes, work.cpu_milli, work.memory
+    asks = work.gpus, work.milli, work.models, work.nodes, work.cpu_milli, work.memory, work.markets
     reserves = (work.time_limit, work.attained) if work.time_limit else ()
     return work.tenant, *asks, work.priority, work.micros_per_gpu_hour, *reserves
 
@@ -82,7 +82,8 @@ class _Round:
         self.ranks: dict[str, float] = {}  # of what runs
         self.last: tuple[int, list[Running]] = -1, []
         self.stuck: dict[tuple[object, ...], tuple[int, float, Wait | None]] = {}
-        self.kinds: dict[tuple[str, ...], int] = {}  # thousandths of GPUs of those models
+        # Thousandths of GPUs of those models that were bought there.
+        self.kinds: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
         self.ahead = 0  # jobs that wait although no limit keeps them
         self.blocked: tuple[Work, float, int] | None = (
             None  # the first that does not fit, when it can start, what is spare then
@@ -356,11 +357,13 @@ class _Round:
             self.blocked = self._shadow(work)
 
     def _no_room(self, work: Work, ahead: int) -> Wait:
-        if work.models not in self.kinds:
-            fitting = [node.gpus for node in self.state.nodes if not work.models or node.model in work.models]
-            self.kinds[work.models] = sum(fitting) * WHOLE
+        kind = work.models, work.markets
+        if kind not in self.kinds:
+            fitting = [node for node in self.state.nodes if not work.models or node.model in work.models]
+            bought = [node.gpus for node in fitting if not work.markets or node.market in work.markets]
+            self.kinds[kind] = sum(bought) * WHOLE
         free, need = self.places.free(), work.demand
-        if self.kinds[work.models] < need:
+        if self.kinds[kind] < need:
             words = f"The cluster has no {need / WHOLE:g} GPUs of the kind it accepts."
             return Wait(reason="impossible", words=words, ahead=ahead, needs=need)
         if free < need:

@@ -17,12 +17,13 @@ class FirstFit:
         return self._free
 
     def place(self, work: Work) -> Placement | None:
-        fitting = [m for m in self._nodes.values() if not work.models or m.node.model in work.models]
-        slots = self._share(work, fitting) if work.milli else self._gang(work, fitting)
-        if slots is None:
-            return None
-        self.take(work, slots)
-        return slots
+        for markets in work.tries:
+            fitting = [machine for machine in self._nodes.values() if _will_do(machine.node, work, markets)]
+            slots = self._share(work, fitting) if work.milli else self._gang(work, fitting)
+            if slots is not None:
+                self.take(work, slots)
+                return slots
+        return None
 
     def take(self, work: Work, placement: Placement) -> None:
         for slot in placement:
@@ -58,6 +59,10 @@ class FirstFit:
             if not missing:
                 return tuple(slots)
         return None
+
+
+def _will_do(node: Node, work: Work, markets: tuple[str, ...]) -> bool:
+    return (not work.models or node.model in work.models) and (not markets or node.market in markets)
 
 
 class _Machine:

@@ -6,6 +6,8 @@ Translates between the queue's jobs (a gang's whole need, memory in bytes, 0 = n
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
+import msgspec
+
 from macadam.compute.scheduling.cluster import Assignment, Cluster, Demand, Machine, Part
 from macadam.compute.scheduling.fragmentation import Typical, typical
 from macadam.compute.scheduling.placement import Placer, Policy
@@ -14,6 +16,7 @@ from macadam.errors import InvalidInput
 
 _Book: TypeAlias = Callable[[Demand, Assignment], None]
 _MIB = 2**20
+_BETWEEN = "\0"  # in no model's name
 _UNLIMITED = 2**40  # more thousandths of cores or MiB than any machine has, and exact in 64 bits
 
 
@@ -33,14 +36,25 @@ class Packed:
     """The free GPUs of some nodes, as `Places` asks for them."""
 
     def __init__(self, nodes: Sequence[Node], policy: Policy) -> None:
-        self._cluster = Cluster([_machine(node) for node in nodes])
-        self._policy = policy
-        self._placer = Placer(self._cluster, policy)
+        self._kinds = {(node.model, node.market) for node in nodes} if any(node.market for node in nodes) else None
+        self._cluster = Cluster([_machine(node, told_apart=self._kinds is not None) for node in nodes])
+        self._policy = policy if self._kinds is None else _told_apart(policy, self._kinds)
+        self._placer = Placer(self._cluster, self._policy)
 
     def free(self) -> int:
         return self._cluster.free_milli()
 
     def place(self, work: Work) -> Placement | None:
+        if self._kinds is None:
+            return None if any(work.markets) else self._place(work)
+        for markets in work.tries:
+            models = _kinds(work.models, markets, self._kinds)
+            placed = self._place(msgspec.structs.replace(work, models=models)) if models else None
+            if placed:
+                return placed
+        return None
+
+    def _place(self, work: Work) -> Placement | None:
         demand = _whole(work)
         found = self._placer.place(demand)
         parts = _slots(found.parts, demand) if isinstance(found, Assignment) else ()
@@ -122,12 +136,42 @@ def _slots(parts: Sequence[Part], demand: Demand) -> Placement:
     )
 
 
-def _machine(node: Node) -> Machine:
+def _kind(model: str, market: str) -> str:
+    """What the cluster takes for a model where machines of one model were bought in several markets."""
+    return f"{model}{_BETWEEN}{market}"
+
+
+def _kinds(models: Sequence[str], markets: Sequence[str], known: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Those of the known that will do; () = none, where models of () would be any."""
+    fitting = (
+        (model, market)
+        for model, market in known
+        if (not models or model in models) and (not markets or market in markets)
+    )
+    return tuple(sorted(_kind(*one) for one in fitting))
+
+
+def _told_apart(policy: Policy, known: set[tuple[str, str]]) -> Policy:
+    """With its typical work as the cluster names models; what may run nowhere here is typical of nothing."""
+    found = [
+        msgspec.structs.replace(
+            one, demand=msgspec.structs.replace(one.demand, models=_kinds(one.demand.models, (), known))
+        )
+        for one in policy.typical
+    ]
+    capability = {
+        _kind(model, market): policy.capability[model] for model, market in known if model in policy.capability
+    }
+    typical = tuple(one for one in found if one.demand.models)
+    return msgspec.structs.replace(policy, typical=typical, capability=capability)
+
+
+def _machine(node: Node, *, told_apart: bool) -> Machine:
     return Machine(
         name=node.name,
         cpu_milli=node.cpu_milli or _UNLIMITED,
         memory_mib=node.memory // _MIB or _UNLIMITED,
         gpus=node.gpus,
-        model=node.model,
+        model=_kind(node.model, node.market) if told_apart else node.model,
         rack=node.zone,
     )

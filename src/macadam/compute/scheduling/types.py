@@ -35,7 +35,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     last checkpoint plus the cost. attained: seconds it has run so far. preemptions: how often it was stopped. group: whose
     durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price. seconds: how
     long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it. due: when its tenant's own share would have started it (`promise.due_times`), infinity = not yet, None =
-    not known: then it counts as due at once under a quota, and after `Policy.ageing` without quotas.
+    not known: then it counts as due at once under a quota, and after `Policy.ageing` without quotas. markets: of `Node.market`, those that
+    will do, each tried alone in this order before all of them together, () = any.
     Raises InvalidInput for what cannot be, such as times that are no numbers.
     """
 
@@ -60,6 +61,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     micros_per_gpu_hour: int = 0
     seconds: float = 0
     due: float | None = None
+    markets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         whole, part = self.gpus > 0 and not self.milli, not self.gpus and 0 < self.milli < WHOLE
@@ -92,6 +94,12 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         """Thousandths of GPUs."""
         return self.gpus * WHOLE or self.milli
 
+    @property
+    def tries(self) -> tuple[tuple[str, ...], ...]:
+        """The markets to look at together, one try after the other."""
+        alone = tuple((market,) for market in self.markets) if len(self.markets) > 1 else ()
+        return (*alone, self.markets)
+
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a placement. devices: indexes of the node's GPUs, from 0. milli: thousandths of GPUs taken there in all: 1000 for
@@ -108,7 +116,7 @@ Placement = tuple[Slot, ...]
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """A machine, or a pool of like GPUs where topology does not matter. model: of its GPUs, '' = not known. cpu_milli, memory
-    (bytes): what jobs may use of it, 0 = not limited.
+    (bytes): what jobs may use of it, 0 = not limited. market: where it was bought (`markets`), '' = that is not told apart.
     """
 
     name: str
@@ -117,6 +125,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     cpu_milli: int = 0
     memory: int = 0
     zone: str = ""
+    market: str = ""
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):

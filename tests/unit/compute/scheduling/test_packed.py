@@ -1,6 +1,7 @@
 import pytest
 
 from macadam.compute.scheduling.decide import decide
+from macadam.compute.scheduling.first_fit import FirstFit
 from macadam.compute.scheduling.packed import packed, typical_work
 from macadam.compute.scheduling.placement import Policy
 from macadam.compute.scheduling.types import Node, Running, Slot, State, Work
@@ -69,3 +70,29 @@ def test_typical_work_comes_from_jobs_that_were_submitted():
     assert {(one.demand.gpus, one.demand.gpu_milli): one.weight for one in found} == {(1, 500): 0.5, (4, 1000): 0.5}
     places = packed(Policy(typical=found))(NODES)
     assert places.place(work(8, nodes=2, cpu_milli=8000))
+
+
+@pytest.mark.parametrize("places", [FirstFit, packed(Policy())])
+def test_work_goes_where_its_market_is_first_choice_first(places):
+    nodes = [
+        Node(name="a", gpus=2, model="h100", market="on-demand"),
+        Node(name="b", gpus=1, model="h100", market="spot/z"),
+        Node(name="c", gpus=4, model="l4", market="spot/z"),
+    ]
+    free = places(nodes)
+
+    def where(*markets, gpus=1, models=("h100",)):
+        work = Work(id="w", tenant="t", submitted=0, gpus=gpus, models=models, markets=markets)
+        found = free.place(work)
+        if found:
+            free.release(work, found)
+        return sorted(slot.node for slot in found or ())
+
+    assert where("spot/z", "on-demand") == ["b"]
+    assert where("on-demand", "spot/z") == ["a"]
+    assert where("on-demand", gpus=3) == []
+    assert where("spot/z", gpus=2) == []
+    assert where("spot/z", "on-demand", gpus=2) == ["a"], "one market is better than two"
+    assert where("spot/z", "on-demand", gpus=3) == ["a", "b"], "two are better than none"
+    assert where("spot/y") == []
+    assert where("spot/z", models=()) in (["b"], ["c"])
