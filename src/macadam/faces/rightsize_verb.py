@@ -10,15 +10,21 @@ from pathlib import Path
 from macadam import plots
 from macadam.compute.catalogue import llms, prices
 from macadam.compute.rightsizing import offers, report, traces
+from macadam.compute.rightsizing.holdout import Judged
 from macadam.compute.rightsizing.report import Choice, Report
-from macadam.compute.rightsizing.types import Efficiency, Engine, Slo
+from macadam.compute.rightsizing.types import Efficiency, Engine, Slo, Trace
 from macadam.errors import InvalidInput
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trace", metavar="FILE", required=True, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        required=True,
+        help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens; or JSON lines: an access log with usage, or Mooncake's",
+    )
     parser.add_argument("--model", metavar="SPEC", required=True, help="a known model's name, or its config.json")
     parser.add_argument(
         "--slo",
@@ -41,6 +47,18 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=int, default=2048, metavar="N", help="tokens of one iteration; 2048")
     parser.add_argument("--load", type=float, default=1.0, metavar="X", help="times the trace's own; 1.0")
     parser.add_argument(
+        "--prefix-hit",
+        type=float,
+        metavar="X",
+        help="part of each prompt that is cached, 0 to 1; from the trace if it has ids of blocks, else 0",
+    )
+    parser.add_argument(
+        "--holdout",
+        choices=("auto", "blocks", "later", "none"),
+        default="auto",
+        help="judge fleets on a part of the trace that they were not sized on: blocks of time in turn, or the later half",
+    )
+    parser.add_argument(
         "--no-sensitivity", action="store_true", help="leave out what a fifth more or less would change"
     )
     parser.add_argument("--plot", metavar="FILE.svg", help="draw what each kind of fleet costs")
@@ -59,13 +77,14 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     )
     with printing.progress(shown=not session.json) as progress, _solver_silenced():
         said = report.rightsize(
-            traces.faster(found.trace, options.load),
+            traces.faster(_known_before(found.trace, options), options.load),
             llms.read(options.model),
             _slo(options.slo, options.attainment),
             offered,
             engine=Engine(weights=options.weights, kv=options.kv, budget=options.chunk),
             efficiency=Efficiency(),
             tps=_counts(options.tp),
+            hold=options.holdout,
             with_sensitivity=not getattr(options, "no_sensitivity", False),
             progress=progress,
         )
@@ -77,6 +96,11 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     for text in _lines(said, found, options.model):
         session.say(text)
     return 0
+
+
+def _known_before(trace: Trace, options: argparse.Namespace) -> Trace:
+    """A share that is given goes before the trace's ids."""
+    return traces.cached(trace, options.prefix_hit) if hasattr(options, "prefix_hit") else trace
 
 
 @contextmanager
@@ -121,12 +145,18 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
             f"{said.tokens_read} tokens read and {said.tokens_made} made by {model}."
         )
     ]
-    if found.empty or found.late:
+    if found.empty or found.late or found.twice:
         lines.append(
-            f"Left out: {found.empty} requests without tokens. Put in their place: {found.late} that came late."
+            f"Left out: {found.empty} requests without tokens, {found.twice} given twice. "
+            f"Put in their place: {found.late} that came late."
+        )
+    if found.cached and not found.trace.ids:
+        lines.append(
+            f"The log says that {found.cached:.0%} of the tokens read were cached; --prefix-hit {found.cached:.2f} counts on as much here."
         )
     lines += [
         f"Promise: first token in {said.slo.ttft:g} s and {said.slo.tpot:g} s for each further one, for {said.slo.attainment:.2%}.",
+        said.held.why + (f" {said.held.sized} and {said.held.judged} requests." if said.held.judged else ""),
         "",
         "Cheapest fleet that kept it:",
         *_choice(said.best),
@@ -137,9 +167,10 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
         if single.choice is None:
             lines.append(f"  {single.gpu}: none. {single.why.partition(' Next:')[0]}")
         else:
-            lines.append(f"  {single.gpu}: {_dollars(single.choice)}/h, kept for {single.choice.attained:.2%}")
+            lines.append(f"  {single.gpu}: {_dollars(single.choice)}/h, kept for {_kept(single.choice)}")
     if said.best_single:
-        lines.append(f"The mix saves {said.saving:.1%} of the best of them ({said.best_single}).")
+        both = " that kept it in both parts" if said.held.judged else ""
+        lines.append(f"The mix saves {said.saving:.1%} of the best of them{both} ({said.best_single}).")
     if said.sensitivity:
         lines += ["", "If something is a fifth off (kept by this fleet; what the fleet chosen then costs):"]
         for change in said.sensitivity:
@@ -176,7 +207,30 @@ def _choice(best: Choice) -> list[str]:
             f"  kept for {best.attained:.2%}: first token p50 {best.ttft.p50:.3f} s, p99 {best.ttft.p99:.3f} s; "
             f"each further p50 {best.tpot.p50 * 1000:.0f} ms, p99 {best.tpot.p99 * 1000:.0f} ms"
         ),
+        *([f"  {best.reused:.1%} of the tokens of prompts were found in caches"] if best.reused else []),
+        *_judged(best.judged),
         f"  at work {best.busy:.0%} of the time; {best.preempted} preemptions, {best.refused} requests refused as too long",
+    ]
+
+
+def _kept(choice: Choice) -> str:
+    return f"{choice.attained:.2%}" + (f", of those held out {choice.judged.attained:.2%}" if choice.judged else "")
+
+
+_STANDINGS = {
+    "kept": "the promise held",
+    "missed": "the promise was broken: add machines, or size for more load than was seen (--load 1.1)",
+    "open": "whether the promise holds is open; a longer trace would tell",
+    "short": "too few to show it either way, even if none had missed; a longer trace would tell",
+}
+
+
+def _judged(said: Judged | None) -> list[str]:
+    if said is None:
+        return []
+    worth = f"{said.requests} requests that came in bursts, worth {said.worth:.0f} independent ones"
+    return [
+        f"  on the part held out kept for {said.attained:.2%} (95% interval {said.low:.2%} to {said.high:.2%}; {worth}): {_STANDINGS[said.standing]}"
     ]
 
 

@@ -10,9 +10,13 @@ fast.
 import heapq
 import math
 from collections import deque
+from collections.abc import Sequence
 
+from macadam.compute.rightsizing import prefix
+from macadam.compute.rightsizing.prefix import Cache
 from macadam.compute.rightsizing.roofline import Speed
-from macadam.compute.rightsizing.types import Engine
+from macadam.compute.rightsizing.types import Engine, Trace
+from macadam.errors import InvalidInput
 
 _WATERMARK = 0.01  # of all blocks stay free when a request is let in, so that those that run can grow (vLLM)
 
@@ -27,6 +31,7 @@ class Machine:
         "_all_blocks",
         "_anchor",
         "_block",
+        "_cache",
         "_context",
         "_costs",
         "_decoding",
@@ -42,12 +47,15 @@ class Machine:
         "_run",
         "_speed",
         "_step",
+        "_trace",
         "_used",
         "_waiting",
+        "asked",
         "busy",
         "iterations",
         "now",
         "preempted",
+        "reused",
         "until",
         "version",
     )  # fmt: skip
@@ -56,14 +64,19 @@ class Machine:
         self,
         speed: Speed,
         engine: Engine,
-        prompt: list[int],
-        output: list[int],
+        trace: Trace,
         first: list[float],
         finish: list[float],
     ) -> None:
-        self._speed, self._engine = speed, engine
-        self._prompt, self._output, self._first, self._finish = prompt, output, first, finish
+        if trace.ids and trace.unit % engine.block:
+            raise InvalidInput(
+                f"Blocks of {trace.unit} tokens are not made of blocks of {engine.block}.",
+                next_step="Use an engine's block that divides them.",
+            )
+        self._speed, self._engine, self._trace = speed, engine, trace
+        self._prompt, self._output, self._first, self._finish = trace.prompt, trace.output, first, finish
         self._block = engine.block
+        self._cache = Cache(trace.unit // engine.block) if trace.ids else None
         self._all_blocks = speed.kv_tokens // engine.block
         self._used = 0
         self._waiting: deque[int] = deque()
@@ -84,6 +97,8 @@ class Machine:
         self.busy = 0.0
         self.iterations = 0
         self.preempted = 0
+        self.asked = 0  # tokens of prompts that were let in, those of preempted requests again
+        self.reused = 0  # of them, those that were not computed
 
     def fits(self, request: int) -> bool:
         """Whether it could ever run here."""
@@ -125,13 +140,16 @@ class Machine:
     def _plan(self) -> None:
         """Decides what comes next, and when it ends."""
         self.version += 1
-        if not self._make_room():
+        sent_back = self._make_room()
+        if not sent_back:
             self._admit()
         if self._prefilling:
             self._run = 0
             self.until = self.now + self._mixed()
         elif self._decoding:
-            self._run = min(self._ends_in(), self._room_for())
+            # Whoever was sent back may find what it had a copy of with others, and then fit at once.
+            again = sent_back and self._cache is not None
+            self._run = 1 if again else min(self._ends_in(), self._room_for())
             self.until = self.now + self._duration(self._run)
         else:
             self.until = math.inf
@@ -162,12 +180,14 @@ class Machine:
             if read < total:
                 still.append(entry)
                 continue
+            if self._cache is not None:
+                self._cache.keep(request, prefix.whole(self._trace, request))
             made = self._made.pop(request, 0) + 1
             if made == 1:
                 self._first[request] = self.now
             if made == self._output[request]:
                 self._finish[request] = self.now
-                self._used -= -(-total // self._block)
+                self._give_back(request, total)
                 self._admitted.remove(request)
                 done.append(request)
                 continue
@@ -186,7 +206,7 @@ class Machine:
     def _grow(self, steps: int) -> None:
         """Each that decodes gets `steps` more tokens."""
         if self._decoding:
-            self._used += self._needed(steps)
+            self._use(self._needed(steps))
             self._context += steps * self._decoding
             self._step += steps
 
@@ -261,14 +281,45 @@ class Machine:
         while self._waiting and spare > 0 and self._running() < self._engine.most:
             request = self._waiting[0]
             tokens = self._prompt[request] + self._made.get(request, 0)
+            known = self._known(request, tokens)
             blocks = -(-tokens // self._block)
+            if self._cache is not None:
+                blocks += self._cache.revived(known) - len(known) * (self._trace.unit // self._block)
             if self._used + blocks > self._all_blocks - keep:
                 return
             self._waiting.popleft()
-            self._used += blocks
-            self._prefilling.append([request, 0, tokens])
+            if self._cache is not None:
+                self._cache.take(request, known)
+            self._use(blocks)
+            read = len(known) * self._trace.unit if self._cache is not None else self._hit(request)
+            self.asked += tokens
+            self.reused += read
+            self._prefilling.append([request, read, tokens])
             self._admitted.append(request)
-            spare -= tokens
+            spare -= tokens - read
+
+    def _known(self, request: int, tokens: int) -> Sequence[int]:
+        """Ids of the blocks of its prompt that were read here before."""
+        if self._cache is None:
+            return ()
+        ids = prefix.usable(prefix.whole(self._trace, request), self._trace.unit, tokens)
+        return ids[: self._cache.found(ids)]
+
+    def _hit(self, request: int) -> int:
+        """Tokens that are taken to be cached: each has them in memory of its own, since who shares them is not known."""
+        return self._trace.hit[request] if self._trace.hit else 0
+
+    def _use(self, blocks: int) -> None:
+        """What nobody uses makes room."""
+        self._used += blocks
+        if self._cache is not None:
+            self._cache.trim(self._all_blocks - self._used)
+
+    def _give_back(self, request: int, context: int) -> None:
+        """The blocks of that many tokens, but for those that others use."""
+        self._used -= -(-context // self._block)
+        if self._cache is not None:
+            self._used += self._cache.release(request)
 
     def _make_room(self) -> bool:
         """Sends the newest back to the queue, until the next iteration has the blocks that it needs; says whether any
@@ -284,7 +335,7 @@ class Machine:
             else:
                 entry = next(e for e in self._prefilling if e[0] == request)
                 self._prefilling.remove(entry)
-                self._used -= -(-entry[2] // self._block)
+                self._give_back(request, entry[2])
                 self._admitted.pop()
             self._waiting.appendleft(request)
             self.preempted += 1
@@ -297,5 +348,5 @@ class Machine:
         context += self._step - began
         self._decoding -= 1
         self._context -= context
-        self._used -= -(-context // self._block)
+        self._give_back(request, context)
         self._admitted.remove(request)

@@ -8,15 +8,31 @@ from collections.abc import Sequence
 from macadam.compute.rightsizing.types import BYTES, Engine, Replica
 
 
-def busy(replica: Replica, engine: Engine, requests: Sequence[tuple[int, int]]) -> float:
-    """Seconds that a replica needs at the very least to serve all requests (prompt, output), however it batches them."""
+def busy(
+    replica: Replica, engine: Engine, requests: Sequence[tuple[int, int]], cached: Sequence[int] | None = None
+) -> float:
+    """Seconds that a replica needs at the very least to serve all requests (prompt, output), however it batches them.
+    cached: tokens of each prompt that need not be computed, at the most.
+    """
     if not requests:
         return 0.0
-    flops = sum(_flops(replica, prompt, output) for prompt, output in requests)
-    moved = sum(_kv_moved(replica, engine, prompt, output) for prompt, output in requests)
+    found = cached or [0] * len(requests)
+    flops = sum(_flops(replica, p, o) - _spared(replica, hit) for (p, o), hit in zip(requests, found, strict=True))
+    moved = sum(
+        _kv_moved(replica, engine, p, o) - hit * _kv(replica, engine)
+        for (p, o), hit in zip(requests, found, strict=True)
+    )
     # A request gets one token an iteration, and an iteration reads the weights.
     moved += weights_read(replica, engine) * max(output for _, output in requests)
     return max(flops / _peak(replica, engine), moved / _bandwidth(replica))
+
+
+def run(replica: Replica, engine: Engine, prompt: int, output: int, count: int) -> float:
+    """Seconds for `count` requests of that mean size at the least: work grows faster than length, so that no other lengths
+    with that mean need less.
+    """
+    moved = count * _kv_moved(replica, engine, prompt, output) + weights_read(replica, engine) * output
+    return max(count * _flops(replica, prompt, output) / _peak(replica, engine), moved / _bandwidth(replica))
 
 
 def first_token(replica: Replica, engine: Engine, prompt: int) -> float:
@@ -47,6 +63,13 @@ def _flops(replica: Replica, prompt: int, output: int) -> float:
         + 2 * llm.head_parameters * output
         + 4 * llm.layers * llm.heads * llm.head_dim * pairs
     )
+
+
+def _spared(replica: Replica, cached: int) -> float:
+    """FLOPs of the first tokens of a prompt."""
+    llm = replica.llm
+    pairs = cached * (cached + 1) / 2
+    return 2 * llm.layer_parameters_used * cached + 4 * llm.layers * llm.heads * llm.head_dim * pairs
 
 
 def _kv_moved(replica: Replica, engine: Engine, prompt: int, output: int) -> float:

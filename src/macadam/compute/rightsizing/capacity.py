@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from macadam.compute.rightsizing import prefix
 from macadam.compute.rightsizing.roofline import Speed
 from macadam.compute.rightsizing.types import Engine, Slo, Trace
 
@@ -23,20 +24,24 @@ _SPARED = 0.5  # part of the requests that may miss the promise which whole clas
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests of one class and about one length of output. prompt, output: their mean, tokens. rate: requests/s."""
+    """Requests of one class and about one length of output. prompt, output: their mean, tokens. rate: requests/s. cached:
+    tokens of the prompt that need not be computed, mean.
+    """
 
     kind: int
     prompt: float
     output: float
     rate: float
+    cached: float = 0.0
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trace asks for. classes: of each request. rates: requests/s by class. spared: classes so rare and long
-    that the promise may be missed for them.
+    """What a trace asks for. classes: of each request. kinds: which of the lengths in PROMPTS each class is. rates:
+    requests/s by class. spared: classes so rare and long that the promise may be missed for them.
     """
 
     classes: tuple[int, ...]
+    kinds: tuple[int, ...]
     buckets: tuple[Bucket, ...]
     rates: tuple[float, ...]
     spared: frozenset[int]
@@ -46,24 +51,44 @@ def demand(trace: Trace, slo: Slo) -> Demand:
     """Puts requests into classes by prompt and buckets by output."""
     found = [bisect.bisect_left(PROMPTS, prompt) for prompt in trace.prompt]
     used = sorted(set(found))
-    classes = [used.index(kind) for kind in found]
+    of_each = [used.index(kind) for kind in found]
     sums: dict[tuple[int, int], list[int]] = {}
-    for kind, prompt, output in zip(classes, trace.prompt, trace.output, strict=True):
-        entry = sums.setdefault((kind, bisect.bisect_left(OUTPUTS, output)), [0, 0, 0])
+    # With ids, what a cache that forgets nothing would find: the simulator says what is found, and margin makes up for it.
+    cached = prefix.foreseen(trace) or (0,) * len(trace)
+    for kind, prompt, output, hit in zip(of_each, trace.prompt, trace.output, cached, strict=True):
+        entry = sums.setdefault((kind, bisect.bisect_left(OUTPUTS, output)), [0, 0, 0, 0])
         entry[0] += 1
         entry[1] += prompt
         entry[2] += output
+        entry[3] += hit
     seconds = trace.seconds
     buckets = tuple(
-        Bucket(kind=kind, prompt=entry[1] / entry[0], output=entry[2] / entry[0], rate=entry[0] / seconds)
+        Bucket(
+            kind=kind,
+            prompt=entry[1] / entry[0],
+            output=entry[2] / entry[0],
+            rate=entry[0] / seconds,
+            cached=entry[3] / entry[0],
+        )
         for (kind, _), entry in sorted(sums.items())
     )
-    counts = Counter(classes)
+    counts = Counter(of_each)
     return Demand(
-        classes=tuple(classes),
+        classes=tuple(of_each),
+        kinds=tuple(used),
         buckets=buckets,
         rates=tuple(counts[kind] / seconds for kind in range(len(used))),
         spared=_spared([counts[kind] for kind in range(len(used))], (1 - slo.attainment) * _SPARED),
+    )
+
+
+def classes(wanted: Demand, trace: Trace) -> tuple[int, ...]:
+    """What a router that was set up for that demand takes the requests of another trace for: prompts of a length that it
+    never saw are of the next longer class that it knows, or of the longest.
+    """
+    last = len(wanted.kinds) - 1
+    return tuple(
+        min(bisect.bisect_left(wanted.kinds, bisect.bisect_left(PROMPTS, prompt)), last) for prompt in trace.prompt
     )
 
 
@@ -79,17 +104,17 @@ def _spared(counts: Sequence[int], most: float) -> frozenset[int]:
     return frozenset(spared)
 
 
-def iteration(pace: Speed, together: int, prompt: float, output: float) -> float:
+def iteration(pace: Speed, together: int, prompt: float, output: float, cached: float = 0.0) -> float:
     """Seconds of an iteration in which `together` requests of one size run steadily: each gets a token, and the share
-    of new prompts that keeps their number is read beside. It is the mean time a token.
+    of new prompts that keeps their number is read beside, but for their first `cached` tokens. It is the mean time a token.
     """
-    arriving = together * prompt / output
+    arriving = together * (prompt - cached) / output
     tokens = max(1, round(together + arriving))
     return (
         pace.fixed
         + pace.matrices(tokens, round(together + together / output))
         + pace.attend * together * (prompt + output / 2)
-        + pace.prompt(max(1, round(prompt)), 0) * together / output
+        + pace.prompt(max(1, round(prompt - cached)), round(cached)) * together / output
         + (pace.kv + pace.exchange) * together
         + pace.exchange * arriving
     )
@@ -113,7 +138,7 @@ def work(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo) -> float:
     cannot be kept.
     """
     n = together(pace, engine, bucket, slo)
-    return iteration(pace, n, bucket.prompt, bucket.output) * bucket.output / n if n else math.inf
+    return iteration(pace, n, bucket.prompt, bucket.output, bucket.cached) * bucket.output / n if n else math.inf
 
 
 def works(pace: Speed, engine: Engine, wanted: Demand, slo: Slo) -> tuple[float, ...]:
@@ -129,9 +154,10 @@ def works(pace: Speed, engine: Engine, wanted: Demand, slo: Slo) -> tuple[float,
 
 
 def _kept(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo, n: int) -> bool:
-    if iteration(pace, n, bucket.prompt, bucket.output) > slo.tpot:
+    if iteration(pace, n, bucket.prompt, bucket.output, bucket.cached) > slo.tpot:
         return False
-    chunks = math.ceil(bucket.prompt / max(1, engine.budget - n))
-    chunk = bucket.prompt / chunks
+    read = max(1.0, bucket.prompt - bucket.cached)
+    chunks = math.ceil(read / max(1, engine.budget - n))
+    chunk = read / chunks
     reading = pace.decode(n, round(n * (bucket.prompt + bucket.output / 2))) + chunk * pace.per_token
     return (chunks + 0.5) * reading <= slo.ttft  # half an iteration passes before the next begins

@@ -5,6 +5,7 @@ The programme in mix.py knows rates and means; queues, bursts and full memories 
 only if the simulator saw the promise kept on the very trace.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +15,9 @@ import msgspec
 
 from macadam.compute.catalogue import gpus
 from macadam.compute.catalogue.llms import Llm
-from macadam.compute.rightsizing import capacity, mix, roofline, serving
+from macadam.compute.rightsizing import capacity, holdout, mix, roofline, serving
 from macadam.compute.rightsizing.capacity import Demand
+from macadam.compute.rightsizing.holdout import Judged
 from macadam.compute.rightsizing.roofline import Speed
 from macadam.compute.rightsizing.types import Efficiency, Engine, Fleet, Offer, Option, Replica, Slo, Trace
 from macadam.errors import InvalidInput
@@ -152,6 +154,15 @@ def simulate(asked: Problem, fleet: Fleet) -> serving.Served:
     return serving.serve(
         asked.trace, [asked.speeds[option] for option in numbers], asked.engine, classes=asked.demand.classes, work=work
     )
+
+
+def judged(asked: Problem, fleet: Fleet, trace: Trace) -> Judged:
+    """What that fleet, with the router that was set up for what it was sized on, keeps on other requests."""
+    other = dataclasses.replace(
+        asked, trace=trace, demand=msgspec.structs.replace(asked.demand, classes=capacity.classes(asked.demand, trace))
+    )
+    served = simulate(other, fleet)
+    return holdout.judge(trace, asked.slo, served.ttft, served.tpot)
 
 
 def priced(asked: Problem, fleet: Fleet) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam.compute.catalogue.llms import Llm
-from macadam.compute.rightsizing import calibration, planning, sensitivity
+from macadam.compute.rightsizing import calibration, holdout, planning, sensitivity
+from macadam.compute.rightsizing.holdout import How, Judged
 from macadam.compute.rightsizing.planning import Plan, Problem
 from macadam.compute.rightsizing.sensitivity import Change
 from macadam.compute.rightsizing.types import Efficiency, Engine, Offer, Slo, Trace
@@ -51,11 +52,15 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """A fleet and what it does. per_million: of all tokens, read and made; per_million_made: of those made."""
+    """A fleet and what it does. attained: on the requests that it was sized on, like all that follows; judged: on those
+    that were held out, None if none were. per_million: of all tokens, read and made; per_million_made: of those made. reused:
+    part of the tokens of prompts that were found in caches.
+    """
 
     lines: tuple[Line, ...]
     hourly: Money
     attained: float
+    judged: Judged | None
     ttft: Latency
     tpot: Latency
     per_million: Money
@@ -63,6 +68,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     busy: float
     preempted: int
     refused: int
+    reused: float
 
 
 class Single(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +79,20 @@ class Single(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What was held out of the trace. how: 'blocks' of `block` seconds that take turns, the 'later' half, or 'none'. why: a
+    sentence. sized, judged: requests of each part.
+    """
+
+    how: str
+    why: str
+    block: float
+    sized: int
+    judged: int
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """saving: of the mix against the best single kind, as a part of its cost. error: of the model's speed over
+    """saving: of the mix against the best single kind that kept the promise in both parts, as a part of its cost. error: of the model's speed over
     published measurements that it was not fitted to. spared: part of the requests in classes for which the promise is
     not planned.
     """
@@ -84,6 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     tokens_read: int
     tokens_made: int
     slo: Slo
+    held: Held
     best: Choice
     singles: tuple[Single, ...]
     best_single: str
@@ -102,24 +121,32 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     engine: Engine,
     efficiency: Efficiency,
     tps: Sequence[int] = (1, 2, 4, 8),
+    hold: How = "auto",
     with_sensitivity: bool = True,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Report:
-    """Raises InvalidInput if no fleet of these machines keeps the promise."""
-    asked = planning.problem(trace, slo, engine, planning.options(llm, offers, engine, tps), efficiency)
+    """hold: what of the trace is held out while fleets are sized, to judge them on. Raises InvalidInput if no fleet of these
+    machines keeps the promise, or if so little cannot be divided.
+    """
+    parts = holdout.split(trace, hold)
+    asked = planning.problem(parts.sized, slo, engine, planning.options(llm, offers, engine, tps), efficiency)
     kinds = sorted({option.offer.gpu for option in asked.options})
     single = {kind: _single(asked, kind, progress) for kind in kinds}
     alone = {kind: found for kind, found in single.items() if isinstance(found, Plan)}
     widened = {kind: _widened(asked, kind, plan) for kind, plan in alone.items()}
-    cheapest = min(alone, key=lambda kind: alone[kind].fleet.hourly) if alone else ""
     mixed = _searched(asked, _titled(progress, "Mixes simulated")) if len(kinds) > 1 else single[kinds[0]]
     # A fleet of one kind is a mix too: the search over all kinds need not pass it.
-    known = [plan for plan in (widened.get(cheapest), mixed) if isinstance(plan, Plan)]
+    known = [*widened.values(), *([mixed] if isinstance(mixed, Plan) and len(kinds) > 1 else [])]
     if not known:
         raise (
             mixed if isinstance(mixed, MacadamError) else InvalidInput("No fleet was found.", next_step="Offer others.")
         )
-    best = min(known, key=lambda plan: plan.fleet.hourly)
+    judged = {plan.fleet.replicas: _judged(asked, plan, parts.judged) for plan in known}
+    # What missed the promise on requests that it never saw was cheap by luck; it counts only where nothing else is left.
+    holding = [plan for plan in known if _holds(judged[plan.fleet.replicas], slo)]
+    best = min(holding or known, key=lambda plan: plan.fleet.hourly)
+    rivals = [kind for kind in alone if _holds(judged[widened[kind].fleet.replicas], slo) or not holding]
+    cheapest = min(rivals, key=lambda kind: alone[kind].fleet.hourly, default="")
     saving = 1 - best.fleet.hourly / alone[cheapest].fleet.hourly if cheapest else 0.0
     changes = sensitivity.changes(asked, best, efficiency, progress) if with_sensitivity else ()
     return Report(
@@ -128,9 +155,16 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
         tokens_read=sum(trace.prompt),
         tokens_made=sum(trace.output),
         slo=slo,
-        best=choice(asked, best),
+        held=Held(
+            how=parts.how,
+            why=parts.why,
+            block=parts.block,
+            sized=len(parts.sized),
+            judged=len(parts.judged) if parts.judged else 0,
+        ),
+        best=choice(asked, best, judged[best.fleet.replicas]),
         singles=tuple(
-            Single(gpu=kind, choice=choice(asked, widened[kind]))
+            Single(gpu=kind, choice=choice(asked, widened[kind], judged[widened[kind].fleet.replicas]))
             if kind in widened
             else Single(gpu=kind, choice=None, why=str(single[kind]))
             for kind in kinds
@@ -143,8 +177,8 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     )
 
 
-def choice(asked: Problem, plan: Plan) -> Choice:
-    """A plan as it is reported."""
+def choice(asked: Problem, plan: Plan, judged: Judged | None = None) -> Choice:
+    """A plan as it is reported. judged: what it kept on requests that it was not sized on."""
     served, trace = plan.served, asked.trace
     made = sum(trace.output)
     hours = trace.seconds / _HOUR
@@ -153,6 +187,7 @@ def choice(asked: Problem, plan: Plan) -> Choice:
         lines=tuple(_lines(asked, plan)),
         hourly=Money(micros=plan.fleet.hourly),
         attained=plan.attained,
+        judged=judged,
         ttft=_latency(served.ttft),
         tpot=_latency(served.tpot),
         per_million=Money(micros=round(micros / (made + sum(trace.prompt)) * _MILLION)),
@@ -160,7 +195,16 @@ def choice(asked: Problem, plan: Plan) -> Choice:
         busy=sum(served.busy) / (len(served.busy) * float(np.max(served.finish[np.isfinite(served.finish)]))),
         preempted=served.preempted,
         refused=served.refused,
+        reused=served.reused,
     )
+
+
+def _judged(asked: Problem, plan: Plan, held: Trace | None) -> Judged | None:
+    return planning.judged(asked, plan.fleet, held) if held else None
+
+
+def _holds(judged: Judged | None, slo: Slo) -> bool:
+    return judged is None or judged.attained >= slo.attainment
 
 
 def _single(asked: Problem, kind: str, progress: Progress) -> Plan | MacadamError:

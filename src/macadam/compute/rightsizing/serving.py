@@ -33,6 +33,7 @@ class Served:
     busy: tuple[float, ...]  # seconds, by replica
     preempted: int
     iterations: int
+    reused: float = 0.0  # part of the tokens of prompts that were found in caches
 
     @property
     def refused(self) -> int:
@@ -56,9 +57,8 @@ def serve(
     the replica's time that such a request is expected to take, infinite where it must not go. A request goes where the
     work that waits, with its own, is least.
     """
-    prompt, output = list(trace.prompt), list(trace.output)
     first, finish = [math.inf] * len(trace), [math.inf] * len(trace)
-    machines = [Machine(speed, engine, prompt, output, first, finish) for speed in speeds]
+    machines = [Machine(speed, engine, trace, first, finish) for speed in speeds]
     ahead = [0.0] * len(machines)
     where = [-1] * len(trace)
     plans: list[tuple[float, int, int]] = []
@@ -119,4 +119,5 @@ def _served(
         busy=tuple(machine.busy for machine in machines),
         preempted=sum(machine.preempted for machine in machines),
         iterations=sum(machine.iterations for machine in machines),
+        reused=sum(machine.reused for machine in machines) / max(1, sum(machine.asked for machine in machines)),
     )

@@ -1,6 +1,7 @@
 """What right-sizing speaks of: promises, requests, replicas, offers and fleets. Checked at birth."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -31,11 +32,19 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests in the order of their arrival. at: seconds since the first; prompt, output: tokens, at least 1 each."""
+    """Requests in the order of their arrival. at: seconds since the first; prompt, output: tokens, at least 1 each.
+
+    What a replica may have read before, if it is known: ids, of each prompt's blocks of `unit` tokens, the same where all
+    tokens up to that block's end are the same (the last may be part of a block); or hit, tokens of each prompt that are
+    taken to be cached, fewer than it has. Not both.
+    """
 
     at: tuple[float, ...]
     prompt: tuple[int, ...]
     output: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...] = ()
+    unit: int = 0
+    hit: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.at or not len(self.at) == len(self.prompt) == len(self.output):
@@ -46,6 +55,30 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput("The trace is not in the order of arrival.", next_step="Sort it by time.")
         if min(self.prompt) < 1 or min(self.output) < 1:
             raise InvalidInput("A request has no tokens.", next_step="Leave requests without tokens out.")
+        self._check_prefixes()
+
+    def _check_prefixes(self) -> None:
+        if self.ids and (len(self.ids) != len(self.at) or self.unit < 1 or self.hit):
+            raise InvalidInput("Ids of blocks are missing.", next_step="Give them for all requests, and for no share.")
+        if self.hit and (
+            len(self.hit) != len(self.at)
+            or not all(0 <= hit < prompt for hit, prompt in zip(self.hit, self.prompt, strict=True))
+        ):
+            raise InvalidInput(
+                "More of a prompt is cached than can be.", next_step="Give a part of the prompt below all of it."
+            )
+
+    def take(self, places: Sequence[int], gone: Sequence[float]) -> "Trace":
+        """Some of its requests, each `gone` seconds (by its place in this trace) earlier, the first at 0."""
+        start = self.at[places[0]] - gone[places[0]]
+        return Trace(
+            at=tuple(self.at[number] - gone[number] - start for number in places),
+            prompt=tuple(self.prompt[number] for number in places),
+            output=tuple(self.output[number] for number in places),
+            ids=tuple(self.ids[number] for number in places) if self.ids else (),
+            unit=self.unit,
+            hit=tuple(self.hit[number] for number in places) if self.hit else (),
+        )
 
     def __len__(self) -> int:
         return len(self.at)
