@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from macadam.compute.telemetry import mig
 from macadam.compute.telemetry.exposition import Reading, Series, outgrown
-from macadam.compute.telemetry.types import Sample
+from macadam.compute.telemetry.types import RATES, Sample
 
 _MIB = 1024 * 1024
 _INT32_BLANK = 0x7FFFFFF0
@@ -22,7 +23,6 @@ _OWN_POD = "dcgm-exporter"
 """Prometheus labels a scrape with the exporter's own pod (and with its job and instance) unless the exporter names one: that
 pod has no GPU. What an exporter says itself is a tenant's pod, however the tenant calls it.
 """
-_SLICE = "/mig:"
 _LATEST = 253_402_300_799_000.0
 """ms since the epoch: the end of the year 9999."""
 
@@ -48,7 +48,15 @@ _GAUGES: dict[str, tuple[str, Callable[[float], float]]] = {
     "DCGM_FI_DEV_SM_CLOCK": ("sm_clock", _ratio),
     "DCGM_FI_DEV_MEM_CLOCK": ("memory_clock", _ratio),
     "DCGM_FI_DEV_GPU_TEMP": ("temperature", _ratio),
+    # Bytes/s, means of the last sample period, headers included (DCGM user guide, "Profiling Metrics", fields 1009 to 1012).
+    "DCGM_FI_PROF_PCIE_TX_BYTES": ("pcie_sent", _ratio),
+    "DCGM_FI_PROF_PCIE_RX_BYTES": ("pcie_received", _ratio),
+    "DCGM_FI_PROF_NVLINK_TX_BYTES": ("nvlink_sent", _ratio),
+    "DCGM_FI_PROF_NVLINK_RX_BYTES": ("nvlink_received", _ratio),
 }
+_DIRECTIONS = {f"{name}_{way}" for name in RATES for way in ("sent", "received")}
+_OF_DEVICE = {"power": "gpu_power", "energy": "gpu_energy"}
+"""What is repeated for each slice of a device, and what it is there: their sum would be several devices'."""
 _WHOLE: dict[str, tuple[str, int]] = {
     "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": ("energy", 1),
     "DCGM_FI_DEV_FB_USED": ("memory_used", _MIB),
@@ -122,7 +130,11 @@ class Translator:
         if outgrown(len(self._places), seen):
             self._places = {}
         # By instant, as a device may be divided within the history that is read.
-        divided = {(device.partition(_SLICE)[0], at) for device, _, at in rows if _SLICE in device}
+        divided = {(device.partition(mig.SLICE)[0], at) for device, _, at in rows if mig.SLICE in device}
+        devices = {(device, at): row for (device, _, at), row in rows.items() if (device, at) in divided}
+        for (device, _, at), row in rows.items():
+            if mig.SLICE in device:
+                _take_of_device(row, devices.get((device.partition(mig.SLICE)[0], at), {}))
         found = [
             self._sample(key, row, facts[key], now, live=live, names_pods=names_pods)
             for key, row in rows.items()
@@ -146,10 +158,10 @@ class Translator:
         uuid = labels.get("UUID") or labels.get("uuid") or ""
         instance = labels.get("GPU_I_ID", "")
         # A UUID with its prefix has 40 characters; what looks like another device's slice would hide that device.
-        if not uuid or len(uuid) > 100 or _SLICE in uuid or not (instance.isdecimal() or not instance):  # noqa: PLR2004
+        if not uuid or len(uuid) > 100 or mig.SLICE in uuid or not (instance.isdecimal() or not instance):  # noqa: PLR2004
             problems.add(f"{series.name} names no device by UUID: {sorted(labels)[:8]}")
             return None
-        device = f"gpu:{uuid}{_SLICE}{instance}" if instance else f"gpu:{uuid}"
+        device = f"gpu:{uuid}{mig.SLICE}{instance}" if instance else f"gpu:{uuid}"
         pod, namespace, container = _pod(labels)
         facts: dict[str, str | None] = {
             "node": labels.get("Hostname") or labels.get("hostname") or labels.get("instance") or self._node,
@@ -157,6 +169,7 @@ class Translator:
             "pod": pod,
             "namespace": namespace,
             "container": container,
+            "profile": labels.get("GPU_I_PROFILE", "") if instance else "",
         }
         if any(len(text) > 253 for text in facts.values() if text):  # noqa: PLR2004 - the longest name in Kubernetes
             problems.add(f"{series.name} of {device} has a label of more than 253 characters")
@@ -178,8 +191,6 @@ class Translator:
         names_pods: bool,
     ) -> Sample:
         device, part, at = key
-        if _SLICE in device:
-            row = _own_of_slice(row)
         used, free = _whole(row.get("memory_used")), _whole(row.get("memory_free"))
         pod = {name: (facts[name] or "") if names_pods else None for name in ("pod", "namespace", "container")}
         return Sample(
@@ -190,7 +201,11 @@ class Translator:
             node=facts["node"] or "",
             product=facts["product"] or "",
             source=self._source,
-            **{name: row.get(name) for name, _ in _GAUGES.values()},  # type: ignore[arg-type] # numbers by their names
+            profile=facts["profile"] or None,
+            **{name: row.get(name) for name, _ in _GAUGES.values() if name not in _DIRECTIONS},  # type: ignore[arg-type] # numbers by their names
+            **{name: _both(row.get(f"{name}_sent"), row.get(f"{name}_received")) for name in RATES},  # type: ignore[arg-type]
+            gpu_power=row.get("gpu_power"),
+            gpu_energy=_whole(row.get("gpu_energy")),
             energy=_whole(row.get("energy")),
             memory_used=used,
             memory_total=None
@@ -204,12 +219,24 @@ class Translator:
         )
 
 
-def _own_of_slice(row: dict[str, float]) -> dict[str, float]:
-    """What is a MIG instance's own. dcgm-exporter repeats the whole device's power and energy for each of its instances, so
-    that their sum would be several devices', and some releases give each a utilisation of 0, which none has.
+def _take_of_device(row: dict[str, float], device: dict[str, float]) -> None:
+    """Makes a MIG instance's row say what is its own and what is the whole device's. dcgm-exporter repeats the device's power and
+    energy for each of its instances, or gives them once; some releases give each a utilisation of 0, which none has.
     """
-    none = {"gpu_active"} if row.get("gpu_active") == 0 else set()
-    return {name: value for name, value in row.items() if name not in {"power", "power_limit", "energy", *none}}
+    for name, whole in _OF_DEVICE.items():
+        value = row.pop(name, device.get(name))
+        if value is not None:
+            row[whole] = value
+    row.pop("power_limit", None)
+    if "throttle" in device:  # a device has one clock
+        row.setdefault("throttle", device["throttle"])
+    if row.get("gpu_active") == 0:
+        del row["gpu_active"]
+
+
+def _both(sent: float | None, received: float | None) -> float | None:
+    """Of both directions together; None unless both are known."""
+    return None if sent is None or received is None else sent + received
 
 
 def _pod(labels: dict[str, str]) -> tuple[str, str, str]:

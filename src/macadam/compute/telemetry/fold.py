@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from macadam.compute.telemetry import attribution, trust
+from macadam.compute.telemetry import attribution, mig, trust
 from macadam.compute.telemetry.frame import SECOND, Frame
 from macadam.compute.telemetry.trust import Verdict
-from macadam.compute.telemetry.types import RATIOS, Finding, Holding, Pod, usage_schema
+from macadam.compute.telemetry.types import RATES, RATIOS, THROTTLED, Finding, Holding, Pod, usage_schema
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -24,7 +24,19 @@ else:
     pa = lazy("pyarrow")
 
 MINUTE, HOUR = 60, 3600
-_MEANS = ("gpu_active", "sm_active", "tensor_active", "dram_active", "host_cpu")
+_MEASURED = ("gpu_active", "sm_active", "tensor_active", "dram_active", "host_cpu", "host_cores", *RATES)
+_MEANS = (*_MEASURED, "slice", *THROTTLED)
+_REASONS = {
+    "throttled_heat": 0x20 | 0x40,
+    "throttled_hardware": 0x08 | 0x80,
+    "throttled_power": 0x04,
+    "throttled_sync": 0x10,
+}
+"""nvml.h, nvmlClocksEventReasons, the gravest first: SW and HW thermal slowdown; HW slowdown and power brake; SW power cap; sync
+boost. An idle GPU's low clocks (0x01) and those that somebody set (0x02, 0x100) are no throttling.
+"""
+_EXACT = 2**53
+"""From here on 64-bit floats do not hold every bit."""
 _KEYS = ("device", "node", "model", "project", "owner", "suspect")
 
 
@@ -73,7 +85,7 @@ def _usage(frame: Frame, who: attribution.Claimants, verdict: Verdict, start: in
     row, weight = who.row[entry], seconds / same[entry]
     keys = (frame.device[row], bucket, who.who[entry], doubt[entry])
     order, edges = _groups(keys)
-    columns = {name: _mean(frame.number(name)[row][order], weight[order], edges) for name in _MEANS}
+    columns = {name: _mean(values[row][order], weight[order], edges) for name, values in _measured(frame).items()}
     # Sensors round up to a little more than everything; what is far above it is suspect already.
     columns.update({name: np.minimum(columns[name], 1.0) for name in _MEANS if name in RATIOS})
     own = who.memory[entry]
@@ -99,6 +111,23 @@ def _usage(frame: Frame, who: attribution.Claimants, verdict: Verdict, start: in
             "suspect": [reasons[n] for n in keys[3][first].tolist()],
         }
     )
+
+
+def _measured(frame: Frame) -> "dict[str, Floats]":
+    """By row: what usage has means of; NaN where it was not measured."""
+    found = {name: frame.number(name) for name in _MEASURED}
+    for name in (*RATES, "host_cores"):
+        found[name] = np.where(found[name] >= 0, found[name], np.nan)
+    found["slice"] = mig.parts(frame)
+    told = frame.number("throttle")
+    known = (told >= 0) & (told < _EXACT)
+    bits = np.where(known, told, 0).astype(np.int64)
+    free = known
+    for name, reasons in _REASONS.items():
+        held = free & (bits & reasons != 0)
+        found[name] = np.where(known, held, np.nan)
+        free = free & ~held
+    return found
 
 
 def _pieces(frame: Frame, reading: "Ints", start: int, end: int, step: int) -> "tuple[Ints, Ints, Floats]":
@@ -128,10 +157,10 @@ def _repeats(reading: "Ints", who: "Ints", doubt: "Ints") -> "Floats":
 
 
 def _joules(frame: Frame) -> "Floats":
-    """By reading: by the counter, else by the power that was shown; NaN if neither was."""
-    power = frame.number("power")[frame.first]
+    """By reading: by the counter, else by the power that was shown; NaN if neither was. Of a MIG slice what is its part."""
+    power = frame.drawn[frame.first]
     drawn = np.where(np.isfinite(power) & (power >= 0), power, np.nan) * frame.seconds
-    return np.where(frame.counted >= 0, frame.counted, drawn)
+    return np.where(mig.sliced(frame), mig.joules(frame), np.where(frame.counted >= 0, frame.counted, drawn))
 
 
 def _part(seconds: "Floats", whole: "Floats") -> "Floats":

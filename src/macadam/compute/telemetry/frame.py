@@ -47,6 +47,8 @@ _COMPARED = (
     "temperature",
     "host_cpu",
 )
+_COMPARED_IF_KNOWN = ("throttle", "gpu_power", "gpu_energy", "nvlink", "pcie", "host_cores")
+"""What older deliveries lack: the same reading with and without them is no contradiction."""
 _NEVER = -(2**62)
 _RAISED = 1.5
 
@@ -126,9 +128,21 @@ class Frame:
         return each[owner]
 
     @cached_property
+    def counter(self) -> "Floats":
+        """By row: mJ that the counter shows, for a MIG slice that of its whole device."""
+        own = self.number("energy")
+        return np.where(np.isnan(own), self.number("gpu_energy"), own)
+
+    @cached_property
+    def drawn(self) -> "Floats":
+        """By row: W, for a MIG slice those of its whole device."""
+        own = self.number("power")
+        return np.where(self.given("power"), own, self.number("gpu_power"))
+
+    @cached_property
     def counted(self) -> "Floats":
         """By reading: joules that the device's counter grew by since the one before; NaN if it has none."""
-        energy = self.number("energy")[self.first]
+        energy = self.counter[self.first]
         grown = np.full(len(energy), np.nan)
         grown[1:] = (energy[1:] - energy[:-1]) / 1000
         return np.where(self.before, grown, np.nan)
@@ -197,25 +211,32 @@ def _each_once(
     conflicts = np.zeros(len(at), dtype=bool)
     if not again.any():
         return ~again, conflicts, 0
+    heads = np.flatnonzero(~again)
     group = np.cumsum(~again) - 1
-    head = np.flatnonzero(~again)[group]
-    at_odds = np.zeros(len(at), dtype=bool)
+    head = heads[group]
+    at_odds, uneven = np.zeros(len(at), dtype=bool), np.zeros(len(at), dtype=bool)
     values = {
-        name: np.asarray(rows.column(name).to_numpy(zero_copy_only=False), dtype=np.float64) for name in _COMPARED
+        name: np.asarray(rows.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
+        for name in (*_COMPARED, *_COMPARED_IF_KNOWN)
     }
-    for one in values.values():
-        at_odds |= (one != one[head]) & ~(np.isnan(one) & np.isnan(one[head]))
+    for name, one in values.items():
+        if name in _COMPARED:
+            at_odds |= (one != one[head]) & ~(np.isnan(one) & np.isnan(one[head]))
+        else:
+            most = np.fmax.reduceat(one, heads)[group]
+            at_odds |= ~np.isnan(one) & (one != most)
+            uneven |= np.isnan(one) & ~np.isnan(most)
     conflicts = np.isin(group, group[at_odds])
-    kept = ~again
-    if all_conflicts:
-        return kept | conflicts, conflicts, int((again & ~conflicts).sum())
-    # Which one came first must not matter: the one with the least values is kept, and none of them is believed.
-    odd = np.flatnonzero(conflicts)
+    # Which one came first must not matter: the one with the least values is kept, and no contradiction is believed.
+    odd = np.flatnonzero(conflicts | np.isin(group, group[uneven]))
     by_value = odd[np.lexsort((*(np.nan_to_num(one[odd], nan=-1.0) for one in values.values()), group[odd]))]
     least = np.ones(len(odd), dtype=bool)
     least[1:] = group[by_value][1:] != group[by_value][:-1]
+    kept = ~again
     kept[odd] = False
     kept[by_value[least]] = True
+    if all_conflicts:
+        return kept | conflicts, conflicts, int((again & ~conflicts).sum())
     return kept, conflicts, int(again.sum())
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
+from macadam.compute.telemetry import mig
 from macadam.compute.telemetry.types import Claim, Process, Sample
 from macadam.errors import Unavailable
 from macadam.lazy import lazy
@@ -23,6 +24,10 @@ _log = logging.getLogger(__name__)
 # nvml.h: nvmlClockType_t, nvmlTemperatureSensors_t, nvmlGpmMetricId_t, nvmlEventTypeXidCriticalError
 _SM_CLOCK, _MEMORY_CLOCK, _ON_DIE, _XID_EVENT = 1, 2, 0, 0x8
 _GPM = {"gr_active": 1, "sm_active": 2, "sm_occupancy": 3, "tensor_active": 5, "dram_active": 10}
+"""Percentages."""
+_GPM_RATES = {"pcie": (20, 21), "nvlink": (60, 61)}
+"""MiB/s, sent and received (NVML_GPM_METRIC_PCIE_TX_PER_SEC and its neighbours)."""
+_MIB = 1024 * 1024
 _MIG_ENABLED = 1
 _MOST_EVENTS = 64
 """XID events read at once: a device in a storm of errors must not hold up the others."""
@@ -55,6 +60,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetMaxMigDeviceCount(self, handle: Handle) -> int: ...  # noqa: N802
     def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Handle, index: int) -> Handle: ...  # noqa: N802
     def nvmlDeviceGetGpuInstanceId(self, handle: Handle) -> int: ...  # noqa: N802
+    def nvmlDeviceGetAttributes_v2(self, device: Handle) -> Any: ...  # noqa: N802
     def nvmlGpmQueryDeviceSupport(self, handle: Handle) -> Any: ...  # noqa: N802
     def nvmlGpmSampleAlloc(self) -> Any: ...  # noqa: N802
     def nvmlGpmSampleFree(self, sample: Any) -> None: ...  # noqa: N802
@@ -125,8 +131,16 @@ class NvmlCollector:
         instances = list(self._instances(handle))
         if not instances:
             return [self._whole(handle, uuid, product)]
-        # The device itself is left out: it would be counted beside its own slices.
-        return [self._slice(handle, one, uuid, product) for one in instances]
+        # The device itself is left out: it would be counted beside its own slices. All have its one instant and its counter.
+        now, nvml = self._clock(), self._nvml
+        shared = {
+            "gpu_power": _scaled(self._ask(nvml.nvmlDeviceGetPowerUsage, handle), 1000),
+            "gpu_energy": self._ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
+            "throttle": self._ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
+        }
+        memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+        total = 0 if memory is None else int(memory.total)
+        return [self._slice(handle, one, uuid, product, now, total, shared) for one in instances]
 
     def _instances(self, handle: Handle) -> Iterator[Handle]:
         """Handles of MIG devices; none if the device is not divided."""
@@ -142,17 +156,12 @@ class NvmlCollector:
         nvml, ask, device = self._nvml, self._ask, f"gpu:{uuid}"
         now = self._clock()
         rates = ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-        memory = ask(nvml.nvmlDeviceGetMemoryInfo, handle)
-        processes = self._processes(handle)
-        return Sample(
-            device=device,
-            at=now,
-            received=now,
-            node=self._node,
-            product=product,
+        return self._sample(
+            handle,
+            device,
+            product,
+            now,
             gpu_active=None if rates is None else rates.gpu / 100,
-            memory_used=None if memory is None else int(memory.used),
-            memory_total=None if memory is None else int(memory.total),
             power=_scaled(ask(nvml.nvmlDeviceGetPowerUsage, handle), 1000),
             power_limit=_scaled(ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle), 1000),
             energy=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
@@ -161,16 +170,32 @@ class NvmlCollector:
             throttle=ask(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
             temperature=ask(nvml.nvmlDeviceGetTemperature, handle, _ON_DIE),
             xid=self._xids.get(uuid),
-            processes=processes,
-            claims=self._claims(processes),
             **self._profile(device, handle, None),
         )
 
-    def _slice(self, parent: Handle, handle: Handle, uuid: str, product: str) -> Sample:
-        """A MIG instance has memory and processes of its own; power and energy are only known of the whole device."""
-        now = self._clock()
+    def _slice(
+        self, parent: Handle, handle: Handle, uuid: str, product: str, now: datetime, total: int, shared: dict[str, Any]
+    ) -> Sample:
+        """A MIG instance has memory and processes of its own; power, energy and clocks are only known of the whole device.
+
+        total: bytes of the whole device, 0 if not known; shared: what is the whole device's.
+        """
         instance = self._nvml.nvmlDeviceGetGpuInstanceId(handle)
-        device = f"gpu:{uuid}/mig:{instance}"
+        device = f"gpu:{uuid}{mig.SLICE}{instance}"
+        size = self._ask(self._nvml.nvmlDeviceGetAttributes_v2, handle)
+        return self._sample(
+            handle,
+            device,
+            product,
+            now,
+            profile=None if size is None else mig.profile(size.gpuInstanceSliceCount, size.memorySizeMB, total),
+            xid=self._xids.get(uuid),
+            **shared,
+            **self._profile(device, parent, instance),
+        )
+
+    def _sample(self, handle: Handle, device: str, product: str, now: datetime, **own: Any) -> Sample:
+        """What a device and a slice of one answer alike, and their own."""
         memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle)
         processes = self._processes(handle)
         return Sample(
@@ -181,10 +206,9 @@ class NvmlCollector:
             product=product,
             memory_used=None if memory is None else int(memory.used),
             memory_total=None if memory is None else int(memory.total),
-            xid=self._xids.get(uuid),
             processes=processes,
             claims=self._claims(processes),
-            **self._profile(device, parent, instance),
+            **own,
         )
 
     def _profile(self, device: str, handle: Handle, instance: int | None) -> dict[str, Any]:
@@ -215,19 +239,27 @@ class NvmlCollector:
             nvml.nvmlGpmSampleFree(before)
 
     def _metrics(self, before: Any, after: Any) -> dict[str, Any]:
+        asked = [*_GPM.values(), *(metric for pair in _GPM_RATES.values() for metric in pair)]
         wanted = pynvml.c_nvmlGpmMetricsGet_t()
         wanted.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        wanted.numMetrics = len(_GPM)
+        wanted.numMetrics = len(asked)
         wanted.sample1, wanted.sample2 = before, after
-        for place, metric in enumerate(_GPM.values()):
+        for place, metric in enumerate(asked):
             wanted.metrics[place].metricId = metric
         if self._ask(self._nvml.nvmlGpmMetricsGet, wanted) is None:
             return {}
-        return {
-            name: wanted.metrics[place].value / 100
-            for place, name in enumerate(_GPM)
+        told = {
+            metric: wanted.metrics[place].value
+            for place, metric in enumerate(asked)
             if wanted.metrics[place].nvmlReturn == pynvml.NVML_SUCCESS
         }
+        ratios = {name: told[metric] / 100 for name, metric in _GPM.items() if metric in told}
+        rates = {
+            name: (told[sent] + told[received]) * _MIB
+            for name, (sent, received) in _GPM_RATES.items()
+            if sent in told and received in told
+        }
+        return {**ratios, **rates}
 
     def _processes(self, handle: Handle) -> tuple[Process, ...] | None:
         found = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)

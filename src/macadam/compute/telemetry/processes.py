@@ -95,7 +95,7 @@ class HostCollector:
                 spent = times[process.pid] - self._before[1].get(process.pid, times[process.pid])
                 cores[key] = cores.get(key, 0.0) + max(0.0, spent) / elapsed
         self._before = (now, times)
-        total = psutil.virtual_memory().total
+        total, has = psutil.virtual_memory().total, psutil.cpu_count()
         return [
             Sample(
                 device=f"host:{self._node}",
@@ -107,6 +107,7 @@ class HostCollector:
                 memory_used=used,
                 memory_total=total,
                 host_cpu=cores.get((project, owner), 0.0) if elapsed > 0 else None,
+                host_cores=float(has) if has else None,
                 claims=(Claim(project=project, owner=owner, memory=used),) if owner else (),
             )
             for (project, owner), used in sorted(memory.items())

@@ -12,7 +12,7 @@ import msgspec
 
 from macadam.compute.telemetry import exposition
 from macadam.compute.telemetry.dcgm import Translator
-from macadam.compute.telemetry.types import Sample, as_json, from_table, sample_schema
+from macadam.compute.telemetry.types import Sample, as_json, brought_up, from_table, sample_schema
 from macadam.errors import InvalidInput, SourceInvalid, TooLarge
 from macadam.lazy import lazy
 
@@ -76,7 +76,8 @@ def _table(path: Path) -> Iterator[list[Sample]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_PIECE):
-                yield from_table(pa.Table.from_batches([batch]).select(sample_schema().names).cast(sample_schema()))
+                whole = brought_up(pa.Table.from_batches([batch]), sample_schema())
+                yield from_table(whole.select(sample_schema().names).cast(sample_schema()))
     except (pa.ArrowException, KeyError, msgspec.ValidationError, OSError) as error:
         raise SourceInvalid(
             f"{path} is no table of samples: {error}.", next_step="Its columns are those of `sample_schema()`."

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from macadam.compute.telemetry.types import sample_schema
+from macadam.compute.telemetry.types import brought_up, sample_schema, usage_schema
 from macadam.errors import IntegrityError, InvalidInput, StorageFull
 from macadam.lazy import lazy
 from macadam.values import uuid7
@@ -272,7 +272,7 @@ def read(path: Path, *, device: str = "", between: tuple[datetime, datetime] | N
             f"{path} cannot be read: {error}.",
             next_step="Run macadam gpu seal, which sets damaged deliveries aside, and macadam gpu verify.",
         ) from error
-    return found
+    return brought_up(found, sample_schema() if "at" in found.column_names else usage_schema())
 
 
 def fault(part: Path) -> str:
@@ -282,7 +282,7 @@ def fault(part: Path) -> str:
     if digest_of_file(part).removeprefix("sha256:")[:32] != part.stem:
         return "it is not what was delivered"
     try:
-        known = pq.read_schema(part).equals(sample_schema())
+        known = brought_up(pq.read_schema(part).empty_table(), sample_schema()).schema.equals(sample_schema())
     except (pa.ArrowException, OSError):
         known = False
     return "" if known else "it is no table of samples"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from macadam.compute.telemetry import mig
 from macadam.compute.telemetry.frame import SECOND, Frame
-from macadam.compute.telemetry.types import GPU, RATIOS, Finding
+from macadam.compute.telemetry.types import GPU, RATES, RATIOS, Finding
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ _SHEET = 1.2
 _WINDOW, _LEAST = 600, 8
 """Seconds over which power and energy are compared, and the readings that this takes."""
 _HOTTEST = 200.0
+_AMOUNTS = (
+    "power", "power_limit", "gpu_power", "host_cpu", "host_cores", "sm_clock", "memory_clock", *RATES
+)  # fmt: skip
+"""At least 0."""
 _PROFILED = ("gr_active", "sm_active", "dram_active")
 
 
@@ -134,7 +139,7 @@ def _lost(frame: Frame, _owned: "Mask") -> "Mask":
 
 def _out_of_range(frame: Frame, _owned: "Mask") -> "Mask":
     hit = np.zeros(len(frame), dtype=bool)
-    for name in (*RATIOS, "power", "power_limit", "host_cpu", "temperature", "sm_clock", "memory_clock"):
+    for name in (*RATIOS, *_AMOUNTS, "temperature"):
         value = frame.number(name)
         hit |= frame.given(name) & ~np.isfinite(value)
         if name in RATIOS:
@@ -146,7 +151,7 @@ def _out_of_range(frame: Frame, _owned: "Mask") -> "Mask":
     used, total = frame.number("memory_used"), frame.number("memory_total")
     most = frame.memory * _SHEET
     hit |= (used < 0) | (used > total * (1 + _ROUNDING)) | (used > most) | (total > most)
-    return hit | (frame.number("energy") < 0)
+    return hit | (frame.counter < 0)
 
 
 def _profiling_off(frame: Frame, _owned: "Mask") -> "Mask":
@@ -187,12 +192,12 @@ def _nobodys(frame: Frame, owned: "Mask") -> "Mask":
 
 
 def _mig(frame: Frame, _owned: "Mask") -> "Mask":
-    sliced = np.array(["/mig:" in name for name in frame.devices] or [False])[frame.device]
+    sliced = np.array([mig.SLICE in name for name in frame.devices] or [False])[frame.device]
     return np.asarray(sliced & frame.given("gpu_active"))
 
 
 def _mig_unmeasured(frame: Frame, _owned: "Mask") -> "Mask":
-    hit = np.array(["/mig:" in name for name in frame.devices] or [False])[frame.device]
+    hit = np.array([mig.SLICE in name for name in frame.devices] or [False])[frame.device]
     for name in _PROFILED:
         hit &= np.isnan(frame.number(name))
     return np.asarray(hit)
@@ -201,7 +206,7 @@ def _mig_unmeasured(frame: Frame, _owned: "Mask") -> "Mask":
 def _anew(frame: Frame) -> "Mask":
     """By reading: the counter went back to no more than can have been drawn since, as when a machine was started again."""
     limit = np.where(np.isnan(frame.limit), _UNMARKED, frame.limit)[frame.first] * _POWER_FACTOR
-    joules = frame.number("energy")[frame.first] / 1000
+    joules = frame.counter[frame.first] / 1000
     return np.asarray((frame.counted < 0) & (joules <= limit * (frame.unchanged + _slack(frame))))
 
 
@@ -229,7 +234,7 @@ def _impossible_power(frame: Frame, _owned: "Mask") -> "Mask":
     group, usable, total = _windows(frame, frame.counted >= 0)
     most = limit[frame.first] * (total(frame.seconds)[group] + _slack(frame))
     grown |= usable & (total(np.ones(len(group)))[group] >= _LEAST) & (total(frame.counted)[group] > most)
-    return (frame.number("power") > limit) | np.asarray(grown)[frame.reading]
+    return (frame.drawn > limit) | np.asarray(grown)[frame.reading]
 
 
 def _windows(frame: Frame, wanted: "Mask") -> "tuple[Ints, Mask, Callable[[Floats], Floats]]":
@@ -263,7 +268,7 @@ def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
     """Mean power against the counter's growth, over windows: sampled power scatters around the mean, so the allowance has
     four standard errors of it beside a quarter of the value, and what one move of the counter can be off at the edges.
     """
-    shown = frame.number("power")[frame.first]
+    shown = frame.drawn[frame.first]
     group, usable, total = _windows(frame, np.isfinite(shown) & (frame.counted >= 0))
     power = np.where(usable, shown, 0.0)
     count = total(np.ones(len(power)))
@@ -286,7 +291,7 @@ def _energy_at_odds(frame: Frame, _owned: "Mask") -> "Mask":
 def _stands_still(frame: Frame, _owned: "Mask") -> "Mask":
     """A counter that stands while power is drawn, or a busy device whose every sensor repeats itself."""
     first = frame.first
-    power, energy = frame.number("power")[first], frame.number("energy")[first]
+    power, energy = frame.drawn[first], frame.counter[first]
     active = frame.number("gpu_active")[first]
     stuck = (frame.counted == 0) & (power > 1)
     same = frame.before & (active > 0) & np.isfinite(power) & np.isnan(energy)
@@ -359,7 +364,7 @@ CHECKS: tuple[Check, ...] = (
         about="A value that cannot be: a ratio above 1, below 0 or no number, more memory in use than there is.",
         threshold="ratios 0 to 1.01, others at least 0, memory at most 101% and 1.2 times the data sheet's, temperature "
         "within 200 °C of 0",
-        shown=(*RATIOS, "memory_used", "memory_total", "power", "temperature"),
+        shown=(*RATIOS, "memory_used", "memory_total", "power", "temperature", *RATES),
         find=_out_of_range,
     ),
     Check(
@@ -408,21 +413,21 @@ CHECKS: tuple[Check, ...] = (
         name="backwards",
         about="The energy counter went back, and not to where it began: it is another device, or an invention.",
         threshold="a decrease to more than 1.2 times what the device can have drawn since",
-        shown=("energy",),
+        shown=("energy", "gpu_energy"),
         find=_backwards,
     ),
     Check(
         name="impossible-power",
         about="More power, or energy in the time, than the device can draw.",
         threshold="1.2 times the data sheet's power, else the device's own limit; of energy, with its counter's longest step",
-        shown=("power", "power_limit", "energy"),
+        shown=("power", "power_limit", "energy", "gpu_power", "gpu_energy"),
         find=_impossible_power,
     ),
     Check(
         name="energy-at-odds",
         about="The energy counter grows at another rate than the power that is shown.",
         threshold="over 10 minutes: 25% and 25 W and 4 standard errors and the counter's longest step",
-        shown=("power", "energy"),
+        shown=("power", "energy", "gpu_power", "gpu_energy"),
         find=_energy_at_odds,
     ),
     Check(
@@ -443,7 +448,7 @@ CHECKS: tuple[Check, ...] = (
         name="restarted",
         about="The energy counter began anew: the driver was loaded again. What was drawn meanwhile is power times time.",
         threshold="a decrease to no more than 1.2 times what the device can have drawn since",
-        shown=("energy",),
+        shown=("energy", "gpu_energy"),
         find=_restarted,
         suspect=False,
     ),

@@ -57,10 +57,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
       (GR_ENGINE_ACTIVE) has it; sm_active, sm_occupancy, tensor_active, dram_active: ratios 0 to 1
     - memory_used, memory_total: bytes; power, power_limit: W; energy: mJ since the driver was loaded
     - sm_clock, memory_clock: MHz; throttle: NVML's bits of clocks-event reasons; temperature: °C; xid: the last error
-    - host_cpu: cores in use
+    - host_cpu: cores in use; host_cores: cores that the machine has
     - pod, namespace, container: None if the source names no pods at all, '' if it does and none was here
     - claims: whose processes were there; None if processes were not looked at
     - error: why the device could not be read, such as 'gpu is lost'
+    - profile: of a MIG slice, such as '1g.10gb'; gpu_power (W), gpu_energy (mJ): of the whole device that a slice is part of
+    - nvlink, pcie: bytes/s, what went out and what came in together, mean of the last sample period
     """
 
     device: Named
@@ -93,6 +95,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     claims: tuple[Claim, ...] | None = None
     processes: tuple[Process, ...] | None = None
     error: Text = ""
+    profile: Text | None = None
+    gpu_power: float | None = None
+    gpu_energy: Whole | None = None
+    nvlink: float | None = None
+    pcie: float | None = None
+    host_cores: float | None = None
 
 
 def as_json(sample: Sample) -> Sample:
@@ -179,6 +187,12 @@ def sample_schema() -> "pa.Schema":
         "claims": pa.list_(claim),
         "processes": pa.list_(process),
         "error": text,
+        "profile": text,
+        "gpu_power": ratio,
+        "gpu_energy": whole,
+        "nvlink": ratio,
+        "pcie": ratio,
+        "host_cores": ratio,
     }
     return pa.schema([pa.field(name, kinds[name]) for name in Sample.__struct_fields__])
 
@@ -194,9 +208,15 @@ def usage_schema() -> "pa.Schema":
     - start: UTC; seconds: how much of the interval samples cover
     - project, owner: who had it ('job:…', 'run:…', 'endpoint:…', 'model:…@3'); '' if nobody
     - share: part of the device that the owner had, 0 to 1
+    - slice: part of the whole GPU that a MIG slice takes, by `mig.part`; 1 for a whole device, null if it is not known
     - gpu_active: part of the time in which any kernel ran (what is called utilisation); sm_active, tensor_active,
       dram_active: mean ratios 0 to 1; host_cpu: cores in use
-    - memory_bytes: the most seen; energy_joules: spent in the interval
+    - memory_bytes: the most seen; energy_joules: spent in the interval; of a MIG slice what is attributed to it, as it has
+      no counter: see `mig`
+    - throttled_heat, throttled_hardware, throttled_power, throttled_sync: parts of the time in which clocks were held down,
+      each moment by its gravest reason: heat, the board's protection (power brake, fast trigger), the power limit, or to
+      keep in step with other devices. They sum to at most 1
+    - nvlink, pcie: mean bytes/s over the device's links, both directions together; host_cores: that the machine has
     - suspect: '' or the reason for which a trust check does not believe the row: nothing is charged on it. Where only a
       part of the interval is suspect, it is a row of its own, with its own seconds
     """
@@ -218,8 +238,28 @@ def usage_schema() -> "pa.Schema":
         pa.field("memory_bytes", pa.int64()),
         pa.field("energy_joules", number),
         pa.field("suspect", pa.string()),
+        pa.field("slice", pa.float32()),
+        *(pa.field(name, pa.float32()) for name in (*THROTTLED, *RATES, "host_cores")),
     ]
     return pa.schema(fields)
+
+
+THROTTLED = ("throttled_heat", "throttled_hardware", "throttled_power", "throttled_sync")
+RATES = ("nvlink", "pcie")
+_LATER = frozenset(
+    {"profile", "gpu_power", "gpu_energy", "slice", "host_cores", *THROTTLED, *RATES},
+)
+"""Columns that older files lack. What was not measured then is null."""
+
+
+def brought_up(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
+    """A table that was written before columns were added, with them. What lacks other columns is left as it is."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    if not missing or not _LATER.issuperset(missing):
+        return table
+    for name in missing:
+        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    return table.select(schema.names)
 
 
 def to_table(samples: "list[Sample] | tuple[Sample, ...]") -> "pa.Table":

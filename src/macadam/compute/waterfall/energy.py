@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam.compute.catalogue import gpus
+from macadam.compute.waterfall import profiles
 from macadam.compute.waterfall.seen import LONGEST
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
@@ -79,7 +80,7 @@ def _groups(usage: "pa.Table") -> list[list[dict[str, Any]]]:
     told = np.array(usage["seconds"].to_numpy(), dtype=np.float64)
     seconds = np.where(np.isfinite(told) & (told > 0) & (told <= LONGEST), told, 0.0)
     share = np.array(usage["share"].to_numpy(), dtype=np.float64)
-    time = seconds * np.where(np.isnan(share), 1.0, share.clip(0, 1))
+    time = seconds * np.where(np.isnan(share), 1.0, share.clip(0, 1)) * profiles.slices(usage)
     doubted = np.array([bool(text) for text in usage["suspect"].to_pylist()], dtype=np.bool_)
     known = np.isfinite(joules) & (joules >= 0) & ~doubted
     columns: dict[str, Any] = {

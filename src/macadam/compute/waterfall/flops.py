@@ -26,17 +26,19 @@ RUNNING = 0.7
 """GPUs that run kernels for less of the time than this wait for something. Ours."""
 BUSY_HOST = 0.8
 """Part of a machine's cores. Ours."""
+BUSY_BUS = 0.5
+"""Part of what PCIe carries in both directions together: copies to a GPU go one way. Ours."""
 THROTTLED = 0.1
-"""Part of the time at reduced clocks, for power or heat. Ours: a tenth costs more than it takes to look."""
+"""Part of the time at reduced clocks. Ours: a tenth costs more than it takes to look."""
 MOST_MFU = 1.0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Means over a job's time, each 0 to 1 and None if it was not measured.
 
-    gpu_active, sm_active, tensor_active, dram_active: as in telemetry's usage; link_active: of the bandwidth to other GPUs;
-    throttled: of the time; host_cores: part of the host's cores in use; gaps: whether the GPU goes idle at regular
-    intervals; gpus: how many it had.
+    gpu_active, sm_active, tensor_active, dram_active, and what clocks were held down by (throttled_…): as in telemetry's
+    usage; link_active: of the bandwidth to other GPUs; bus_active: of that to the host; host_cores: part of the host's cores
+    in use; gaps: whether the GPU goes idle at regular intervals; gpus: how many it had.
     """
 
     gpu_active: float | None = None
@@ -44,15 +46,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     tensor_active: float | None = None
     dram_active: float | None = None
     link_active: float | None = None
-    throttled: float | None = None
+    bus_active: float | None = None
+    throttled_heat: float | None = None
+    throttled_hardware: float | None = None
+    throttled_power: float | None = None
+    throttled_sync: float | None = None
     host_cores: float | None = None
     gaps: bool | None = None
     gpus: int = 1
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__[:7]:
+        for name in self.__struct_fields__:
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if name not in ("gaps", "gpus") and value is not None and not 0 <= value <= 1:
                 raise InvalidInput(f"{name} is {value}.", next_step="Give parts of the whole, from 0 to 1.")
 
 
@@ -175,7 +181,7 @@ def roofline_of(gpu: Gpu, number_format: str, job: Job) -> Roofline | None:
 
 def likely(job: Job) -> Likely:
     """The likely bottleneck, by rules in order: what slows the whole machine first, then what the GPU waits for, then its own."""
-    for rule in (_throttling, _starved, _communication, _memory, _compute, _small):
+    for rule in (_throttling, _starved, _communication, _memory, _compute, _at_power_limit, _small):
         found = rule(job)
         if found is not None:
             return found
@@ -192,14 +198,48 @@ def likely(job: Job) -> Likely:
     )
 
 
+_HELD_DOWN = {
+    "throttled_heat": ("by heat", "Look at cooling and air flow: the same work costs longer at lower clocks."),
+    "throttled_hardware": (
+        "by the board's own protection",
+        "Look at the power supply and the power brake: nvidia-smi -q -d PERFORMANCE.",
+    ),
+    "throttled_sync": ("to keep in step with other GPUs", "Look for the slowest GPU of its sync-boost group."),
+}
+
+
 def _throttling(job: Job) -> Likely | None:
-    if (job.throttled or 0) < THROTTLED:
+    """What nobody wants. A power limit that is reached is how busy GPUs run, and comes after what they are busy with."""
+    parts = {name: getattr(job, name) or 0.0 for name in _HELD_DOWN}
+    if sum(parts.values()) < THROTTLED:
+        return None
+    worst = sorted(parts, key=lambda name: -parts[name])
+    return Likely(
+        bottleneck="throttling",
+        evidence=tuple(
+            f"clocks were held down {_HELD_DOWN[name][0]} {_percent(parts[name])} of the time"
+            for name in worst
+            if parts[name] > 0
+        ),
+        try_next=_HELD_DOWN[worst[0]][1],
+    )
+
+
+def _at_power_limit(job: Job) -> Likely | None:
+    if (job.throttled_power or 0) < THROTTLED or (job.gpu_active or 0) < RUNNING:
         return None
     return Likely(
         bottleneck="throttling",
-        evidence=(f"clocks were reduced for power or heat {_percent(job.throttled)} of the time",),
-        try_next="Look at cooling and at the power limit; the same work costs longer at lower clocks.",
+        evidence=_held_at_limit(job),
+        try_next="Look whether the limit was set below the data sheet's (nvidia-smi -q -d POWER), and at kernels that draw much "
+        "and compute little.",
     )
+
+
+def _held_at_limit(job: Job) -> tuple[str, ...]:
+    if (job.throttled_power or 0) < THROTTLED:
+        return ()
+    return (f"clocks were held at the power limit {_percent(job.throttled_power)} of the time",)
 
 
 def _starved(job: Job) -> Likely | None:
@@ -208,6 +248,8 @@ def _starved(job: Job) -> Likely | None:
     evidence = [f"kernels ran {_percent(job.gpu_active)} of the time"]
     if (job.host_cores or 0) >= BUSY_HOST:
         evidence.append(f"{_percent(job.host_cores)} of the host's cores were busy meanwhile")
+    if (job.bus_active or 0) >= BUSY_BUS:
+        evidence.append(f"the bus to the host was {_percent(job.bus_active)} busy meanwhile")
     if job.gaps:
         evidence.append("the GPU goes idle at regular intervals, as between batches")
     if len(evidence) == 1:
@@ -240,6 +282,7 @@ def _memory(job: Job) -> Likely | None:
         bottleneck="memory_bandwidth",
         evidence=(
             f"memory was moved {_percent(job.dram_active)} of the cycles; {_percent(limit)} and more is the bound",
+            *_held_at_limit(job),
         ),
         try_next="Larger batches, fused kernels, lower precision of what is read, or a GPU with more bandwidth.",
     )
@@ -250,7 +293,7 @@ def _compute(job: Job) -> Likely | None:
         return None
     return Likely(
         bottleneck="compute",
-        evidence=(f"the matrix units were busy {_percent(job.tensor_active)} of the cycles",),
+        evidence=(f"the matrix units were busy {_percent(job.tensor_active)} of the cycles", *_held_at_limit(job)),
         try_next="It is well used: lower precision or a faster GPU is what is left.",
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from macadam.compute.billing.types import Charge
+from macadam.compute.telemetry.mig import SLICE
 from macadam.compute.waterfall import bill as bills
 from macadam.compute.waterfall import sharing
 from macadam.compute.waterfall.bill import Bill
@@ -126,7 +127,7 @@ class _Finder:
 
     def devices(self, charge: Charge) -> "Ints":
         if charge.device:
-            return self._device.get(charge.device.partition("/mig:")[0], self.none)
+            return self._device.get(charge.device.partition(SLICE)[0], self.none)
         for machine in (charge.node, charge.resource):
             found = self._gpus.get(machine, self.none)
             if not len(found) and not bills.is_gpu(charge):

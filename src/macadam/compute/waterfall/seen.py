@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from macadam.compute.telemetry.types import usage_schema
+from macadam.compute.telemetry.mig import SLICE
+from macadam.compute.telemetry.types import brought_up, usage_schema
 from macadam.compute.waterfall.types import Flag
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
@@ -99,7 +100,8 @@ def read(usage: "pa.Table", *, now: datetime | None = None) -> Seen:
     code = {name: codes[kept] for name, (_, codes) in texts.items()}
     first = np.flatnonzero(np.r_[True, (np.diff(device) != 0) | (np.diff(begin) != 0)]) if len(kept) else _none()
     sizes = np.diff(np.r_[first, len(kept)])
-    part = _part(share[kept], code["device"], texts["device"][0], first, sizes)
+    size = _floats(table.column("slice"))[kept]
+    part = _part(share[kept], size, code["device"], texts["device"][0], first, sizes)
     span = _spans(begin, length, part, first)
     claims = ~_unowned(code["owner"]) | (reason > 0)
     wanted = (part * length * WHOLE / np.repeat(span, sizes).clip(min=1) * claims).round().astype(np.int64)
@@ -137,6 +139,7 @@ def _none() -> "Ints":
 
 def _columns(usage: "pa.Table") -> "pa.Table":
     schema = usage_schema()
+    usage = brought_up(usage, schema)
     missing = [name for name in schema.names if name not in usage.column_names]
     if missing:
         raise InvalidInput(
@@ -186,9 +189,9 @@ def _codes(column: Any) -> "tuple[list[str], Ints]":
 def _parents(table: "pa.Table") -> "tuple[list[str], Ints]":
     """A slice is part of its GPU: what is billed is the whole device."""
     names, codes = _codes(table.column("device"))
-    parents = sorted({name.partition("/mig:")[0] for name in names} - {""})
+    parents = sorted({name.partition(SLICE)[0] for name in names} - {""})
     place = {name: n for n, name in enumerate(parents)}
-    moved = np.array([place.get(name.partition("/mig:")[0], 0) for name in names], dtype=np.int64)
+    moved = np.array([place.get(name.partition(SLICE)[0], 0) for name in names], dtype=np.int64)
     return parents, moved[codes] if len(codes) else codes
 
 
@@ -235,15 +238,22 @@ def _unowned(owner: "Ints") -> "Bools":
     return nobody
 
 
-def _part(share: "Floats", device: "Ints", names: list[str], first: "Ints", sizes: "Ints") -> "Floats":
-    """Of the whole GPU: a slice counts as an equal part of the slices that were seen, for its row does not say its size."""
-    sliced = np.array(["/mig:" in name for name in names], dtype=np.bool_)[device] if len(device) else share > 2  # noqa: PLR2004
+def _part(share: "Floats", size: "Floats", device: "Ints", names: list[str], first: "Ints", sizes: "Ints") -> "Floats":
+    """Of the whole GPU. size: the part that a slice takes of it; slices whose size is not known have equal parts of what the others
+    leave. Slices that would take more than the GPU (memory of one, compute of another) have it in proportion.
+    """
+    sliced = np.array([SLICE in name for name in names], dtype=np.bool_)[device] if len(device) else share > 2  # noqa: PLR2004
     if not sliced.any():
         return share.clip(0, 1)
     new = np.r_[True, np.diff(device) != 0]
     new[first] = True
-    slices = np.repeat(np.add.reduceat((new & sliced).astype(np.int64), first), sizes)
-    return share.clip(0, 1) / np.where(sliced, slices.clip(min=1), 1)
+    told = sliced & (size > 0) & (size <= 1)
+    taken = np.add.reduceat(np.where(new & told, size, 0.0), first)
+    others = np.add.reduceat((new & sliced & ~told).astype(np.int64), first)
+    left = np.where(taken < 1, 1 - taken, 1.0) / others.clip(min=1)
+    parts = np.where(told, size, np.repeat(left, sizes))
+    together = np.add.reduceat(np.where(new & sliced, parts, 0.0), first).clip(min=1)
+    return share.clip(0, 1) * np.where(sliced, parts / np.repeat(together, sizes), 1.0)
 
 
 def _spans(begin: "Ints", length: "Ints", part: "Floats", first: "Ints") -> "Ints":

@@ -22,6 +22,8 @@ class Slice:
     total: int
     pids: dict[int, int | None] = field(default_factory=dict)
     gpm: dict[int, float] = field(default_factory=dict)
+    compute: int = 1
+    megabytes: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -124,6 +126,10 @@ class RecordedNvml:
     def nvmlDeviceGetGpuInstanceId(self, handle: Any) -> int:
         return handle.instance
 
+    def nvmlDeviceGetAttributes_v2(self, device: Any) -> Any:
+        size = _or_not_supported(device.megabytes)
+        return SimpleNamespace(gpuInstanceSliceCount=device.compute, memorySizeMB=size)
+
     def nvmlGpmQueryDeviceSupport(self, handle: Any) -> Any:
         return SimpleNamespace(isSupportedDevice=int(handle.gpm is not None))
 
@@ -208,8 +214,8 @@ def a100_divided() -> Recorded:
         limit=400_000,
         energy=1_000_000,
         slices=[
-            Slice(instance=1, used=10 * 2**30, total=40 * 2**30, pids={4242: 10 * 2**30}),
-            Slice(instance=5, used=0, total=20 * 2**30),
+            Slice(instance=1, used=10 * 2**30, total=40 * 2**30, pids={4242: 10 * 2**30}, compute=3, megabytes=40192),
+            Slice(instance=5, used=0, total=20 * 2**30, compute=2, megabytes=19968),
         ],
     )
 

@@ -181,8 +181,26 @@ def test_slices_do_not_each_have_the_power_of_the_whole_device() -> None:
         text += f"DCGM_FI_DEV_GPU_UTIL{mig} 0\nDCGM_FI_PROF_GR_ENGINE_ACTIVE{mig} 0.4\n"
     found, _ = samples(text)
     assert [(s.power, s.energy, s.gpu_active, s.gr_active) for s in found] == [(None, None, None, 0.4)] * 2
+    assert [(s.gpu_power, s.gpu_energy, s.profile) for s in found] == [(400, 10**9, "3g.40gb")] * 2
     busy = f'DCGM_FI_DEV_GPU_UTIL{HEAD},GPU_I_ID="1"}} 70'
     assert only(busy).gpu_active == 0.7  # a value that no slice has is for the checks to see
+
+
+def test_slices_know_of_their_device_where_it_is_given_once_for_itself() -> None:
+    text = f"DCGM_FI_DEV_POWER_USAGE{HEAD}}} 400\nDCGM_FI_DEV_CLOCKS_EVENT_REASONS{HEAD}}} 4\n"
+    for instance in ("1", "2"):
+        text += f'DCGM_FI_PROF_SM_ACTIVE{HEAD},GPU_I_PROFILE="3g.40gb",GPU_I_ID="{instance}"}} 0.4\n'
+    found, _ = samples(text)
+    assert [(s.gpu_power, s.gpu_energy, s.throttle, s.power) for s in found] == [(400, None, 4, None)] * 2
+    assert [s.device for s in found] == ["gpu:GPU-aa/mig:1", "gpu:GPU-aa/mig:2"]
+
+
+def test_traffic_over_links_counts_both_directions_and_only_where_both_are_known() -> None:
+    text = f"DCGM_FI_PROF_NVLINK_TX_BYTES{HEAD}}} 3e9\nDCGM_FI_PROF_NVLINK_RX_BYTES{HEAD}}} 2e9\n"
+    seen = only(text + f"DCGM_FI_PROF_PCIE_TX_BYTES{HEAD}}} 7e9")
+    assert (seen.nvlink, seen.pcie) == (5e9, None)
+    assert only(text.replace("2e9", "NaN")).nvlink != only(text).nvlink
+    assert only(text.replace("2e9", "9223372036854775792")).nvlink is None  # DCGM's mark of a blank
 
 
 @pytest.mark.parametrize("forged", ['UUID="GPU-aa/mig:1"', 'UUID="GPU-aa",GPU_I_ID="x/1"'])

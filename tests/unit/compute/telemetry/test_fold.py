@@ -12,7 +12,7 @@ from unit.compute.telemetry import fleets
 from unit.compute.telemetry.fleets import START, changed, fleet
 
 from macadam.compute.telemetry.fold import Folded, fold, rollup
-from macadam.compute.telemetry.types import Claim, Holding, Pod, Sample, to_table
+from macadam.compute.telemetry.types import RATES, THROTTLED, Claim, Holding, Pod, Sample, to_table
 
 SECOND = fleets.SECOND
 BEGIN = int(START.timestamp()) * SECOND
@@ -63,6 +63,47 @@ def test_means_are_weighted_by_time_and_what_was_not_measured_weighs_nothing() -
     assert row["seconds"] == 50.0
     assert row["gpu_active"] == pytest.approx(0.25)
     assert row["sm_active"] is None
+
+
+def test_clocks_that_were_held_down_are_parts_of_the_time_by_the_gravest_reason() -> None:
+    # idle; power cap; hot as well as at the power cap; power brake; sync boost
+    seen = [at(0), *(at(10 * n, throttle=bits) for n, bits in enumerate((0x1, 0x4, 0x24, 0x88, 0x10), 1))]
+    (row,) = rows(*seen)
+    parts = [row[name] for name in ("throttled_heat", "throttled_hardware", "throttled_power", "throttled_sync")]
+    assert parts == [pytest.approx(0.2)] * 4
+
+
+@given(
+    bits=st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.integers(0, 511)), min_size=1, max_size=20)
+)
+def test_parts_of_the_time_held_down_never_sum_to_more_than_all_of_it(bits: list[int | None]) -> None:
+    for row in rows(at(0), *(at(7 * n, throttle=one) for n, one in enumerate(bits, 1))):
+        parts = [row[name] for name in THROTTLED]
+        known = [float(str(part)) for part in parts if part is not None]
+        assert len(known) in (0, 4)
+        assert 0 <= sum(known) <= 1 + 1e-6
+
+
+def test_what_was_not_asked_of_a_device_is_unknown_in_usage_too() -> None:
+    (row,) = rows(at(0), at(15))
+    assert {row[name] for name in (*THROTTLED, *RATES, "host_cores")} == {None}
+    assert row["slice"] == 1
+
+
+def test_traffic_is_a_mean_over_time() -> None:
+    (row,) = rows(at(0), at(10, nvlink=3e9, pcie=1e9), at(40, nvlink=1e9))
+    assert (row["nvlink"], row["pcie"]) == (pytest.approx(1.5e9), pytest.approx(1e9))
+    assert [row["suspect"] for row in rows(at(0), at(10, nvlink=-1.0))] == ["out-of-range"]
+
+
+@given(later=st.permutations(["old", "new"]))
+def test_the_same_reading_from_a_collector_that_knew_less_is_no_contradiction(later: list[str]) -> None:
+    known = {"throttle": 4, "nvlink": 1e9}
+    told = {name: [at(s, power=50.0, **values) for s in (0, 15)] for name, values in {"old": {}, "new": known}.items()}
+    found = rows(*(sample for name in later for sample in told[name]))
+    assert [(row["seconds"], row["suspect"]) for row in found] == [(15.0, "")]
+    odd = rows(*(at(s, power=50.0, nvlink=rate) for s, rate in ((0, None), (15, 1e9), (15, 2e9), (30, None))))
+    assert [row["suspect"] for row in odd] == ["", "conflicting"]
 
 
 def test_energy_is_the_counters_growth_and_without_one_power_times_time() -> None:

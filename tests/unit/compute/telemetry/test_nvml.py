@@ -31,6 +31,15 @@ def test_a_hopper_gives_profiling_means_from_the_second_reading_on() -> None:
     assert from_table(to_table([second]))[0].sm_active == pytest.approx(0.8825)
 
 
+def test_traffic_over_links_is_bytes_per_second_in_both_directions() -> None:
+    traffic = {20: 1000.0, 21: 3000.0, 60: 50_000.0, 61: 30_000.0}  # MiB/s
+    with collector(RecordedNvml(h100(gpm=traffic), h100(uuid="GPU-one-way", gpm={20: 5.0}))) as reader:
+        reader.read()
+        both, one_way = reader.read()
+    assert (both.pcie, both.nvlink) == (4000 * 2**20, 80_000 * 2**20)
+    assert (one_way.pcie, one_way.nvlink) == (None, None)
+
+
 def test_one_metric_that_a_device_lacks_is_unknown_and_the_others_are_there() -> None:
     with collector(RecordedNvml(h100(gpm={2: 50.0}))) as reader:
         reader.read()
@@ -57,6 +66,17 @@ def test_a_divided_device_is_read_as_its_slices_only() -> None:
     assert second.claims == ()
     assert first.gpu_active is None
     assert first.power is None
+    assert (first.profile, second.profile) == ("3g.40gb", "2g.20gb")
+    assert {(seen.at, seen.gpu_power, seen.gpu_energy, seen.throttle) for seen in (first, second)} == {
+        (NOW, 210.0, 1_000_000, 1)
+    }
+
+
+def test_a_slice_whose_size_the_driver_does_not_tell_has_no_profile() -> None:
+    divided = a100_divided()
+    divided.slices[0].megabytes = None
+    with collector(RecordedNvml(divided)) as reader:
+        assert [seen.profile for seen in reader.read()] == [None, "2g.20gb"]
 
 
 def test_a_slice_of_a_hopper_has_profiling_of_its_own() -> None:

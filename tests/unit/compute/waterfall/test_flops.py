@@ -60,7 +60,11 @@ def test_more_than_the_roof_is_refused():
 @pytest.mark.parametrize(
     ("job", "expected", "evidence"),
     [
-        (Job(gpu_active=0.9, throttled=0.3), "throttling", "30%"),
+        (Job(gpu_active=0.9, throttled_heat=0.3), "throttling", "by heat 30%"),
+        (Job(gpu_active=0.9, throttled_hardware=0.06, throttled_sync=0.05), "throttling", "protection 6%"),
+        (Job(gpu_active=0.9, sm_active=0.9, throttled_power=0.5), "throttling", "power limit 50%"),
+        (Job(gpu_active=0.99, sm_active=0.9, tensor_active=0.7, throttled_power=0.9), "compute", "power limit 90%"),
+        (Job(gpu_active=0.4, bus_active=0.6), "data_loading", "bus to the host was 60%"),
         (Job(gpu_active=0.4, host_cores=0.95), "data_loading", "95% of the host's cores"),
         (Job(gpu_active=0.6, gaps=True), "data_loading", "regular intervals"),
         (Job(gpu_active=0.99, sm_active=0.2, link_active=0.8, gpus=8), "communication", "8 GPUs"),
