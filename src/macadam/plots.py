@@ -6,6 +6,7 @@ dark scheme and that colour-blind readers tell apart. The numbers stand in it as
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Literal
@@ -16,11 +17,13 @@ from macadam.errors import InvalidInput
 
 # Okabe and Ito (2008), "Color Universal Design": told apart with any of the common colour-vision deficiencies.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f")
+# Colours stand in each rule: renderers other than browsers know no custom properties and would draw black on black.
 _STYLE = (
-    "<style>.macadam-plot{--ink:#1a1a1a;--soft:#6b6b6b;--line:#d9d9d9;--paper:#fff;font:13px system-ui,sans-serif}"
-    "@media (prefers-color-scheme:dark){.macadam-plot{--ink:#eee;--soft:#a8a8a8;--line:#444;--paper:#16181c}}"
-    ".macadam-plot text{fill:var(--ink)}.macadam-plot .soft{fill:var(--soft)}.macadam-plot .grid{stroke:var(--line)}"
-    ".macadam-plot .paper{fill:var(--paper)}.macadam-plot .head{font-size:16px;font-weight:600}</style>"
+    "<style>.macadam-plot{font:13px system-ui,sans-serif;font-variant-numeric:tabular-nums}"
+    ".macadam-plot text{fill:#1a1a1a}.macadam-plot .soft{fill:#6b6b6b}"
+    ".macadam-plot .grid{stroke:#d9d9d9}.macadam-plot .paper{fill:#fff}.macadam-plot .head{font-size:16px;font-weight:600}"
+    "@media (prefers-color-scheme:dark){.macadam-plot text{fill:#eee}.macadam-plot .soft{fill:#a8a8a8}"
+    ".macadam-plot .grid{stroke:#444}.macadam-plot .paper{fill:#16181c}}</style>"
 )
 _WIDTH, _ROW, _TOP, _MARGIN = 860, 28, 58, 16
 _LABEL_WIDTH, _VALUE_WIDTH = 250, 150
@@ -28,6 +31,8 @@ _PLOT_HEIGHT, _LEFT, _BELOW, _LEGEND_ROW = 300, 76, 46, 18
 _MOST = 100_000
 """Points of all series together: more are no picture, and a browser chokes on them."""
 _LONGEST = 42  # characters of a label before it is cut
+
+_FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 Scale = Literal["linear", "log"]
 Format = Callable[[float], str]
@@ -254,7 +259,8 @@ def _bar_row(
         drawn.append(
             f'<rect x="{left:.1f}" y="{y + 4}" width="{max(right - left, 0.5):.1f}" height="{_ROW - 8}" fill="{fill}"/>'
         )
-    drawn.append(_text(_WIDTH - _MARGIN, y + 18, figure, anchor="end"))
+    columns = re.sub(" {2,}", lambda run: _FIGURE_SPACE * len(run[0]), figure)  # a run of spaces would be shown as one
+    drawn.append(_text(_WIDTH - _MARGIN, y + 18, columns, anchor="end"))
     return "".join(drawn)
 
 

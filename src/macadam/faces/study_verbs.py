@@ -87,10 +87,10 @@ def _names(given: Sequence[str], names: Sequence[_Name]) -> list[_Name]:
 def _plot(path: Path, found: packing.Study) -> None:
     drawn = plots.lines(
         packing.mean_curves(found),
-        title="GPUs that stay unallocated while demand grows",
+        title="GPUs that are demanded and stay unallocated, while demand grows",
         about=f"Mean of {found.summaries[0].seeds} orders of arrival on {found.gpus} GPUs",
         x_label="GPUs demanded, % of all",
-        y_label="unallocated, %",
+        y_label="% of all GPUs",
     )
     _save(path, drawn)
 

@@ -57,6 +57,15 @@ def test_points_of_ten_times_the_size_are_evenly_apart_on_a_log_axis():
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
 
 
+def test_the_figures_beside_bars_stay_under_each_other():
+    shown = texts(plots.waterfall([Bar(label="bill", value=1, total=True, text="1.00   10.0%")], title="T"))
+    assert "1.00\u2007\u2007\u200710.0%" in shown
+
+
+def test_a_picture_has_its_colours_also_where_nothing_but_plain_css_is_known():
+    assert "var(" not in plots.bars({"a": 1.0}, title="T")
+
+
 @given(st.text(max_size=80))
 def test_no_label_whatever_it_says_becomes_markup(text: str):
     svg = plots.waterfall([Bar(label=text, value=1, total=True, text=text)], title=text, about=text)

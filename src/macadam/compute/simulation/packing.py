@@ -32,6 +32,7 @@ NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 PODS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")
 _LARGEST = 256 * 2**20  # bytes: some two million rows
 _POINTS = 100  # of the curve of what is allocated
+_SEEN = 0.1  # percent of the capacity: less cannot be seen in a plot
 _MOST = 2**50  # of thousandths of a core or MiB: exact when added up in 64 bits
 _MOST_GPUS = 256  # of one node: the state of all is kept as wide as the widest
 _T = TypeVar("_T")
@@ -192,15 +193,21 @@ def study(
 
 
 def mean_curves(found: Study) -> dict[str, list[tuple[float, float]]]:
-    """For a plot: policy → (GPUs demanded, GPUs unallocated), both in percent of the capacity, the mean of all seeds."""
+    """For a plot: policy → (GPUs demanded, GPUs unallocated although demanded), both in percent of the capacity, the mean of all
+    seeds; from where the first policy leaves any.
+    """
     curves: dict[str, list[tuple[float, float]]] = {}
     for summary in found.summaries:
         runs = [one.curve for one in found.outcomes if one.policy == summary.policy]
-        points = zip(*runs, strict=False)
-        curves[summary.policy] = [
-            (100 * sum(x for x, _ in at) / len(at), 100 * (1 - sum(y for _, y in at) / len(at))) for at in points
-        ]
-    return curves
+        curves[summary.policy] = [_lost(at) for at in zip(*runs, strict=False)]
+    first = min((x for curve in curves.values() for x, lost in curve if lost > _SEEN), default=0.0)
+    return {policy: [(x, lost) for x, lost in curve if x >= first] or curve for policy, curve in curves.items()}
+
+
+def _lost(at: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """One point of the mean of several curves of (part demanded, part allocated)."""
+    demanded, allocated = (100 * sum(values) / len(at) for values in zip(*at, strict=True))
+    return demanded, min(demanded, 100.0) - allocated
 
 
 def _summary(outcomes: Sequence[Outcome]) -> Summary:
