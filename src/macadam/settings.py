@@ -6,6 +6,7 @@ A value comes from the environment (`MACADAM_…`) or the default; command-line 
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,8 +280,29 @@ class Prices(Section):
         "", env="MACADAM_GRID", unit="region", why="whose electricity it is; empty: the world's mean, with its extremes"
     )
     gpu_hour_micros: int = setting(
-        0, env="MACADAM_PRICE_GPU_HOUR", unit="µ$ per GPU-hour", why="0: not known, and then no price is made up"
+        0,
+        env="MACADAM_PRICE_GPU_HOUR",
+        unit="µ$ per GPU-hour",
+        why="of GPUs that have no price of their own; 0: not known, and then no price is made up",
     )
+    currency: str = setting(
+        "USD",
+        env="MACADAM_PRICE_CURRENCY",
+        unit="ISO 4217",
+        why="what these prices are in, and what work costs where its project has no budget or quota in money",
+    )
+
+    def __post_init__(self) -> None:
+        """Raises SettingInvalid: what costs less than nothing would fill budgets."""
+        for name, micros in (("CPU", self.cpu_hour_micros), ("GPU", self.gpu_hour_micros)):
+            if micros < 0:
+                raise SettingInvalid(
+                    f"MACADAM_PRICE_{name}_HOUR is {micros}.", next_step="Give millionths of the currency, or unset it."
+                )
+        if not re.fullmatch(r"[A-Z]{3}", self.currency):
+            raise SettingInvalid(
+                f"MACADAM_PRICE_CURRENCY is {self.currency!r}.", next_step="Give an ISO 4217 code such as EUR."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

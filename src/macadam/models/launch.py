@@ -253,7 +253,7 @@ def _safe(outcome: Outcome, out: Path) -> Outcome:
 
 
 def _run(context: Context, request: Train, run_id: str, sets: dict[str, TrainingSet], code: Code, ended: _Ended) -> Run:
-    outcome, result = ended.outcome, ended.result
+    outcome, result, prices = ended.outcome, ended.result, context.ports.settings.prices
     return Run(
         ref=f"run:{run_id}",
         id=run_id,
@@ -280,7 +280,7 @@ def _run(context: Context, request: Train, run_id: str, sets: dict[str, Training
         peak_bytes=result.peak_bytes,
         energy_joules=ended.joules,
         energy_note=ended.energy_note,
-        cost=cost(result.cpu_seconds, context.ports.settings.prices.cpu_hour_micros),
+        cost=cost(result.cpu_seconds, prices.cpu_hour_micros, prices.currency),
         author=context.call.actor.id,
         at=context.call.now,
         error=outcome.error,
@@ -288,6 +288,6 @@ def _run(context: Context, request: Train, run_id: str, sets: dict[str, Training
     )
 
 
-def cost(cpu_seconds: float, cpu_hour_micros: int) -> Money:
+def cost(cpu_seconds: float, cpu_hour_micros: int, currency: str = "USD") -> Money:
     """CPU time at the price of a core-hour."""
-    return Money(micros=round(cpu_seconds * cpu_hour_micros / _SECONDS_PER_HOUR))
+    return Money(micros=round(cpu_seconds * cpu_hour_micros / _SECONDS_PER_HOUR), currency=currency)

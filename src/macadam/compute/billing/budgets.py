@@ -19,6 +19,7 @@ from macadam.operations import Transaction
 from macadam.values import Money
 
 _PERCENT = 100
+_OWN = "/own"  # behind the key of work of which only a part is on bills: the other part
 _DAY_TEXT = len("2026-11-21")
 
 
@@ -31,11 +32,11 @@ def allows(sql: sa.Connection, project: str, estimate: Money, now: datetime, *, 
     return _verdict(sql, project, estimate, now, subject, besides="")
 
 
-def unpriced(sql: sa.Connection, project: str) -> str:
+def unpriced(sql: sa.Connection, project: str, why: str) -> str:
     """Why work may not begin of which nobody knows what it costs: under a hard budget, or it would be none. Else ''."""
     if not any(budget.hard and not budget.subject for budget in of_project(sql, project)):
         return ""
-    return f"{project} has a hard budget, and nothing says what this costs: no price of a GPU-hour is set."
+    return f"{project} has a hard budget, and nothing says what this costs: {why}."
 
 
 def reserve(
@@ -47,10 +48,12 @@ def reserve(
     *,
     subject: str = "",
     on_bill: bool = True,
+    until: datetime | None = None,
 ) -> Verdict:
     """Holds `estimate` for the work `key` if `allows` does; the same key again replaces what it holds.
 
-    on_bill: whether a provider's bill will show this cost too, as it does not for hardware of one's own. Raises
+    on_bill: whether a provider's bill will show this cost too, as it does not for hardware of one's own. until: when what is held
+    will have been used up, so that bills that come meanwhile count for their part of it; None: it counts in full beside them. Raises
     InvalidInput for an estimate below zero, Conflict if the work has been settled.
     """
     if estimate.micros < 0:
@@ -63,14 +66,32 @@ def reserve(
         return verdict
     sql.execute(sa.delete(reservations).where(reservations.c.key == key))
     row = {"key": key, "project": project, "subject": subject, "currency": estimate.currency, "held": estimate.micros}
-    row |= {"spent": 0, "on_bill": on_bill, "at": known.at if known else now, "settled": None}
+    row |= {"spent": 0, "on_bill": on_bill, "at": known.at if known else now, "until": until, "settled": None}
     sql.execute(sa.insert(reservations).values(row))
     return verdict
 
 
-def settle(sql: sa.Connection, key: str, actual: Money, now: datetime) -> None:
-    """Replaces what `key` holds by what it cost. The same cost again changes nothing. Raises NotFound, InvalidInput if
-    it is below zero or of another currency than was reserved, Conflict if another cost was settled.
+def book(
+    sql: sa.Connection,
+    project: str,
+    key: str,
+    actual: Money,
+    start: datetime,
+    end: datetime,
+    *,
+    own: Money | None = None,
+) -> None:
+    """Writes down what work has cost that had reserved nothing, as no price was known when it began. own: as of `settle`."""
+    row = {"key": key, "project": project, "subject": "", "currency": actual.currency, "held": 0, "spent": 0}
+    row |= {"on_bill": own is None or own.micros < actual.micros, "at": start, "until": None, "settled": None}
+    sql.execute(sa.insert(reservations).values(row))
+    settle(sql, key, actual, end, own=own)
+
+
+def settle(sql: sa.Connection, key: str, actual: Money, now: datetime, *, own: Money | None = None) -> None:
+    """Replaces what `key` holds by what it cost. own: the part of it that no bill will show, where one will show the rest. The same
+    cost again changes nothing. Raises NotFound, InvalidInput if it is below zero or of another currency than was reserved, Conflict if
+    another cost was settled.
     """
     known = sql.execute(sa.select(reservations).where(reservations.c.key == key)).first()
     if known is None:
@@ -81,12 +102,25 @@ def settle(sql: sa.Connection, key: str, actual: Money, now: datetime) -> None:
             next_step=f"Give what it cost in {known.currency}, not below zero.",
         )
     if known.settled is not None:
-        if known.spent != actual.micros:
-            said = Money(micros=known.spent, currency=known.currency)
+        said = Money(micros=known.spent + _apart(sql, key), currency=known.currency)
+        if said != actual:
             raise Conflict(f"{key} was settled with {said}, not {actual}.", next_step="Settle each work once.")
         return
+    apart = own.micros if own is not None and known.on_bill else 0
+    if not 0 <= apart <= actual.micros or (own is not None and own.currency != actual.currency):
+        raise InvalidInput(f"{own} of {actual} cannot be on no bill.", next_step="Give a part of what it cost.")
+    ended = max(now, known.at)
     changed = sa.update(reservations).where(reservations.c.key == key)
-    sql.execute(changed.values(held=0, spent=actual.micros, settled=max(now, known.at)))
+    sql.execute(changed.values(held=0, spent=actual.micros - apart, settled=ended))
+    if apart:
+        row = known._asdict() | {"key": key + _OWN, "held": 0, "spent": apart, "on_bill": False, "settled": ended}
+        sql.execute(sa.insert(reservations).values(row))
+
+
+def _apart(sql: sa.Connection, key: str) -> int:
+    """Micros of the work that are on no bill, where the rest is."""
+    c = reservations.c
+    return int(sql.execute(sa.select(c.spent).where(c.key == key + _OWN)).scalar() or 0)
 
 
 def release(sql: sa.Connection, key: str, now: datetime) -> None:
@@ -106,16 +140,28 @@ def spending(sql: sa.Connection, budget: Budget, now: datetime, *, besides: str 
     start, end = periods.bounds(budget.period, now)
     convert = exchange.Converter(sql, budget.amount.currency, wanted=budget.convert)
     billed_to = _billed_to(sql, budget) if not budget.subject else None
-    billed = convert.total(_billed(sql, budget, start, end))
-    metered, unbilled, held = _metered(sql, budget, start, end, billed_to, besides)
-    metered_sum, later_sum, held_sum = (convert.total(amounts) for amounts in (metered, unbilled, held))
-    money = convert.money
+    seen = _metered(sql, budget, start, end, billed_to, besides)
+    billed, metered, later, held, held_later = (
+        convert.sums(amounts)
+        for amounts in (_billed(sql, budget, start, end), seen.ended, seen.unbilled, seen.held, seen.held_unbilled)
+    )
+    money, mine = convert.money, budget.amount.currency
+
+    def spent_in(currency: str) -> int:
+        return max(billed.get(currency, 0) + later.get(currency, 0), metered.get(currency, 0))
+
+    def with_held(currency: str) -> int:
+        """What runs is partly on bills already: by them, or by the meter, and by neither twice."""
+        by_bills = billed.get(currency, 0) + later.get(currency, 0) + held_later.get(currency, 0)
+        return max(by_bills, metered.get(currency, 0) + held.get(currency, 0))
+
+    others = sorted({*billed, *metered, *later, *held} - {mine})
     return Spending(
-        spent=money(max(billed + later_sum, metered_sum)),
-        held=money(held_sum),
-        billed=money(billed),
-        metered=money(metered_sum),
-        others=convert.others(),
+        spent=money(spent_in(mine)),
+        held=money(with_held(mine) - spent_in(mine)),
+        billed=money(billed.get(mine, 0)),
+        metered=money(metered.get(mine, 0)),
+        others=tuple(Money(micros=m, currency=c) for c in others if (m := with_held(c))),
         billed_to=billed_to,
     )
 
@@ -316,30 +362,60 @@ def _midnight(day: date) -> datetime:
 Dated = list[tuple[Money, date]]
 
 
+class _Meter(msgspec.Struct, frozen=True, kw_only=True):
+    """By our own meter. ended: of work that ended in the period, without what bills of earlier periods say of it; unbilled: the same
+    without what any bill says. held, held_unbilled: alike, of what work that has not ended holds.
+    """
+
+    ended: Dated
+    unbilled: Dated
+    held: Dated
+    held_unbilled: Dated
+
+
 def _metered(
     sql: sa.Connection, budget: Budget, start: datetime, end: datetime, billed_to: datetime | None, besides: str
-) -> tuple[Dated, Dated, Dated]:
-    """By our own meter: all that ended in the period; of it what bills do not say; and what is held now.
-
-    Added up by the database, as a month may have many thousand jobs and each admission asks: only work that a bill's end
-    cuts through is looked at one by one.
-    """
+) -> _Meter:
     c = reservations.c
     mine = [c.project == budget.project, c.key != besides]
     if budget.subject:
         mine.append(c.subject == budget.subject)
     ended = [*mine, c.settled >= start, c.settled < end]
-    metered = _by_day(sql, c.spent, c.settled, ended)
+    running = [*mine, c.settled.is_(None)]
     if billed_to is None:
-        return metered, metered, _by_day(sql, c.held, c.at, [*mine, c.settled.is_(None)])
-    unbilled = _by_day(sql, c.spent, c.settled, [*ended, sa.or_(~c.on_bill, c.at >= billed_to)])
-    cut = sa.select(c.currency, c.spent, c.at, c.settled).where(
-        *ended, c.on_bill, c.at < billed_to, c.settled > billed_to
+        spent, held = _by_day(sql, c.spent, c.settled, ended), _by_day(sql, c.held, c.at, running)
+        return _Meter(ended=spent, unbilled=spent, held=held, held_unbilled=held)
+    before = min(start, billed_to)
+    return _Meter(
+        ended=_beyond(sql, c.spent, c.settled, ended, before),
+        unbilled=_beyond(sql, c.spent, c.settled, ended, billed_to),
+        held=_beyond(sql, c.held, c.until, running, before),
+        held_unbilled=_beyond(sql, c.held, c.until, running, billed_to),
+    )
+
+
+def _beyond(
+    sql: sa.Connection,
+    amount: sa.Column[int],
+    until: sa.Column[datetime],
+    where: list[sa.ColumnElement[bool]],
+    billed_to: datetime,
+) -> Dated:
+    """The part that was incurred after bills stop; all of it where no bill will show it.
+
+    Added up by the database, as a month may have many thousand jobs and each admission asks: only work that a bill's end
+    cuts through is looked at one by one.
+    """
+    c = reservations.c
+    day = c.at if until is c.until else until
+    found = _by_day(sql, amount, day, [*where, sa.or_(~c.on_bill, c.at >= billed_to, until.is_(None))])
+    cut = sa.select(c.currency, amount.label("micros"), c.at, until.label("until"), day.label("day")).where(
+        *where, c.on_bill, c.at < billed_to, until > billed_to
     )
     for row in sql.execute(cut):
-        later = _after(row.spent, row.at, row.settled, billed_to)
-        unbilled.append((Money(micros=later, currency=row.currency), row.settled.date()))
-    return metered, unbilled, _by_day(sql, c.held, c.at, [*mine, c.settled.is_(None)])
+        later = _after(row.micros, row.at, row.until, billed_to)
+        found.append((Money(micros=later, currency=row.currency), row.day.date()))
+    return found
 
 
 def _by_day(
@@ -368,7 +444,7 @@ def _forecast(sql: sa.Connection, budget: Budget, now: datetime, seen: Spending)
     since = min(start, now - timedelta(days=forecast.HISTORY + 1))
     convert = exchange.Converter(sql, budget.amount.currency, wanted=budget.convert)
     billed_to = seen.billed_to
-    _, unbilled, _ = _metered(sql, budget, since, end, billed_to, "")
+    unbilled = _metered(sql, budget, since, end, billed_to, "").unbilled
     daily: dict[date, int] = {}
     for money, day in [*_billed(sql, budget, since, end), *unbilled]:
         daily[day] = daily.get(day, 0) + (convert.one(money, _noon(day)) or 0)

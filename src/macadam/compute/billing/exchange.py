@@ -19,35 +19,29 @@ _DIGITS = 50
 
 
 class Converter:
-    """Adds amounts in one currency; what it does not count is remembered in `others`."""
+    """Adds amounts in one currency, and keeps apart what it cannot count in it."""
 
     def __init__(self, sql: sa.Connection, currency: str, *, wanted: bool) -> None:
         self._sql = sql
         self._wanted = wanted
-        self._others: dict[str, int] = {}
         self._rates: dict[tuple[str, date], Decimal | None] = {}
         self.currency = currency
 
     def money(self, micros: int) -> Money:
         return Money(micros=micros, currency=self.currency)
 
-    def total(self, amounts: Iterable[tuple[Money, date]]) -> int:
-        """Micros of those that can be counted; each at the rate of its day."""
-        total = 0
+    def sums(self, amounts: Iterable[tuple[Money, date]]) -> dict[str, int]:
+        """Micros by currency: of this one all that can be counted, each at the rate of its day; of others what cannot."""
+        found: dict[str, int] = {}
         for amount, day in amounts:
             counted = self._one(amount, day)
-            if counted is None:
-                self._others[amount.currency] = self._others.get(amount.currency, 0) + amount.micros
-            else:
-                total += counted
-        return total
+            currency, micros = (amount.currency, amount.micros) if counted is None else (self.currency, counted)
+            found[currency] = found.get(currency, 0) + micros
+        return found
 
     def one(self, amount: Money, at: datetime) -> int | None:
         """Micros in this currency, None if no rate says it or none is wanted."""
         return self._one(amount, at.date())
-
-    def others(self) -> tuple[Money, ...]:
-        return tuple(Money(micros=m, currency=c) for c, m in sorted(self._others.items()) if m)
 
     def _one(self, amount: Money, day: date) -> int | None:
         if amount.currency == self.currency:

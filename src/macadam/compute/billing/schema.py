@@ -62,7 +62,8 @@ spend = sa.Table(
 )
 
 # What running work has reserved and finished work has cost, by our own meter. key: of the work, such as 'job:…'.
-# on_bill: a provider's bill will show it too. settled: null while it is held.
+# on_bill: a provider's bill will show it too. until: when what is held will be used up, null if nobody said. settled: null
+# while it is held.
 reservations = sa.Table(
     "billing_reservations",
     metadata,
@@ -74,6 +75,7 @@ reservations = sa.Table(
     sa.Column("spent", WHOLE, nullable=False),
     sa.Column("on_bill", sa.Boolean, nullable=False),
     sa.Column("at", Instant, nullable=False),
+    sa.Column("until", Instant),
     sa.Column("settled", Instant),
     sa.Index("ix_billing_reservations_project_settled", "project", "settled"),
 )

@@ -338,6 +338,11 @@ def charging(sql: sa.Connection, first: date, until: date) -> set[str]:
     return set(sql.execute(sa.select(spend.c.bill).where(*days).distinct()).scalars())
 
 
+def price_version(sql: sa.Connection) -> int:
+    """The number of the newest list of prices that was imported here, 0 = none."""
+    return int(sql.execute(sa.select(sa.func.max(price_lists.c.version))).scalar() or 0)
+
+
 def own_prices(sql: sa.Connection) -> tuple[Price, ...]:
     """All prices that were imported here, the lists in order."""
     rows = sql.execute(sa.select(price_lists.c.document).order_by(price_lists.c.version))

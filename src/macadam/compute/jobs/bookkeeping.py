@@ -4,17 +4,17 @@ The leaves alone tell who held how many GPUs when, in the order of commit: a sta
 end after nothing does any more. Budgets are reserved and settled here too.
 """
 
-import contextlib
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
 
 from macadam.access.schema import state as access_state
-from macadam.compute.billing import budgets
+from macadam.compute.billing import budgets, exchange
+from macadam.compute.catalogue.tariff import GpuPrice
 from macadam.compute.jobs import registry, settling
-from macadam.compute.jobs.prices import Rate
-from macadam.compute.jobs.types import AttemptRow, Job, Place, Wish
+from macadam.compute.jobs.prices import Desk, Unpriced
+from macadam.compute.jobs.types import AttemptRow, Job, Place, Rate, Wish
 from macadam.errors import NotFound
 from macadam.ledger import service as ledger
 from macadam.ledger.leaf import without_call
@@ -26,17 +26,17 @@ ACTOR = "system:jobs"
 HORIZON = 300.0
 """s; work without a time limit starts if its project's budget has room for so much of it."""
 AHEAD = 120.0
-"""s; so much it holds ahead while it runs, and is stopped when no more is to be had: two looks of the queue."""
+"""s; so much, and its grace, it holds ahead while it runs, and is stopped when no more is to be had: two looks of the queue."""
 START, STOP, END, SEEN = "jobs.start", "jobs.stop", "jobs.end", "jobs.machines"
 ALERT = "budgets.alert"
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """One transaction's pen. rate: what hours cost. restart_delay: seconds before the first restart. executor: where what starts runs."""
+    """One transaction's pen. desk: says what hours cost. restart_delay: seconds before the first restart. executor: where what starts runs."""
 
     sql: sa.Connection
     now: datetime
-    rate: Rate
+    desk: Desk
     restart_delay: float
     executor: str = ""
 
@@ -44,7 +44,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
     def start(self, job: Job, places: tuple[Place, ...], borrowed: int = 0) -> str:
         """Gives a waiting job these places. Returns '' or why its project's budget refuses."""
-        number = job.attempt + 1
+        number, rate = job.attempt + 1, self.desk.held(job.project, places)
         row = AttemptRow(
             id=f"{job.id}.{number}",
             job=job.id,
@@ -54,6 +54,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             started=self.now,
             borrowed=borrowed,
             executor=self.executor,
+            rate=rate if isinstance(rate, Rate) else None,
         )
         refusal = self.hold(job, row)
         if refusal:
@@ -71,20 +72,35 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             devices=[f"{device}={milli}" for place in places for device, milli in place.devices.items()],
             cpu_milli=sum(place.cpus for place in places),
             memory=sum(place.memory for place in places),
+            nanos_an_hour=row.rate.nanos if row.rate else None,
+            currency=row.rate.currency if row.rate else None,
+            prices=[_said(price) for price in row.rate.prices] if row.rate else None,
         )
         return ""
 
     def hold(self, job: Job, row: AttemptRow) -> str:
         """Reserves what the attempt may cost, or what it costs until a while from now. '' or why the budget refuses."""
         elapsed = (self.now - row.started).total_seconds()
-        limit = job.spec.time_limit
-        ahead = max(limit, elapsed) if limit else elapsed + AHEAD if elapsed else HORIZON
-        estimate = self.rate.of_places(row.places, ahead)
-        if estimate is None:
+        limit, grace = job.spec.time_limit, job.spec.grace
+        ahead = grace + (max(limit, elapsed) if limit else elapsed + AHEAD if elapsed else HORIZON)
+        rate = self._rate(row)
+        if isinstance(rate, Unpriced):
             # What runs since there was a price goes on; without one no sum can be compared with a budget.
-            return "" if elapsed else budgets.unpriced(self.sql, row.project)
-        verdict = budgets.reserve(self.sql, row.project, _key(row), estimate, self.now)
+            return "" if elapsed else budgets.unpriced(self.sql, row.project, rate.what)
+        verdict = budgets.reserve(
+            self.sql,
+            row.project,
+            _key(row),
+            rate.cost(ahead),
+            self.now,
+            on_bill=rate.own < rate.nanos,
+            until=row.started + timedelta(seconds=ahead),
+        )
         return "" if verdict.allowed else verdict.reason
+
+    def _rate(self, row: AttemptRow) -> Rate | Unpriced:
+        """As it was when it started; what had no price then may have been given one for that day since."""
+        return row.rate or self.desk.at(row.started).held(row.project, row.places)
 
     # --- while it runs
 
@@ -107,7 +123,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         verdict = settling.judge(job, row, seen)
         ended = max(self.now, row.started)
         held = (ended - row.started).total_seconds()
-        cost = self.rate.of_places(row.places, held)
+        rate = self._rate(row)
+        cost = None if isinstance(rate, Unpriced) else rate.cost(held)
         closed = msgspec.structs.replace(
             row,
             ended=ended,
@@ -118,9 +135,10 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             cpu_seconds=seen.cpu_seconds,
             peak_bytes=seen.peak_bytes,
             cost=cost,
+            rate=None if isinstance(rate, Unpriced) else rate,
         )
         registry.save_attempt(self.sql, closed)
-        self._settle_budget(row, cost, ended)
+        self._settle_budget(closed, held)
         for alert in budgets.new_alerts(self.sql, row.project, self.now):
             self._queue(ALERT, f"budget:{row.project}", row.project, {"alert": budgets.facts(alert)})
         after = self._after(job, closed, verdict)
@@ -136,17 +154,31 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             cpu_ms=round(seen.cpu_seconds * 1000),
             peak_bytes=seen.peak_bytes,
             cost_micros=cost.micros if cost else None,
+            currency=cost.currency if cost else None,
             message=verdict.message or None,
         )
         return after
 
-    def _settle_budget(self, row: AttemptRow, cost: Money | None, ended: datetime) -> None:
+    def _settle_budget(self, row: AttemptRow, held: float) -> None:
         """Prices may have been set, or unset, since it started."""
-        if cost is None:
+        ended = row.ended or self.now
+        if row.rate is None or row.cost is None:
             budgets.release(self.sql, _key(row), ended)
             return
-        with contextlib.suppress(NotFound):  # nothing was reserved, as nothing had a price
-            budgets.settle(self.sql, _key(row), cost, ended)
+        own = row.rate.own_cost(held)
+        try:
+            budgets.settle(self.sql, _key(row), row.cost, ended, own=own)
+        except NotFound:  # nothing was reserved, as nothing had a price
+            budgets.book(self.sql, row.project, _key(row), row.cost, row.started, ended, own=own)
+
+    def _sum(self, before: Money | None, cost: Money | None) -> Money | None:
+        """None where one is not known, or nothing says what it is worth in the other's currency."""
+        if before is None or cost is None:
+            return None
+        if not before.micros:
+            return cost
+        counted = exchange.Converter(self.sql, before.currency, wanted=True).one(cost, self.now)
+        return None if counted is None else Money(micros=before.micros + counted, currency=before.currency)
 
     def _after(self, job: Job, row: AttemptRow, verdict: settling.Verdict) -> Job:
         restarts = job.restarts + verdict.restart
@@ -157,7 +189,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             restarts=restarts,
             preemptions=job.preemptions + (verdict.ending == "preempted"),
             attained=job.attained + row.seconds,
-            spent=Money(micros=job.spent.micros + row.cost.micros) if job.spent and row.cost else None,
+            spent=self._sum(job.spent, row.cost),
             ready=settling.ready_after(restarts - 1, self.restart_delay, self.now) if verdict.restart else None,
             ended=None if verdict.state == "waiting" else row.ended,
             exit_code=None if verdict.state == "waiting" else row.exit_code,
@@ -202,6 +234,11 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             body=facts,
         )
         ledger.queue(self.sql, leaf)
+
+
+def _said(price: GpuPrice) -> str:
+    dated = f", {price.dated.isoformat()}" if price.dated else ""
+    return f"{price.model or 'GPU'}: {price.per_gpu_hour} an hour ({price.how}: {price.words}{dated})"
 
 
 def _key(row: AttemptRow) -> str:

@@ -1,15 +1,18 @@
 """Why a job waits, when it will start and end, what it will cost: in words, from the same decision that the queue takes."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.jobs import forecast, history, registry, spending
 from macadam.compute.jobs.history import Durations, Memory
-from macadam.compute.jobs.loop import placing, policy, refusal
+from macadam.compute.jobs.loop import bounds, payable, placing, policy, refusal
 from macadam.compute.jobs.picture import Picture
-from macadam.compute.jobs.prices import Rate
-from macadam.compute.jobs.types import Explanation, Job, Price, Span
+from macadam.compute.jobs.prices import Desk, Kind, Unpriced
+from macadam.compute.jobs.spending import Counted
+from macadam.compute.jobs.types import AttemptRow, Explanation, Job, Offer, Price, Rate, Span
 from macadam.compute.scheduling.types import Wait
 from macadam.errors import Unavailable
 from macadam.ports import Node, Ports
@@ -19,18 +22,19 @@ _UNKNOWN = Span(likely=None, late=None, basis="")
 
 def explain(sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, seconds: float = 0) -> Explanation:
     """seconds: how long the job is thought to run, 0 = as its like. The job may be one that was not submitted yet."""
-    rate = Rate.of(ports.settings.prices)
     if job.ended is not None:
         return _ended(sql, job)
+    desk = Desk(sql, ports.settings.prices, now, registry.known_machines(sql) or _machines(ports))
     if job.attempt and job.state != "waiting":
-        return _running(sql, job, rate, now)
+        return _running(sql, job, desk, now)
     said = Durations(likely=seconds, late=seconds, basis="as you say")
     lasts = said if seconds else history.of(sql, job, job.attained)
     memory = Memory()
     memory.update(sql, now)
-    seen = _picture(sql, ports, memory, job, now)
-    cost = _price(job, lasts, rate)
-    why = _other_reason(sql, seen, job, rate, now)
+    counted = spending.of_quotas(sql, registry.all_quotas(sql), now)
+    seen = _picture(sql, ports, memory, job, desk, counted)
+    cost = _price(job, lasts, desk)
+    why = _other_reason(sql, seen, job, desk, counted)
     if why is not None:
         reason, words, step = why
         return Explanation(
@@ -101,19 +105,23 @@ def _unsaid(seen: Picture, known: dict[str, Durations]) -> str:
 
 
 def _other_reason(
-    sql: sa.Connection, seen: Picture, job: Job, rate: Rate, now: datetime
+    sql: sa.Connection, seen: Picture, job: Job, desk: Desk, counted: dict[str, Counted]
 ) -> tuple[str, str, str] | None:
     """What keeps it from being decided on at all: no machines, its budget, a pause after it died."""
     if not seen.nodes:
         return "no-machines", "No machine is known to the queue yet.", "Start `macadam up`, or `macadam jobs run`."
-    if why := refusal(sql, job, rate, now):
-        return "money", why, "Raise the project's budget, or wait for its next period: `macadam budgets list`."
-    if job.ready is not None and job.ready > now:
+    if refused := refusal(sql, desk, job, counted, seen.quotas):
+        return "money", refused.why, refused.step
+    if job.ready is not None and job.ready > seen.now:
         return "pause", f"It died and is tried again at {job.ready.isoformat()}.", f"See `macadam jobs logs {job.id}`."
     return None
 
 
-def _picture(sql: sa.Connection, ports: Ports, memory: Memory, job: Job, now: datetime) -> Picture:
+def _picture(
+    sql: sa.Connection, ports: Ports, memory: Memory, job: Job, desk: Desk, counted: dict[str, Counted]
+) -> Picture:
+    """With those only before it that have the money to start."""
+    now = desk.now
     rows, quotas = registry.open_attempts(sql), registry.all_quotas(sql)
     waiting = registry.waiting(sql)
     waiting = waiting if any(one.id == job.id for one in waiting) else (*waiting, job)
@@ -121,14 +129,14 @@ def _picture(sql: sa.Connection, ports: Ports, memory: Memory, job: Job, now: da
     patience = policy(ports.settings.jobs).patience
     return Picture(
         now=now,
-        nodes=registry.known_machines(sql) or _machines(ports),
-        waiting=waiting,
+        nodes=desk.nodes,
+        waiting=(*(one for one in payable(sql, desk, waiting, counted, quotas) if one.id != job.id), job),
         attempts=rows,
         jobs=jobs,
+        bounds=bounds(desk, [*waiting, *(jobs[row.job] for row in rows if row.rate is None)], quotas),
         due=memory.due(quotas, (*waiting, *jobs.values()), now, patience),
         quotas=quotas,
-        spent=spending.of_quotas(sql, quotas, now),
-        rate=Rate.of(ports.settings.prices),
+        spent={project: one.spent for project, one in counted.items()},
     )
 
 
@@ -140,7 +148,7 @@ def _machines(ports: Ports) -> tuple[Node, ...]:
         return ()
 
 
-def _running(sql: sa.Connection, job: Job, rate: Rate, now: datetime) -> Explanation:
+def _running(sql: sa.Connection, job: Job, desk: Desk, now: datetime) -> Explanation:
     row = registry.find_attempt(sql, job.attempt_id)
     began = row.began or row.started
     lasts = history.of(sql, job, job.attained + max(0.0, (now - began).total_seconds()))
@@ -155,7 +163,7 @@ def _running(sql: sa.Connection, job: Job, rate: Rate, now: datetime) -> Explana
         words=words,
         start=Span(likely=began, late=began, basis="seen"),
         end=Span(likely=_later(began, left[0]), late=_later(began, left[1]), basis=lasts.basis),
-        cost=_price(job, lasts, rate),
+        cost=_price_of(row, job, lasts, desk),
     )
 
 
@@ -170,19 +178,73 @@ def _ended(sql: sa.Connection, job: Job) -> Explanation:
         words=f"{how}{': ' + job.message if job.message else ''}.",
         start=Span(likely=began, late=began, basis="seen"),
         end=Span(likely=job.ended, late=job.ended, basis="seen"),
-        cost=Price(likely=job.spent, most=job.spent, basis="what its attempts held, at the settings' prices"),
+        cost=Price(likely=job.spent, most=job.spent, basis=_paid(rows)),
     )
 
 
-def _price(job: Job, lasts: Durations, rate: Rate) -> Price:
+def _price(job: Job, lasts: Durations, desk: Desk) -> Price:
+    """Before it has a place: on each kind of GPU that would do."""
     asked = job.spec.resources
-    if asked.demand and not rate.gpu:
-        return Price(likely=None, most=None, basis="no price of a GPU-hour is set: MACADAM_PRICE_GPU_HOUR")
-    costs = [
-        None if whole is None else rate.cost(asked.demand, asked.cpu_milli, whole)
-        for whole in (lasts.likely, lasts.late)
-    ]
-    return Price(likely=costs[0], most=costs[1], basis=f"GPUs and cores held, at the settings' prices; {lasts.basis}")
+    if not asked.demand:
+        rate = desk.most(job.project, asked)
+        if isinstance(rate, Unpriced):
+            return _unpriced(rate)
+        return _costs(rate, rate, lasts, "the cores that it holds, at MACADAM_PRICE_CPU_HOUR")
+    kinds, unknown = desk.kinds(job.project, asked)
+    if not kinds:
+        return _unpriced(*unknown)
+    offers = tuple(_offer(kind, lasts) for kind in kinds)
+    basis = f"{_said(kinds[0].rate)}{f' to {_said(kinds[-1].rate)}' if len(kinds) > 1 else ''}, and cores held"
+    found = _costs(kinds[0].rate, kinds[-1].rate, lasts, basis)
+    return msgspec.structs.replace(found, offers=offers, unknown=tuple(f"{one.what}. {one.step}" for one in unknown))
+
+
+def _price_of(row: AttemptRow, job: Job, lasts: Durations, desk: Desk) -> Price:
+    """Of what it has been given. What it cost before is not in it."""
+    rate = row.rate or desk.at(row.started).held(job.project, row.places)
+    if isinstance(rate, Unpriced):
+        return _unpriced(rate)
+    return _costs(rate, rate, lasts, f"{_said(rate)}, and cores held, as of its start")
+
+
+def _costs(cheapest: Rate, dearest: Rate, lasts: Durations, basis: str) -> Price:
+    likely = None if lasts.likely is None else cheapest.cost(lasts.likely)
+    most = None if lasts.late is None else dearest.cost(lasts.late)
+    return Price(likely=likely, most=most, basis=f"{basis}; {lasts.basis}")
+
+
+def _unpriced(*unknown: Unpriced) -> Price:
+    said = tuple(f"{one.what}. {one.step}" for one in unknown)
+    return Price(likely=None, most=None, basis=" ".join(said[:1]), unknown=said)
+
+
+def _offer(kind: Kind, lasts: Durations) -> Offer:
+    return Offer(
+        price=kind.price,
+        machines=kind.machines,
+        hour=kind.rate.cost(3600),
+        likely=None if lasts.likely is None else kind.rate.cost(lasts.likely),
+        most=None if lasts.late is None else kind.rate.cost(lasts.late),
+    )
+
+
+def _said(rate: Rate) -> str:
+    """Which prices, for a person."""
+    return (
+        " and ".join(
+            f"{one.model or 'a GPU'} at {one.per_gpu_hour} an hour ({'an estimate: ' if one.how == 'estimate' else ''}{one.words}"
+            f"{f', of {one.dated}' if one.dated else ''}{', which is old' if one.stale else ''})"
+            for one in rate.prices
+        )
+        or "cores"
+    )
+
+
+def _paid(rows: Sequence[AttemptRow]) -> str:
+    """What ended attempts were charged at."""
+    said = dict.fromkeys(_said(row.rate) for row in rows if row.rate)
+    prices = "; ".join(said) or "no price was known when it started"
+    return f"what its attempts held, as of their starts: {prices}"
 
 
 def _later(at: datetime | None, seconds: float | None) -> datetime | None:

@@ -41,6 +41,13 @@ def used(sql: sa.Connection, start: datetime, end: datetime, project: str = "") 
             gpu_seconds=(before.gpu_seconds if before else 0) + held * row.milli / WHOLE,
             cpu_seconds=(before.cpu_seconds if before else 0) + (row.cpu_seconds if ended_here else 0),
             peak_bytes=max(before.peak_bytes if before else 0, row.peak_bytes if ended_here else 0),
-            cost=Money(micros=sum(cost.micros for cost in costs)) if costs else None,
+            cost=_sum(costs),
         )
     return tuple(found.values())
+
+
+def _sum(costs: list[Money]) -> Money | None:
+    """None for nothing, and for several currencies: they are not added."""
+    if len({cost.currency for cost in costs}) != 1:
+        return None
+    return Money(micros=sum(cost.micros for cost in costs), currency=costs[0].currency)

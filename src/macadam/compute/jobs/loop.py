@@ -14,7 +14,7 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,9 +27,10 @@ from macadam.compute.jobs import bookkeeping, clusters, picture, registry, spend
 from macadam.compute.jobs.bookkeeping import Books
 from macadam.compute.jobs.history import Memory
 from macadam.compute.jobs.picture import MakePlaces, Picture
-from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.prices import Desk, Lists, Unpriced
 from macadam.compute.jobs.room import Room
-from macadam.compute.jobs.types import AttemptRow, Job, Place, Wish
+from macadam.compute.jobs.spending import Counted
+from macadam.compute.jobs.types import AttemptRow, Job, Place, Quota, Rate, Wish
 from macadam.compute.scheduling.decide import decide
 from macadam.compute.scheduling.packed import packed
 from macadam.compute.scheduling.placement import Policy as Placement
@@ -40,7 +41,6 @@ from macadam.settings import Jobs as Settings
 
 _log = logging.getLogger(__name__)
 _LOCK = "queue.lock"
-_HOLD_EVERY = 60.0  # s between two looks at whether running work may still be paid for
 _DECAY_EVERY = 60.0  # s; past use that counts in shares changes slowly
 _TIDY_EVERY = 60.0
 _WISHES: dict[str, Wish] = {"money": "money", "node-lost": "node"}
@@ -94,7 +94,7 @@ class Queue:
         self._name = clusters.named(ports.settings)
         self._said: set[str] = set()
         self._policy = policy(self._settings)
-        self._rate = Rate.of(ports.settings.prices)
+        self._lists = Lists()
         self._clock = clock
         self._committed = committed
         self._memory = Memory()
@@ -142,7 +142,7 @@ class Queue:
 
     def _settle(self, seen: dict[str, Sighting], nodes: tuple[Node, ...]) -> int:
         def work(sql: sa.Connection) -> int:
-            books, ended = self._books(sql), 0
+            books, ended = self._books(sql, nodes), 0
             rows = registry.open_attempts(sql)
             jobs = registry.by_id(sql, [row.job for row in rows])
             for row in rows:
@@ -171,33 +171,21 @@ class Queue:
         jobs = registry.by_id(sql, [row.job for row in rows])
         if waiting:
             self._memory.update(sql, now)
+        desk, counted = self._desk(sql, now, nodes), spending.of_quotas(sql, quotas, now)
         return Picture(
             now=now,
             nodes=nodes,
-            waiting=self._payable(sql, waiting, now),
+            waiting=payable(sql, desk, waiting, counted, quotas),
             attempts=rows,
             jobs=jobs,
             quotas=quotas,
+            bounds=bounds(desk, [*waiting, *(jobs[row.job] for row in rows if row.rate is None)], quotas),
             due=self._memory.due(quotas, (*waiting, *jobs.values()), now, self._policy.patience),
-            spent=self._spent(sql, spending.of_quotas(sql, quotas, now), now),
-            rate=self._rate,
+            spent=self._spent(sql, {project: one.spent for project, one in counted.items()}, now),
         )
 
-    def _payable(self, sql: sa.Connection, jobs: tuple[Job, ...], now: datetime) -> tuple[Job, ...]:
-        """Those whose project's budget has room, so that one that must not start keeps no GPUs from others."""
-        limited = {project for project in {job.project for job in jobs} if budgets.of_project(sql, project)}
-        known: dict[tuple[str, int, int, float], str] = {}  # those that cost the same get the same answer
-        payable = []
-        for job in jobs:
-            if job.project in limited:
-                asked = job.spec.resources
-                key = (job.project, asked.demand, asked.cpu_milli, job.spec.time_limit)
-                if key not in known:
-                    known[key] = refusal(sql, job, self._rate, now)
-                if known[key]:
-                    continue
-            payable.append(job)
-        return tuple(payable)
+    def _desk(self, sql: sa.Connection, now: datetime, nodes: tuple[Node, ...]) -> Desk:
+        return Desk(sql, self._ports.settings.prices, now, nodes, self._lists)
 
     def _spent(self, sql: sa.Connection, spent: dict[str, Spent], now: datetime) -> dict[str, Spent]:
         if not self._policy.half_life:
@@ -251,7 +239,7 @@ class Queue:
         broke: bool,  # noqa: FBT001 - one of what was decided
     ) -> tuple[int, int]:
         """What was decided, as far as what it was decided on still stands: people may have changed it meanwhile."""
-        books, started, stopped = self._books(sql), 0, 0
+        books, started, stopped = self._books(sql, seen.nodes), 0, 0
         rows = {row.job: row for row in registry.open_attempts(sql)}
         jobs = registry.by_id(sql, [*rows, *(job.id for job, _, _ in starts)])
         for row, at in leaving:
@@ -266,7 +254,7 @@ class Queue:
                 )
                 stopped += 1
         if broke:
-            stopped += self._hold(books, rows, jobs)
+            stopped += self._hold(books, seen, rows, jobs)
         if registry.all_quotas(sql) == seen.quotas:
             held = registry.open_attempts(sql)
             room = Room(msgspec.structs.replace(seen, attempts=held, jobs=jobs))
@@ -285,16 +273,16 @@ class Queue:
         ]
 
     def _is_time_to_hold(self, now: datetime) -> bool:
-        if (now - self._held).total_seconds() < _HOLD_EVERY:
+        if (now - self._held).total_seconds() < picture.HOLD_EVERY:
             return False
         self._held = now
         return True
 
-    def _hold(self, books: Books, rows: dict[str, AttemptRow], jobs: dict[str, Job]) -> int:
-        """Stops what its project's budget has no more money for."""
+    def _hold(self, books: Books, seen: Picture, rows: dict[str, AttemptRow], jobs: dict[str, Job]) -> int:
+        """Stops what its project's budget has no more money for, and without GPUs what its quota has none for."""
         stopped = 0
         for row in rows.values():
-            if not row.wish and (why := books.hold(jobs[row.job], row)):
+            if not row.wish and (why := books.hold(jobs[row.job], row) or picture.overspent(seen, row)):
                 books.stop(jobs[row.job], row, "money", words=why)
                 stopped += 1
         return stopped
@@ -340,11 +328,12 @@ class Queue:
         if old:
             self._ports.sql.write(lambda sql: registry.forgotten(sql, [row.id for row in old]))
 
-    def _books(self, sql: sa.Connection) -> Books:
+    def _books(self, sql: sa.Connection, nodes: tuple[Node, ...]) -> Books:
+        now = self._clock()
         return Books(
             sql=sql,
-            now=self._clock(),
-            rate=self._rate,
+            now=now,
+            desk=self._desk(sql, now, nodes),
             restart_delay=self._settings.restart_delay,
             executor=self._name,
         )
@@ -353,15 +342,71 @@ class Queue:
 _UNSEEN = Sighting(attempt="", state="unknown")
 
 
-def refusal(sql: sa.Connection, job: Job, rate: Rate, now: datetime) -> str:
-    """Why the project's budget lets the job not begin, '' if it does."""
+def payable(
+    sql: sa.Connection, desk: Desk, jobs: tuple[Job, ...], counted: dict[str, Counted], quotas: tuple[Quota, ...]
+) -> tuple[Job, ...]:
+    """Those whose project's budget has room, so that one that must not start keeps no GPUs from others."""
+    paying = {one.project for one in quotas if one.money}
+    limited = {one for one in {job.project for job in jobs} if one in paying or budgets.of_project(sql, one)}
+    known: dict[tuple[object, ...], bool] = {}  # those that cost the same get the same answer
+    found = []
+    for job in jobs:
+        if job.project in limited:
+            asked = job.spec.resources
+            key = (job.project, asked.demand, asked.models, asked.cpu_milli, job.spec.time_limit, job.spec.grace)
+            if key not in known:
+                known[key] = refusal(sql, desk, job, counted, quotas) is None
+            if not known[key]:
+                continue
+        found.append(job)
+    return tuple(found)
+
+
+def bounds(desk: Desk, jobs: Iterable[Job], quotas: tuple[Quota, ...]) -> dict[str, Rate]:
+    """By job's id, what it costs at most by the hour; of projects with a quota in money, as no other decision rests on it."""
+    paying = {one.project for one in quotas if one.money}
+    priced = ((job, desk.most(job.project, job.spec.resources)) for job in jobs if job.project in paying)
+    return {job.id: rate for job, rate in priced if isinstance(rate, Rate)}
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why work may not begin for want of money, and what to do."""
+
+    why: str
+    step: str
+
+
+def refusal(
+    sql: sa.Connection, desk: Desk, job: Job, counted: dict[str, Counted], quotas: tuple[Quota, ...]
+) -> Refusal | None:
+    """None if the project's budget and quota in money let the job begin, wherever it would do."""
+    project = job.project
+    limits = [one.money for one in quotas if one.project == project and one.money]
+    rate = desk.most(project, job.spec.resources)
+    if isinstance(rate, Unpriced):
+        has = f"{project} has a quota in money, and nothing says what this costs: {rate.what}."
+        why = budgets.unpriced(sql, project, rate.what) or (has if limits else "")
+        return Refusal(why=why, step=rate.step) if why else None
+    for limit in limits:
+        if limit.currency != rate.currency:
+            why = f"The quota of {project} is in {limit.currency} and its budget in {rate.currency}: one sum cannot be held to both."
+            return Refusal(why=why, step="Set both in one currency: macadam quotas set, macadam budgets set.")
+        if counted[project].others:
+            paid = ", ".join(map(str, counted[project].others))
+            why = f"{project} has paid {paid} in its quota's window, and no rate says what that is in {limit.currency}."
+            return Refusal(why=why, step="Import one: macadam cost add-rates.")
+    ahead = (job.spec.time_limit or bookkeeping.HORIZON) + job.spec.grace
+    verdict = budgets.allows(sql, project, rate.cost(ahead), desk.now)
+    if verdict.allowed:
+        return None
+    dearest = f" That is on {rate.prices[0].model}, the dearest that would do." if _is_choice(desk, job) else ""
+    step = "Name the GPUs that will do (`models`), or raise the budget." if dearest else verdict.next_step
+    return Refusal(why=f"{verdict.reason}{dearest}", step=step)
+
+
+def _is_choice(desk: Desk, job: Job) -> bool:
     asked = job.spec.resources
-    ahead = job.spec.time_limit or bookkeeping.HORIZON
-    estimate = rate.cost(asked.demand, asked.cpu_milli, ahead)
-    if estimate is None:
-        return budgets.unpriced(sql, job.project)
-    verdict = budgets.allows(sql, job.project, estimate, now)
-    return "" if verdict.allowed else verdict.reason
+    return bool(asked.demand) and len({kind.rate.nanos for kind in desk.kinds(job.project, asked)[0]}) > 1
 
 
 def _has_ended(row: AttemptRow, seen: Sighting) -> bool:

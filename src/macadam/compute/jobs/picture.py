@@ -9,19 +9,23 @@ from datetime import datetime
 import msgspec
 
 from macadam.compute.jobs.history import asked
-from macadam.compute.jobs.prices import Rate
-from macadam.compute.jobs.types import AttemptRow, Job, Place, Quota
+from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, Place, Quota, Rate
 from macadam.compute.scheduling import types as scheduling
 from macadam.compute.scheduling.types import Placement, Places, Running, Slot, Spent, State, Work
 from macadam.ports import Node
 
 _GONE = 1 << 30
+HOLD_EVERY = 60.0
+"""s between two looks at whether what runs may still be paid for."""
+LATE = 10.0
+"""s; so late at most a limit is noticed, and an end is seen: money is kept for it beside the job's grace."""
 MakePlaces = Callable[[Sequence[scheduling.Node]], Places]
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a decision rests on. nodes: all machines there are; jobs: of the open attempts, by id; spent: in each quota's window.
-    due: when projects' own shares would have started jobs, by id, for those that they would have by now.
+    due: when projects' own shares would have started jobs, by id, for those that they would have by now. bounds: what an hour of
+    jobs without a place costs at most, by id, where that is known.
     """
 
     now: datetime
@@ -31,7 +35,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     jobs: dict[str, Job]
     quotas: tuple[Quota, ...]
     spent: dict[str, Spent]
-    rate: Rate
+    bounds: dict[str, Rate] = {}
     due: dict[str, float] = {}
 
     def staying(self) -> tuple[Node, ...]:
@@ -48,32 +52,102 @@ def state(picture: Picture) -> State:
     taken = _taken(row for row in picture.attempts if not row.milli)
     ready = (job for job in picture.waiting if job.ready is None or job.ready <= picture.now)
     staying = {device.id for node in picture.staying() for device in node.devices}
+    runs = [
+        row
+        for row in picture.attempts
+        if row.milli and not row.wish and all(place.devices.keys() <= staying for place in row.places)
+    ]
     return State(
         nodes=tuple(_node(node, taken) for node in picture.staying() if node.devices),
         waiting=tuple(work(job, picture) for job in ready if job.spec.resources.demand),
-        running=tuple(
-            running(row, picture)
-            for row in picture.attempts
-            if row.milli and not row.wish and all(place.devices.keys() <= staying for place in row.places)
-        ),
+        running=tuple(running(row, picture) for row in runs),
         quotas=tuple(quota(one) for one in picture.quotas),
-        spent=picture.spent,
+        spent=spent_beside(picture, {row.id for row in runs}, whole=False),
     )
 
 
-def work(job: Job, picture: Picture) -> Work:
-    spec = job.spec
+def held(picture: Picture) -> State:
+    """The same with all that holds GPUs as running: what a start has to fit beside."""
+    rows = [row for row in picture.attempts if row.milli]
+    return msgspec.structs.replace(
+        state(picture),
+        running=tuple(running(row, picture) for row in rows),
+        spent=spent_beside(picture, {row.id for row in rows}, whole=True),
+    )
+
+
+def spent_beside(picture: Picture, running: set[str], *, whole: bool) -> dict[str, Spent]:
+    """What quotas' windows have had to pay so far, with what attempts that are not among `running` have cost and may still, as of
+    `committed`.
+    """
+    found = dict(picture.spent)
+    limited = {one.project for one in picture.quotas}
+    for row in picture.attempts:
+        if row.id not in running and row.project in limited:
+            before = found.get(row.project, Spent())
+            found[row.project] = msgspec.structs.replace(
+                before,
+                gpu_seconds=before.gpu_seconds + row.milli * _elapsed(row, picture) / WHOLE,
+                micros=before.micros + committed(row, picture, whole=whole),
+            )
+    return found
+
+
+def committed(row: AttemptRow, picture: Picture, *, whole: bool = True) -> int:
+    """Micros that an attempt has cost and may still. whole: until its time limit; else until it could have been stopped: of what has GPUs
+    that is looked at each turn, of the others every `HOLD_EVERY`.
+    """
+    rate = row.rate or picture.bounds.get(row.job)
+    if rate is None:
+        return 0
+    spec, seconds = picture.jobs[row.job].spec, _elapsed(row, picture)
+    if not row.wish:
+        seconds = max(seconds + (0 if row.milli else HOLD_EVERY), spec.time_limit if whole else 0)
+    return rate.cost(seconds + spec.grace + LATE).micros
+
+
+def needs(job: Job, picture: Picture) -> int:
+    """Micros that a job without GPUs may cost until its time limit, at most; without one, until it could be stopped again."""
+    rate = picture.bounds.get(job.id)
+    return rate.cost(max(HOLD_EVERY, job.spec.time_limit) + job.spec.grace + LATE).micros if rate else 0
+
+
+def money(picture: Picture, project: str, *, whole: bool = True) -> int:
+    """Micros that the project's quota has paid in its window and that all its attempts may still cost, as of `committed`."""
+    rows = (row for row in picture.attempts if row.project == project)
+    return picture.spent.get(project, Spent()).micros + sum(committed(row, picture, whole=whole) for row in rows)
+
+
+def overspent(picture: Picture, row: AttemptRow) -> str:
+    """Why an attempt without GPUs has to stop, '' if it need not: its project's quota in money could be used up before it is looked at
+    again. Of those with GPUs scheduling says it.
+    """
+    limits = [one.money for one in picture.quotas if one.project == row.project and one.money]
+    if row.milli or not limits or not committed(row, picture):
+        return ""
+    spent = money(picture, row.project, whole=False)
+    return f"{row.project} has used up its {limits[0]}." if spent >= limits[0].micros else ""
+
+
+def _elapsed(row: AttemptRow, picture: Picture) -> float:
+    return max(0.0, (picture.now - row.started).total_seconds())
+
+
+def work(job: Job, picture: Picture, rate: Rate | None = None) -> Work:
+    """rate: what it costs where it is, None for what it costs at most."""
+    spec, rate = job.spec, rate or picture.bounds.get(job.id)
     return msgspec.structs.replace(
         asked(job),
         priority=job.priority,
         preemptible=spec.preemptible,
         deadline=spec.deadline.timestamp() if spec.deadline else 0,
-        time_limit=spec.time_limit,
+        time_limit=job.attained + spec.time_limit if spec.time_limit else 0,  # each attempt has its own
         checkpoint_every=spec.checkpoint_every,
         attained=job.attained,
         preemptions=job.preemptions,
         group=spec.likeness,
-        micros_per_gpu_hour=picture.rate.gpu,
+        micros_per_gpu_hour=-(-rate.nanos // spec.resources.demand) if rate else 0,
+        grace=spec.grace + LATE,
         due=_due(job, picture),
     )
 
@@ -114,7 +188,7 @@ def _due(job: Job, picture: Picture) -> float | None:
 
 def running(row: AttemptRow, picture: Picture) -> Running:
     return Running(
-        work=work(picture.jobs[row.job], picture),
+        work=work(picture.jobs[row.job], picture, row.rate),
         placement=tuple(_slot(place, picture) for place in row.places if place.milli),
         started=row.started.timestamp(),
     )

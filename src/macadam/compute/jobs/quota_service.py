@@ -6,7 +6,9 @@ Setting one is the platform administrator's: what a project gets is taken from o
 from decimal import Decimal
 
 from macadam.access.service import require_project
+from macadam.compute.billing import budgets, exchange
 from macadam.compute.jobs import registry, spending
+from macadam.compute.jobs.prices import Desk
 from macadam.compute.jobs.types import (
     Cohort,
     ListCohorts,
@@ -21,7 +23,6 @@ from macadam.errors import InvalidInput
 from macadam.operations import Transaction, operation
 from macadam.values import Money
 
-_PRICED_IN = "USD"  # what the settings' prices are in
 _TENANT = "/api/v1/quotas/{tenant}"
 _QUOTA = "/api/v1/projects/{project}/quota"
 _PLATFORM = "platform:home"
@@ -29,13 +30,10 @@ _PLATFORM = "platform:home"
 
 @operation(SetQuota, permission="quotas:set", http=f"POST {_TENANT}", cli="quotas set", resource=_PLATFORM)
 def set_quota(tx: Transaction, request: SetQuota) -> Quota:
-    """Raises NotFound, and InvalidInput for another currency than prices are in: amounts could not be compared."""
-    if request.money and request.currency != _PRICED_IN:
-        raise InvalidInput(
-            f"Work is priced in {_PRICED_IN}, so a quota in {request.currency} could not be held.",
-            next_step=f"Give the amount in {_PRICED_IN}.",
-        )
+    """Raises NotFound, and InvalidInput for a currency that nothing can be compared in."""
     require_project(tx.sql, request.tenant)
+    if request.money:
+        _require_comparable(tx, request)
     money = Money(micros=int(Decimal(request.money) * 1_000_000), currency=request.currency) if request.money else None
     quota = Quota(
         project=request.tenant,
@@ -104,10 +102,30 @@ def list_cohorts(tx: Transaction, _request: ListCohorts) -> tuple[Cohort, ...]:
     )
 
 
+def _require_comparable(tx: Transaction, request: SetQuota) -> None:
+    """A limit is of use only in the currency of the project's budget, if it has one, and where prices can be had in it."""
+    budget = [one.amount.currency for one in budgets.of_project(tx.sql, request.tenant) if not one.subject]
+    if budget and budget[0] != request.currency:
+        raise InvalidInput(
+            f"The budget of {request.tenant} is in {budget[0]}, so a quota in {request.currency} could not be held beside it.",
+            next_step=f"Give the amount in {budget[0]}.",
+        )
+    priced = tx.ports.settings.prices.currency
+    if priced != request.currency and exchange.rate(tx.sql, priced, request.currency, tx.now.date()) is None:
+        raise InvalidInput(
+            f"Cores are priced in {priced}, and no rate says what that is in {request.currency}: the quota could not be held.",
+            next_step=f"Give the amount in {priced}, import a rate (macadam cost add-rates), or set MACADAM_PRICE_CURRENCY.",
+        )
+
+
 def _state(tx: Transaction, quota: Quota) -> QuotaState:
     rows = [row for row in registry.open_attempts(tx.sql) if row.project == quota.project]
     since = spending.window_start(quota.window, tx.now)
-    spent = spending.spent(tx.sql, quota.project, since)
+    currency = (
+        quota.money.currency if quota.money else Desk(tx.sql, tx.ports.settings.prices, tx.now).currency(quota.project)
+    )
+    counted = spending.counted(tx.sql, quota.project, since, currency)
+    spent = counted.spent
     held = sum(row.milli * (tx.now - max(row.started, since)).total_seconds() / 1000 for row in rows)
     counts = registry.counts(tx.sql)
     return QuotaState(
@@ -115,7 +133,8 @@ def _state(tx: Transaction, quota: Quota) -> QuotaState:
         using=sum(row.milli for row in rows),
         borrowed=sum(row.borrowed for row in rows),
         gpu_hours=(spent.gpu_seconds + held) / 3600,
-        spent=Money(micros=spent.micros),
+        spent=Money(micros=spent.micros, currency=currency),
+        others=counted.others,
         since=since,
         running=len(rows),
         waiting=counts.get((quota.project, "waiting"), 0),

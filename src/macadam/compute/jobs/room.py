@@ -6,8 +6,6 @@ decides, can give anything twice or more than a quota allows. Pure.
 
 from collections import Counter
 
-import msgspec
-
 from macadam.compute.jobs import picture as pictures
 from macadam.compute.jobs.picture import Picture
 from macadam.compute.jobs.types import WHOLE, Job, Place
@@ -20,9 +18,8 @@ class Room:
 
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
-        state = pictures.state(picture)
-        holding = tuple(pictures.running(row, picture) for row in picture.attempts if row.milli)
-        self._limits = Limits(picture.now.timestamp(), msgspec.structs.replace(state, running=holding))
+        self._limits = Limits(picture.now.timestamp(), pictures.held(picture))
+        self._plain: Counter[str] = Counter()  # micros, of what was taken here without GPUs
         self._devices: Counter[str] = Counter()
         self._cpus: Counter[str] = Counter()
         self._memory: Counter[str] = Counter()
@@ -40,7 +37,19 @@ class Room:
                 return False
             placement = tuple(Slot(node=one.node, milli=one.milli, devices=one.indexes) for one in places)
             self._limits.add(Running(work=work, placement=placement, started=self._picture.now.timestamp()))
+        elif not self._can_pay(job):
+            return False
         self._hold(places)
+        return True
+
+    def _can_pay(self, job: Job) -> bool:
+        """Whether the project's quota in money has room for a job without GPUs, which no limit in GPUs looks at."""
+        needs = pictures.needs(job, self._picture)
+        limits = [one.money.micros for one in self._picture.quotas if one.project == job.project and one.money]
+        paid = pictures.money(self._picture, job.project) + self._plain[job.project]
+        if any(paid + needs > limit for limit in limits):
+            return False
+        self._plain[job.project] += needs
         return True
 
     def _is_free(self, places: tuple[Place, ...]) -> bool:

@@ -5,10 +5,11 @@ They change what is wanted; `loop` makes it so. Which attempt runs where is in S
 
 import msgspec
 
+from macadam.compute.catalogue import gpus
 from macadam.compute.jobs import bundle, explaining, registry
 from macadam.compute.jobs.bookkeeping import Books
 from macadam.compute.jobs.holdings import holdings
-from macadam.compute.jobs.prices import Rate
+from macadam.compute.jobs.prices import Desk
 from macadam.compute.jobs.types import (
     ACTIVE,
     CancelJob,
@@ -20,6 +21,7 @@ from macadam.compute.jobs.types import (
     ListJobs,
     LogText,
     ReadLog,
+    Resources,
     SetPriority,
     ShowJob,
     Spec,
@@ -85,7 +87,12 @@ def _spec(request: SubmitJob, files: str) -> Spec:
         raise InvalidInput(f"{taken[0]} is the platform's to set.", next_step="Choose another name.")
     shared = {name: getattr(request, name) for name in Spec.__struct_fields__ if name not in ("bundle", "deadline")}
     deadline = require_aware(request.deadline, "The deadline") if request.deadline else None
-    return Spec(bundle=files, deadline=deadline, **shared)
+    return Spec(bundle=files, deadline=deadline, **shared | {"resources": _known(request.resources)})
+
+
+def _known(asked: Resources) -> Resources:
+    """With the catalogue's names of its GPUs. Raises NotFound for one that it does not know: a job would wait for it for ever."""
+    return msgspec.structs.replace(asked, models=tuple(gpus.find(model).name for model in asked.models))
 
 
 def _job(tx: Transaction, request: SubmitJob | EstimateJob, spec: Spec) -> Job:
@@ -114,7 +121,7 @@ def estimate_job(tx: Transaction, request: EstimateJob) -> Explanation:
     spec = Spec(
         name=request.name,
         command=request.command,
-        resources=request.resources,
+        resources=_known(request.resources),
         group=request.group,
         deadline=deadline,
         time_limit=request.time_limit,
@@ -194,4 +201,5 @@ def set_priority(tx: Transaction, request: SetPriority) -> Job:
 
 def _books(tx: Transaction) -> Books:
     settings = tx.ports.settings
-    return Books(sql=tx.sql, now=tx.now, rate=Rate.of(settings.prices), restart_delay=settings.jobs.restart_delay)
+    desk = Desk(tx.sql, settings.prices, tx.now)
+    return Books(sql=tx.sql, now=tx.now, desk=desk, restart_delay=settings.jobs.restart_delay)

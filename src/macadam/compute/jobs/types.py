@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from macadam.compute.catalogue.tariff import GpuPrice
 from macadam.errors import InvalidInput
 from macadam.operations import Request
 from macadam.values import Money, Name
 
 WHOLE = 1000
+_HOUR_MS = 3_600_000
 GIB = 1 << 30
 DAY = 86400.0
 
@@ -169,10 +171,33 @@ class Place(Value, frozen=True, kw_only=True):
     disk: int = 0
 
 
+class Rate(Value, frozen=True, kw_only=True):
+    """What an hour of all that an attempt holds costs, used or not. prices: of its GPUs, in `currency`, as they were in force when it
+    started. nanos: thousandths of millionths of the currency, exact; own: what of them no provider's bill will show.
+    """
+
+    nanos: int
+    own: int
+    currency: str
+    prices: tuple[GpuPrice, ...] = ()
+
+    def cost(self, seconds: float) -> Money:
+        """Of so long, rounded up once."""
+        return self._of(self.nanos, seconds)
+
+    def own_cost(self, seconds: float) -> Money:
+        """The part of it that is on no bill: never more than all of it."""
+        return self._of(self.own, seconds)
+
+    def _of(self, nanos: int, seconds: float) -> Money:
+        return Money(micros=-(-nanos * round(seconds * 1000) // (WHOLE * _HOUR_MS)), currency=self.currency)
+
+
 class AttemptRow(Value, frozen=True, kw_only=True):
     """One attempt. started: when its GPUs became its own; began: when its first process was seen; ended: when they were
     free again. seconds and below: as the executor measured. cost: of the GPUs and cores that it held, None if no price is known.
-    executor: where it was given its places, as `clusters.named` says; '' = before that was written down.
+    executor: where it was given its places, as `clusters.named` says; '' = before that was written down. rate: what it costs by the hour,
+    None if no price was known at its start.
     """
 
     id: str
@@ -193,6 +218,7 @@ class AttemptRow(Value, frozen=True, kw_only=True):
     peak_bytes: int = 0
     cost: Money | None = None
     executor: str = ""
+    rate: Rate | None = None
 
     @property
     def milli(self) -> int:
@@ -221,12 +247,29 @@ class Span(Value, frozen=True, kw_only=True):
     basis: str
 
 
+class Offer(Value, frozen=True, kw_only=True):
+    """What a job costs on one kind of GPU that would do. machines: those that have it at this price, 0 = none is known yet. hour: of all that it
+    asks for; likely, most: as long as its like ran at the median and nine times of ten, None where no duration is known.
+    """
+
+    price: GpuPrice
+    machines: int
+    hour: Money
+    likely: Money | None
+    most: Money | None
+
+
 class Price(Value, frozen=True, kw_only=True):
-    """What a job will cost. likely, most: None where no price or no duration is known. basis: in words."""
+    """What a job will cost. likely: its median duration on the cheapest GPUs that would do; most: nine times of ten no more, on the dearest; None
+    where no price or no duration is known. basis: in words. offers: for each kind of GPU, cheapest first; unknown: kinds that would do and
+    have no price, and what to do about it.
+    """
 
     likely: Money | None
     most: Money | None
     basis: str
+    offers: tuple[Offer, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 class Explanation(Value, frozen=True, kw_only=True):
@@ -260,7 +303,7 @@ class LogText(Value, frozen=True, kw_only=True):
 
 class Usage(Value, frozen=True, kw_only=True):
     """What jobs of a project used in an interval. gpu_seconds: held, thousandths counted as parts; cpu_seconds, peak_bytes: as measured,
-    of attempts that ended in it.
+    of attempts that ended in it. cost: of these, None where it is not known or of several currencies.
     """
 
     project: str
@@ -288,7 +331,9 @@ class Quota(Value, frozen=True, kw_only=True):
 
 
 class QuotaState(Value, frozen=True, kw_only=True):
-    """A quota now. using, borrowed: thousandths of GPUs; gpu_hours, spent: in the window that began at `since`."""
+    """A quota now. using, borrowed: thousandths of GPUs; gpu_hours, spent: in the window that began at `since`. others: what was spent in
+    currencies of which no rate says what they are worth.
+    """
 
     quota: Quota
     using: int
@@ -298,6 +343,7 @@ class QuotaState(Value, frozen=True, kw_only=True):
     since: datetime
     running: int
     waiting: int
+    others: tuple[Money, ...] = ()
 
 
 class Cohort(Value, frozen=True, kw_only=True):

@@ -63,7 +63,7 @@ def _shape(work: Work) -> tuple[object, ...]:
     """What decides, besides its rank, whether work can start: those of one shape find the same limits and places."""
     asks = work.gpus, work.milli, work.models, work.nodes, work.cpu_milli, work.memory, work.markets
     reserves = (work.time_limit, work.attained) if work.time_limit else ()
-    return work.tenant, *asks, work.priority, work.micros_per_gpu_hour, *reserves
+    return work.tenant, *asks, work.priority, work.micros_per_gpu_hour, work.grace, *reserves
 
 
 class _Round:

@@ -77,7 +77,7 @@ class Limits:
             quota = self.quota(tenant)
             if quota.gpu_hours is not None and self._seconds(tenant) >= quota.gpu_hours * _HOUR:
                 yield from ((one, "gpu-hours") for one in running.values())
-            elif quota.micros is not None and self._micros(tenant) >= quota.micros:
+            elif quota.micros is not None and self._micros(tenant) + self._going_on(tenant) >= quota.micros:
                 yield from ((one, "money") for one in running.values() if one.work.micros_per_gpu_hour)
 
     def exhausts_at(self) -> float | None:
@@ -90,7 +90,8 @@ class Limits:
                 instants.append(self.now + (quota.gpu_hours * _HOUR - self._seconds(tenant)) / gpus)
             rate = sum(one.work.demand * one.work.micros_per_gpu_hour for one in running.values()) / WHOLE / _HOUR
             if quota.micros is not None and rate:
-                instants.append(self.now + (quota.micros - self._micros(tenant)) / rate)
+                left = quota.micros - self._micros(tenant) - self._going_on(tenant)
+                instants.append(self.now + left / rate)
         return min(instants, default=None)
 
     # --- inside
@@ -140,9 +141,10 @@ class Limits:
         limit = self.quota(work.tenant).micros
         if limit is None or not work.micros_per_gpu_hour:
             return None
-        running = self._running[work.tenant].values()
-        used = self._micros(work.tenant) + sum(_cost(one.work, _left(self.now, one)) for one in running)
-        needs = _cost(work, max(0.0, work.time_limit - work.attained) * work.demand / WHOLE)
+        used = self._micros(work.tenant) + sum(
+            _cost(one.work, _left(self.now, one) + _grace(one.work)) for one in self._running[work.tenant].values()
+        )
+        needs = _cost(work, max(0.0, work.time_limit - work.attained) * work.demand / WHOLE + _grace(work))
         if used + needs <= limit and used < limit:
             return None
         words = f"{work.tenant} has spent or reserved {used / 1e6:.2f} of its {limit / 1e6:.2f}; this may cost {needs / 1e6:.2f}."
@@ -156,6 +158,10 @@ class Limits:
             + sum(_ran(self.now, one) for one in self._running[tenant].values())
         )
 
+    def _going_on(self, tenant: str) -> int:
+        """What running work would still cost if all of it were asked to stop now."""
+        return sum(_cost(one.work, _grace(one.work)) for one in self._running[tenant].values())
+
     def _micros(self, tenant: str) -> int:
         running = self._running[tenant].values()
         return (
@@ -163,6 +169,11 @@ class Limits:
             + self._banked_micros[tenant]
             + sum(_cost(one.work, _ran(self.now, one)) for one in running)
         )
+
+
+def _grace(work: Work) -> float:
+    """GPU-seconds that it may still take once it is asked to stop."""
+    return work.grace * work.demand / WHOLE
 
 
 def _ran(now: float, running: Running) -> float:

@@ -33,7 +33,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     preemptible: may be stopped and started again. deadline: when it should be done, 0 = none. time_limit: seconds after
     which it is stopped, 0 = none. checkpoint_every, checkpoint_cost: seconds; what a preemption loses is what ran since the
     last checkpoint plus the cost. attained: seconds it has run so far. preemptions: how often it was stopped. group: whose
-    durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price. seconds: how
+    durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price; before it is placed, that
+    of the dearest GPUs that will do. grace: seconds that it may go on after it was asked to stop, for which money is kept. seconds: how
     long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it. due: when its tenant's own share would have started it (`promise.due_times`), infinity = not yet, None =
     not known: then it counts as due at once under a quota, and after `Policy.ageing` without quotas. markets: of `Node.market`, those that
     will do, each tried alone in this order before all of them together, () = any.
@@ -59,6 +60,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     group: str = ""
     micros_per_gpu_hour: int = 0
+    grace: float = 0
     seconds: float = 0
     due: float | None = None
     markets: tuple[str, ...] = ()
@@ -76,6 +78,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
             self.checkpoint_every,
             self.checkpoint_cost,
             self.attained,
+            self.grace,
             self.seconds,
         )
         if not (isfinite(self.submitted) and all(0 <= each < inf for each in seconds)) or self.due != self.due:

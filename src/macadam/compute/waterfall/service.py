@@ -17,7 +17,7 @@ def core_price(settings: Settings) -> Price:
     """What a core-hour of this machine costs by its settings, and how many cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Price(
-        core_hour=Money(micros=settings.prices.cpu_hour_micros),
+        core_hour=Money(micros=settings.prices.cpu_hour_micros, currency=settings.prices.currency),
         cores=cores,
         source="MACADAM_PRICE_CPU_HOUR",
     )

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import SetBudget
 from macadam.compute.jobs import bundle, machine
-from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.render_types import RenderJob
 from macadam.compute.jobs.spending import window_start
 from macadam.compute.jobs.types import (
@@ -21,6 +21,7 @@ from macadam.compute.jobs.types import (
     ListCohorts,
     ListJobs,
     ListQuotas,
+    Rate,
     ReadLog,
     RemoveQuota,
     Resources,
@@ -399,10 +400,11 @@ def test_windows_begin_by_the_calendar_in_utc() -> None:
 
 
 def test_cost_is_exact_and_rounded_up_once() -> None:
-    rate = Rate(gpu=3_000_000, cpu=50_000)
-    assert rate.cost(1000, 0, 3600).micros == 3_000_000  # type: ignore[union-attr]
-    assert rate.cost(250, 2000, 1.0).micros == 237  # type: ignore[union-attr] # 208.33 + 27.78, rounded up
-    assert Rate(gpu=0, cpu=50_000).cost(1, 0, 1) is None
+    hour = Rate(nanos=1000 * 3_000_000, own=0, currency="USD")
+    assert hour.cost(3600).micros == 3_000_000
+    part = Rate(nanos=250 * 3_000_000 + 2000 * 50_000, own=0, currency="USD")
+    assert part.cost(1.0).micros == 237  # 208.33 + 27.78, rounded up
+    assert msgspec.structs.replace(part, own=part.nanos).own_cost(1.0) == part.cost(1.0)
 
 
 def test_declared_gpus_are_read_and_nonsense_is_refused() -> None:

@@ -15,7 +15,6 @@ from macadam.compute.billing.budget_types import ListAlerts, SetBudget
 from macadam.compute.jobs import bookkeeping, clusters, loop, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
-from macadam.compute.jobs.prices import Rate
 from macadam.compute.jobs.types import CancelJob, ExplainJob, Resources, SetQuota
 from macadam.compute.scheduling.types import Decision, Preempt, Slot, Start
 from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
@@ -237,7 +236,7 @@ def test_jobs_without_gpus_share_processors_and_memory_by_priority(bench: Bench)
 def test_a_spent_budget_keeps_work_from_starting_and_stops_what_runs() -> None:
     with open_bench(settings=PRICED) as bench:
         bench.platform.call(SetBudget(project="p", amount="1.00", hard=True))
-        first, second = bench.submit(time_limit=900), bench.submit(time_limit=900)
+        first, second = bench.submit(time_limit=900, grace=0), bench.submit(time_limit=900, grace=0)
         bench.turn()
         assert [bench.now(one).state for one in (first, second)] == ["starting", "waiting"]
         endless = bench.submit(time_limit=0)
@@ -276,15 +275,18 @@ def test_a_hard_budget_lets_no_gpu_be_had_whose_price_nobody_knows() -> None:
         bench.turn()
         assert [bench.now(one).state for one in (soft, hard)] == ["running", "waiting"]
         why = bench.platform.call(ExplainJob(project="p", job=hard.id))
-        assert (why.reason, "no price of a GPU-hour is set" in why.words) == ("money", True)
+        assert (why.reason, "no price of a GPU whose model is not known" in why.words) == ("money", True)
 
 
 def test_a_price_that_is_set_or_unset_while_a_job_runs_blocks_nothing() -> None:
     with open_bench() as bench:
         job = bench.submit()
         bench.turn()
-        for rate in (Rate(gpu=3_600_000, cpu=0), Rate(gpu=0, cpu=0)):
-            bench.queue._rate = rate
+        settings = bench.platform.ports.settings
+        for micros in (3_600_000, 0):
+            prices = dataclasses.replace(settings.prices, gpu_hour_micros=micros)
+            object.__setattr__(bench.platform.ports, "settings", dataclasses.replace(settings, prices=prices))
+            bench.new_queue()
             bench.clock.pass_time(timedelta(seconds=10))
             bench.executor.end(f"{job.id}.1")
             bench.turn()
