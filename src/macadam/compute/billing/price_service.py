@@ -45,12 +45,18 @@ def list_prices(tx: Transaction, request: ListPrices) -> tuple[OfferedPrice, ...
     ImportPrices, permission="prices:import", http="POST /api/v1/prices", cli="cost add-prices", resource=PLATFORM
 )
 def import_prices(tx: Transaction, request: ImportPrices) -> PriceList:
-    """Raises NotFound for a GPU that is not known, InvalidInput for one offer twice or a day that is not there yet."""
+    """Raises NotFound for a GPU that is not known, InvalidInput for one offer twice, a day that is not there yet, or for nothing."""
     new = tuple(msgspec.structs.replace(price, gpu=gpus.find(price.gpu).name) for price in request.prices)
     late = [price for price in new if price.dated > tx.now.date()]
     if late:
         raise InvalidInput(
             f"{late[0].instance} is priced on {late[0].dated}.", next_step="Date prices of today or before."
+        )
+    free = [price for price in new if not price.per_gpu_hour.micros]
+    if free:
+        raise InvalidInput(
+            f"{free[0].instance} of {free[0].provider} costs nothing, and no budget would ever stop what runs on it.",
+            next_step="Leave out what is not known; of hardware of your own ask: macadam cost own.",
         )
     offered = [(price.offer, price.dated) for price in new]
     if len(set(offered)) < len(offered):

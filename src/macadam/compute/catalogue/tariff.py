@@ -8,7 +8,8 @@
    the same GPU, on demand for spot. The dearest, so that what is held to a limit is no less than what is paid.
 4. `setting`: one price for whatever GPU, where the home's settings give one.
 
-Else there is none: a price that nobody said is not made up, least of all as nothing.
+Else there is none: a price that nobody said is not made up, least of all as nothing. That a machine is paid for by a commitment nothing
+says of it: whoever has one adds what it pays as its own price of kind `on-demand`.
 """
 
 from collections.abc import Iterable
@@ -17,15 +18,14 @@ from typing import Literal
 
 import msgspec
 
-from macadam.compute.catalogue.prices import STALE, Kind, Price, published
+from macadam.compute.catalogue.prices import STALE, STALE_SPOT, Kind, Price, published
 from macadam.ports import Node
 from macadam.values import Money
 
 How = Literal["own", "listed", "estimate", "setting"]
 SETTING = "MACADAM_PRICE_GPU_HOUR"
 _HOME = ("", "own")
-"""Providers that are none: nobody said whose the machine is, or it is one's own (`macadam cost own`)."""
-_COMMITTED: tuple[Kind, ...] = ("committed-1y", "committed-3y")
+"""Providers that are none: nobody said whose the machine is, or it is one's own."""
 
 
 class GpuPrice(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,8 @@ class Tariff:
 
     def of(self, model: str, node: Node) -> GpuPrice | None:
         """None if nothing says it. model: the catalogue's name."""
-        key = (model, node.provider, node.region, node.machine, node.spot, node.name if self.is_own(node) else "")
+        name = node.name if self.is_own(node) else ""
+        key = (model, node.provider, node.region, node.zone, node.machine, node.spot, name)
         if key not in self._known:
             found = self._owned(model, node) if self.is_own(node) else self._rented(model, node)
             self._known[key] = found or self._set(model)
@@ -92,8 +93,10 @@ class Tariff:
         kinds: tuple[Kind, ...] = ("spot", "on-demand") if node.spot else ("on-demand",)
         for kind in kinds:
             instead = "" if kind == kinds[0] else ", on demand as no spot price is known"
-            agreed = _exact(own, node, (kind,)) or (_exact(own, node, _COMMITTED) if not node.spot else [])
-            exact: tuple[tuple[How, list[Price]], ...] = (("own", agreed), ("listed", _exact(listed, node, (kind,))))
+            exact: tuple[tuple[How, list[Price]], ...] = (
+                ("own", _exact(own, node, kind)),
+                ("listed", _exact(listed, node, kind)),
+            )
             for how, some in exact:
                 if found := _dearest(some):
                     return self._said(found, "estimate" if instead else how, f"{_name(found)}{instead}")
@@ -110,7 +113,7 @@ class Tariff:
             words=words,
             source=price.source,
             dated=price.dated,
-            stale=(self.at - price.dated).days > STALE,
+            stale=(self.at - price.dated).days > (STALE_SPOT if price.kind == "spot" else STALE),
             owned=price.kind == "owned",
         )
 
@@ -128,18 +131,29 @@ def _in_force(prices: Iterable[Price], at: date) -> dict[str, list[Price]]:
     return found
 
 
-def _exact(prices: Iterable[Price], node: Node, kinds: tuple[Kind, ...]) -> list[Price]:
-    """Of this very machine in this very region; one that is of the region only goes before one that holds in all."""
-    found = [p for p in prices if p.kind in kinds and _same_machine(p, node) and p.region in ("", node.region)]
-    return [p for p in found if p.region] or found
+def _exact(prices: Iterable[Price], node: Node, kind: Kind) -> list[Price]:
+    """Of this very machine in this very place; what is of the zone goes before what is of the region, and that before all regions."""
+    found = [p for p in prices if p.kind == kind and _same_machine(p, node) and _is_there(p, node)]
+    most = max((_detail(p) for p in found), default=0)
+    return [p for p in found if _detail(p) == most]
+
+
+def _detail(price: Price) -> int:
+    return bool(price.region) + bool(price.zone)
+
+
+def _is_there(price: Price, node: Node) -> bool:
+    return price.region in ("", node.region) and price.zone in ("", node.zone)
 
 
 def _close(prices: list[Price], node: Node) -> tuple[Price, str] | None:
+    zone = f"as none is known of {node.zone}" if node.zone else "as its zone is not known"
     where = f"as none is known of {node.region}" if node.region else "as its region is not known"
     what = f"as none is known of {node.machine}" if node.machine else "as its machine type is not known"
     tiers = (
+        ([p for p in prices if _same_machine(p, node) and p.region in ("", node.region)], zone),
         ([p for p in prices if _same_machine(p, node)], where),
-        ([p for p in prices if p.region in ("", node.region)], what),
+        ([p for p in prices if _is_there(p, node)], what),
         (prices, f"{what}, nor of its region"),
     )
     for some, why in tiers:
@@ -161,4 +175,4 @@ def _dearest(prices: Iterable[Price]) -> Price | None:
 
 
 def _name(price: Price) -> str:
-    return " ".join(part for part in (price.provider, price.region, price.instance, price.kind) if part)
+    return " ".join(part for part in (price.provider, price.zone or price.region, price.instance, price.kind) if part)

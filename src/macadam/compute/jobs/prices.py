@@ -251,11 +251,11 @@ def _alike(nodes: Sequence[Node], tariff: Tariff) -> list[_Like]:
     """Of machines that new work may be put on."""
     found: dict[tuple[object, ...], tuple[Device, Node, set[str]]] = {}
     for node in nodes:
-        if node.leaving is not None:
+        if node.leaving is not None or node.closed:
             continue
         name = node.name if tariff.is_own(node) else ""
         for device in node.devices:
-            key = (device.model, _share(device), node.provider, node.region, node.machine, node.spot, name)
+            key = (device.model, _share(device), node.provider, node.region, node.zone, node.machine, node.spot, name)
             found.setdefault(key, (device, node, set()))[2].add(node.name)
     return [_Like(device=device, node=node, machines=len(names)) for device, node, names in found.values()]
 
