@@ -53,6 +53,16 @@ def test_commands_that_pages_name_exist(page: Path) -> None:
         assert f"{first} {rest[0]}" in {o.cli for o in operations.in_group(first)}, f"{page.name}: macadam {words}"
 
 
+def test_commands_that_messages_name_exist() -> None:
+    groups = "|".join(operations.GROUPS)
+    known = {one.cli for group in operations.GROUPS for one in operations.in_group(group)} | set(cli.GROUP_VERBS)
+    for source in sorted((ROOT / "src").rglob("*.py")):
+        text = source.read_text(encoding="utf-8")
+        for group, verb in re.findall(rf"macadam ({groups}) ([a-z][a-z-]*)", text):
+            if f"{group} {verb}" != "ledger key":  # "macadam ledger key" is what the proofs' own notes call the key
+                assert f"{group} {verb}" in known, f"{source.name}: macadam {group} {verb}"
+
+
 def test_the_python_examples_for_tests_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = (DOCS / "how-to" / "call-it-from-a-program.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_platform" in block]

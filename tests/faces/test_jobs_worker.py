@@ -84,7 +84,30 @@ def test_a_command_is_submitted_as_it_is_typed_and_followed_to_its_end(
             queue.terminate()
     out = capfd.readouterr().out
     assert out.startswith("with ['--epochs', '3']\n")
-    assert out.endswith("has failed.\n")
+    assert out.endswith("has failed: it ended with code 3.\n")
+
+
+def test_whoever_follows_a_job_that_waits_is_told_why_and_gets_the_job_as_one_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MACADAM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MACADAM_PROJECT", "p")
+    for name, value in FAST.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["projects", "create", "p"]) == 0
+    capfd.readouterr()
+    command = [sys.executable, "-m", "macadam.faces.cli"]
+    start = [*command, "jobs", "start", "--follow", "--json", "--", "python", "-c", "print('the log')"]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        assert follower.stderr is not None
+        told = follower.stderr.readline() + follower.stderr.readline()
+        subprocess.run([*command, "jobs", "run", "--until-idle"], check=True, timeout=60, capture_output=True)
+        out, err = follower.communicate(timeout=30)
+    assert " waits: It starts with the queue's next turn." in told
+    assert "macadam up" in told, "nothing works the queue, and that is said"
+    assert "the log\n" in err
+    assert json.loads(out)["state"] == "succeeded"
+    assert follower.returncode == 0
 
 
 @pytest.mark.parametrize(("text", "bytes_"), [("5", 5), ("1K", 1024), ("512M", 512 << 20), ("64GiB", 64 << 30)])

@@ -56,6 +56,32 @@ def test_a_wide_table_says_what_it_does_not_show(capsys: pytest.CaptureFixture[s
     assert "c7" in out
 
 
+def test_on_a_narrow_terminal_columns_are_left_out_rather_than_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    identity = "01a1fe85-d8dd-72a1-8390-fceeb1d1340d"
+    row = {"id": identity, "state": "waiting", "name": "n" * 20, "note": "some words " * 9, "spent": "1,234.567 USD"}
+    printing.as_text([row], ranked=True)
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert identity in out
+    assert "n" * 20 in out
+    assert "Not shown: note, spent. --json has everything." in out
+    printing.as_text([row])
+    assert "1,234.567 USD" in capsys.readouterr().out, "where no rank is said, the last column tells most"
+
+
+def test_words_are_folded_before_anything_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    printing.as_text([{"check": "stale", "means": "the same readings again and again " * 3, "count": 12}])
+    out = capsys.readouterr().out
+    assert "Not shown" not in out
+    assert all(len(line) <= 60 for line in out.splitlines())
+
+
 def test_a_record_shows_its_lists_as_tables_below(capsys: pytest.CaptureFixture[str]) -> None:
     printing.as_text({"name": "gate", "checks": [{"criterion": "roc_auc", "passed": False}]}, title="Gate")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]

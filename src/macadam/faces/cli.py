@@ -139,7 +139,9 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Errors become a line and a next step, never a stack trace."""
     words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
+    as_json = "--json" in (
+        words[: words.index("--")] if "--" in words else words
+    )  # behind -- stands a job's own command
     try:
         return _run(words)
     except MacadamError as error:
@@ -234,7 +236,7 @@ def _run_operation(operation: Operation, words: list[str], options: argparse.Nam
     chosen = operation_parser(operation).parse_args(words, options)
     with Session(chosen) as session:
         arguments = _arguments(operation, chosen, session)
-        session.show(session.call(operation, arguments))
+        session.show_answer(operation, session.call(operation, arguments))
     return 0
 
 

@@ -8,20 +8,24 @@ import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
 
 from macadam.compute.jobs import loop
-from macadam.compute.jobs.types import Job, LogText, ReadLog, ShowJob, SubmitJob
+from macadam.compute.jobs.types import ExplainJob, Explanation, Job, LogText, ReadLog, ShowJob, SubmitJob
 from macadam.errors import InvalidInput, NotFound
+from macadam.faces import printing
 from macadam.faces.cli import files_below
 from macadam.faces.session import Session, Verb
 from macadam.operations import of_request
-from macadam.values import utc_now
+from macadam.values import parse_duration, utc_now
 
 _SIZE = re.compile(r"^(\d{1,12})([KMGT]?)(?:i?B)?\Z")
 _PAUSE = 0.5  # s between two looks at a log
+_AT_ONCE = 2.0  # s; what starts within them did not wait
+_EXPLAIN_EVERY = 10.0  # s between two looks at why a job waits
 
 
 def _configure_run(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +56,11 @@ def _configure_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="for people, and for what is expected of its like")
     parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher goes first where the policy asks")
     parser.add_argument(
-        "--time-limit", type=float, default=0.0, metavar="SECONDS", help="of each attempt; default: none"
+        "--time-limit",
+        type=_seconds,
+        default=0.0,
+        metavar="TIME",
+        help="of each attempt: 90m, 2h, or seconds; default: none",
     )
     parser.add_argument(
         "--max-restarts", type=int, default=0, metavar="N", help="after it was killed or lost; default: 0"
@@ -82,12 +90,16 @@ def _start(options: argparse.Namespace, session: Session) -> int:
         **{one: getattr(options, one) for one in ("name", "priority", "time_limit", "max_restarts", "checkpoint")},
     }
     job: Job = session.call(of_request(SubmitJob), request)
-    if not options.follow:
+    if options.follow:
+        options.job, options.attempt, options.rank = job.id, 0, 0
+        _follow(options, session)
+        return int(session.call(of_request(ShowJob), {"project": job.project, "job": job.id}).job.state != "succeeded")
+    if session.json:
         session.show(job)
         return 0
-    options.job, options.attempt, options.rank = job.id, 0, 0
-    _follow(options, session)
-    return int(session.call(of_request(ShowJob), {"project": job.project, "job": job.id}).job.state != "succeeded")
+    session.say(f"{job.ref} waits to be started.")
+    session.say(f"Next: macadam jobs follow {job.id}, or why it waits: macadam jobs explain {job.id}")
+    return 0
 
 
 def size(text: str) -> int:
@@ -96,6 +108,20 @@ def size(text: str) -> int:
     if not match:
         raise InvalidInput(f"{text!r} is no size.", next_step="Write it as 512M or 64G.")
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _seconds(text: str) -> float:
+    """A plain number of them, or a duration with its unit."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            return parse_duration(text).total_seconds()
+        except (InvalidInput, OverflowError) as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither seconds nor a duration, such as 90m") from error
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time")
+    return seconds
 
 
 def _files(folder: str) -> dict[str, str]:
@@ -119,27 +145,60 @@ def _configure_follow(parser: argparse.ArgumentParser) -> None:
 
 
 def _follow(options: argparse.Namespace, session: Session) -> int:
-    """Prints until the attempt has ended; goes on with the next attempt, unless one was named. Raises NotFound."""
-    project = _project(session)
-    at, number, pause = 0, options.attempt, threading.Event()
+    """Prints until the attempt has ended; goes on with the next attempt, unless one was named. Raises NotFound.
+
+    With --json the log goes to stderr, and the job is the one value on stdout.
+    """
+    project, out = _project(session), sys.stderr if session.json else sys.stdout
+    at, number, pause, patience = 0, options.attempt, threading.Event(), _Patience(session, project, options.job)
     while True:
-        job = session.call(of_request(ShowJob), {"project": project, "job": options.job}).job
+        job: Job = session.call(of_request(ShowJob), {"project": project, "job": options.job}).job
         number = number or job.attempt
         page = _page(session, project, options, number, at) if number else None
         if page is not None:
-            sys.stdout.write(f"… {page.cut} bytes were dropped …\n" if page.cut else "")
-            sys.stdout.write(page.text)
-            sys.stdout.flush()
+            out.write(f"… {page.cut} bytes were dropped …\n" if page.cut else "")
+            out.write(page.text)
+            out.flush()
             at = page.next
         if page is None or page.ended:
             if job.ended is not None or options.attempt:
-                session.say(f"{job.ref} has {job.state}." if job.ended else "")
-                return 0
+                break
             if number and job.attempt > number:
                 at, number = 0, job.attempt
                 continue
+            patience.tell(job)
         if page is None or not page.text:
             pause.wait(_PAUSE)
+    if session.json:
+        session.show(job)
+    elif job.ended is not None:
+        session.say(f"{job.ref} has {job.state}{f': {job.message}' if job.message else ''}.")
+    return 0
+
+
+class _Patience:
+    """Tells on stderr why a job that is followed waits, how long likely, and what it will cost: once it has waited, and when that changes."""
+
+    def __init__(self, session: Session, project: str, job: str) -> None:
+        self._session, self._request = session, {"project": project, "job": job}
+        self._next = time.monotonic() + _AT_ONCE
+        self._said = ""
+
+    def tell(self, job: Job) -> None:
+        if job.state != "waiting" or time.monotonic() < self._next:
+            return
+        found: Explanation = self._session.call(of_request(ExplainJob), self._request)
+        self._next = time.monotonic() + _EXPLAIN_EVERY
+        if found.words != self._said:
+            self._said = found.words
+            sys.stderr.write(f"{job.ref} waits: {found.words}{_outlook(found)}\n")
+            sys.stderr.write(f"{found.next_step}\n" if found.next_step else "")
+
+
+def _outlook(found: Explanation) -> str:
+    known = {"Likely start": found.start.likely, "likely cost": found.cost.likely}
+    said = [f"{what} {printing.cell(msgspec.to_builtins(value))}" for what, value in known.items() if value is not None]
+    return f" {', '.join(said)}." if said else ""
 
 
 def _page(session: Session, project: str, options: argparse.Namespace, number: int, at: int) -> LogText | None:

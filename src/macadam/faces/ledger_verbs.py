@@ -30,7 +30,7 @@ def _export(options: argparse.Namespace, session: Session) -> int:
     to = Path(options.to)
     to = to / NAME if to.is_dir() or options.to.endswith(os.sep) else to
     project = session.project() or "*"
-    with printing.progress(shown=not session.json) as progress, _written(to) as out:
+    with printing.progress() as progress, _written(to) as out:
         key, size, checkpoints = _copy(session, project, out, progress)
     key_file = Path(getattr(options, "key_file", to.parent / "ledger.key"))
     keep_key(key_file, key)  # the first key is enough: leaves of the copy announce the others

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -30,6 +30,9 @@ else:
 _PIPE_WIDTH = 200  # characters: a table in a pipe is for grep, not for a screen
 _TEXT_LEFT = 120  # characters of a value in a table before it is cut
 _MOST_COLUMNS = 9
+_FEWEST_COLUMNS = 3  # are shown however narrow the console is
+_FOLDED = 16  # characters down to which a column of words is made narrower
+_GAP = 3  # characters between two columns
 _DIGEST_LEFT = len("sha256:") + 12
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 _INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z\Z")
@@ -40,11 +43,11 @@ def as_json(value: object) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
-def as_text(value: object, *, title: str = "") -> None:
-    """Lists of records as a table, a record as two columns, anything else as it is."""
+def as_text(value: object, *, title: str = "", ranked: bool = False) -> None:
+    """Lists of records as a table, a record as two columns, anything else as it is. ranked: the first columns matter most."""
     plain = msgspec.to_builtins(value)
     if isinstance(plain, (list, tuple)):
-        _records(plain, title)
+        _records(plain, title, ranked=ranked)
     elif isinstance(plain, dict):
         _record(plain, title)
     elif plain is not None:
@@ -69,9 +72,9 @@ def error(problem_: MacadamError, *, json: bool) -> None:
 
 
 @contextmanager
-def progress(*, shown: bool) -> Iterator[Progress]:
-    """Gives the function that operations report to. On a terminal it draws bars on stderr, else it does nothing."""
-    if not shown or not sys.stderr.isatty():
+def progress() -> Iterator[Progress]:
+    """Gives the function that operations report to. On a terminal it draws bars on stderr, also beside `--json`; else it does nothing."""
+    if not sys.stderr.isatty():
         yield lambda _what, _done, _total: None
         return
     columns = (
@@ -99,7 +102,7 @@ def console(*, stderr: bool = False) -> "rich_console.Console":
     return rich_console.Console(file=file, width=width, highlight=False, markup=False, soft_wrap=False)
 
 
-def _records(rows: Sequence[object], title: str) -> None:
+def _records(rows: Sequence[object], title: str, *, ranked: bool = False) -> None:
     if not rows:
         line("None.")
         return
@@ -108,15 +111,19 @@ def _records(rows: Sequence[object], title: str) -> None:
         for row in rows:
             line(cell(row))
         return
+    out = console()
     table = rich_table.Table(title=title or None, box=rich_box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     telling = _telling(records)
-    names = _fitting(records, telling)
+    names = _fitting(records, telling, out.width, ranked=ranked)
+    fits = _space(records, names) <= out.width
     for name in names:
         numbers = all(_is_number(row.get(name)) for row in records)
-        table.add_column(name.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
+        whole = fits and not any(" " in text for text in _cells(records, name))
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(name.replace("_", " "), justify=justify, overflow="fold", no_wrap=whole)
     for row in records:
         table.add_row(*(rich_text.Text(cell(row.get(name), short=True)) for name in names))
-    console().print(table)
+    out.print(table)
     if left_out := [name.replace("_", " ") for name in telling if name not in names]:
         line(f"Not shown: {', '.join(left_out)}. --json has everything.")
 
@@ -129,14 +136,34 @@ def _telling(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [n for n in names if (n not in said or n in several) and any(not _is_empty(row.get(n)) for row in records)]
 
 
-def _fitting(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    """At most so many columns that each stays readable: first go nested values and digests, then the middle."""
-    if len(names) <= _MOST_COLUMNS:
-        return list(names)
-    plain = [n for n in names if not any(_is_nested(row.get(n)) or _DIGEST.match(str(row.get(n))) for row in records)]
-    if len(plain) <= _MOST_COLUMNS:
-        return plain
-    return [*plain[: _MOST_COLUMNS - 3], *plain[-3:]]
+def _fitting(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str], width: int, *, ranked: bool = False
+) -> list[str]:
+    """At most so many columns that each stays readable, and no wider than the console: first go nested values and digests,
+    then the middle. ranked: the first columns matter most, so the last ones go instead.
+    """
+    found = list(names)
+    if len(found) > _MOST_COLUMNS:
+        found = [
+            n for n in found if not any(_is_nested(row.get(n)) or _DIGEST.match(str(row.get(n))) for row in records)
+        ]
+    while len(found) > _FEWEST_COLUMNS and (len(found) > _MOST_COLUMNS or _space(records, found) > width):
+        found.pop(-1 if ranked else len(found) * 2 // 3)
+    return found
+
+
+def _space(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+    """Characters that columns need: texts are folded between words, and nothing else is."""
+    needed = []
+    for name in names:
+        lines = [one for text in (*_cells(records, name), name.replace("_", " ")) for one in text.splitlines()]
+        word = max(len(word) for one in lines for word in (one.split() or [""]))
+        needed.append(min(max(map(len, lines)), max(word, _FOLDED)))
+    return sum(needed) + _GAP * (len(names) - 1)
+
+
+def _cells(records: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    return [cell(row.get(name), short=True) for row in records]
 
 
 def _record(value: Mapping[str, Any], title: str) -> None:

@@ -63,7 +63,7 @@ def _steps(number: int) -> str:
 
 def _apply(options: argparse.Namespace, session: Session) -> int:
     platform = session.platform()
-    with printing.progress(shown=not session.json) as bars:
+    with printing.progress() as bars:
         applied = flows.apply(platform, Path(options.directory), _Teller(session, bars).tell)
     if session.json:
         session.show(applied)

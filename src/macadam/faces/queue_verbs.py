@@ -32,7 +32,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace, session: Session) -> int:
     names = _names(getattr(options, "policy", ["default"]))
     jobs = queueing.read_jobs(Path(options.jobs))
-    with printing.progress(shown=not session.json) as progress:
+    with printing.progress() as progress:
         runs = [queueing.run(jobs, options.gpus, name, cost=options.cost, progress=progress) for name in names]
     if hasattr(options, "plot"):
         curves = {summary.policy: found for summary, outcome in runs if (found := queueing.curve(jobs, outcome))}
@@ -67,7 +67,7 @@ def _row(summary: queueing.Summary) -> dict[str, object]:
         "tenants worse off": len(summary.worse),
         "GPU-hours paid": f"{summary.pool_gpu_hours:,.0f}",
         "if elastic": f"{summary.elastic_gpu_hours:,.0f}",
-        "jobs/s": f"{summary.jobs_per_second:,.0f}",
+        "jobs/s": f"{summary.jobs_per_second:,.0f}" if summary.jobs_per_second else "",
     }
 
 
@@ -118,7 +118,7 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
     own = [] if given else list(_listed(session))
     jobs = queueing.read_jobs(Path(given)) if given else past.trace(own)
     gpus = options.gpus if hasattr(options, "gpus") else queueing.ample(jobs)
-    with printing.progress(shown=not session.json) as progress:
+    with printing.progress() as progress:
         found = queueing.save(jobs, gpus, name=name, cost=options.cost, progress=progress)
     if session.json:
         session.show(found)

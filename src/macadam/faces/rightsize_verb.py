@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         providers=getattr(options, "provider", []),
         only=getattr(options, "gpu", []),
     )
-    with printing.progress(shown=not session.json) as progress, _solver_silenced():
+    with printing.progress() as progress, _solver_silenced():
         said = report.rightsize(
             traces.faster(_known_before(found.trace, options), options.load),
             llms.read(options.model),

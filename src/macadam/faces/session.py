@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from macadam.errors import InvalidInput
-from macadam.faces import printing
+from macadam.faces import printing, tables
 from macadam.lazy import lazy
 from macadam.operations import Operation, Progress
 
@@ -94,7 +94,7 @@ class Session:
 
     def call(self, operation: Operation, arguments: Mapping[str, object]) -> Any:
         """Carries out one operation, showing its progress on a terminal."""
-        with printing.progress(shown=not self.json) as progress:
+        with printing.progress() as progress:
             return self.caller().dispatch(operation, arguments, idempotency_key=self.idempotency_key, progress=progress)
 
     def show(self, value: object, *, title: str = "") -> None:
@@ -103,6 +103,16 @@ class Session:
             printing.as_json(value)
         else:
             printing.as_text(value, title=title)
+
+    def show_answer(self, operation: Operation, value: object) -> None:
+        """Prints what an operation answered: as it is with --json, else as people look at it."""
+        rows = None if self.json else tables.shaped(operation.name, value)
+        if rows is None:
+            self.show(value)
+            return
+        printing.as_text(rows, ranked=True)
+        if said := tables.hint(operation.name, rows):
+            self.say(said)
 
     def say(self, text: str) -> None:
         """Prints a line for a person; nothing with --json."""

@@ -42,7 +42,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace, session: Session) -> int:
     names = _names(getattr(options, "policy", ["balanced"]), _NAMES)
     machines, pods = packing.read_nodes(Path(options.nodes)), packing.read_pods(Path(options.pods))
-    with printing.progress(shown=not session.json) as progress:
+    with printing.progress() as progress:
         found = packing.study(
             machines,
             pods,
@@ -171,7 +171,7 @@ def _run_spot(options: argparse.Namespace, session: Session) -> int:
         step=zones[0].gap,
     )
     names = _names(getattr(options, "policy", ["expected-cost"]), _SPOT_NAMES)
-    with printing.progress(shown=not session.json) as progress:
+    with printing.progress() as progress:
         found = spot.study(
             zones,
             [SpotPolicy(name=name) for name in names],

@@ -87,14 +87,14 @@ class Memory:
 
     def update(self, sql: sa.Connection, now: datetime) -> None:
         """Takes in what has ended since the last time; at the first time, what has in the last weeks."""
-        first = self._since is None
-        ended = registry.ended_after(sql, self._since or now - _WEEKS)
+        first, since = self._since is None, self._since or now - _WEEKS
+        ended = registry.ended_after(sql, since)
         for job in registry.finished(sql, _MOST_ESTIMATES) if first else ended:
             self._learn(job)
         for job in ended:
             if job.ended is not None:
                 self._past.setdefault(job.project, {})[job.id] = _past(job)
-        self._since = max((job.ended for job in ended if job.ended), default=self._since)
+        self._since = max((job.ended for job in ended if job.ended), default=since)
         for known in self._past.values():
             for gone in [one for one, past in known.items() if (past.ended or 0) < (now - _WEEKS).timestamp()]:
                 del known[gone]

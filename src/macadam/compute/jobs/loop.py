@@ -244,7 +244,7 @@ class Queue:
         jobs = registry.by_id(sql, [*rows, *(job.id for job, _, _ in starts)])
         for row, at in leaving:
             if row.job in rows:
-                words = f"its machine goes away at {at.isoformat()}"
+                words = f"its machine goes away at {at:%Y-%m-%d %H:%M:%S}Z"
                 books.stop(jobs[row.job], rows.pop(row.job), "node", words=words)
                 stopped += 1
         for one in preemptions:

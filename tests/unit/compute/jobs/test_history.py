@@ -1,8 +1,10 @@
 """What is said of how long jobs run agrees with how long they then run."""
 
 import random
+from datetime import timedelta
 
 import pytest
+from unit.compute.jobs.bench import open_bench
 
 from macadam.compute.jobs import history
 
@@ -36,3 +38,24 @@ def test_a_job_that_has_outlived_all_like_it_may_run_as_long_again() -> None:
 @pytest.mark.parametrize(("part", "value"), [(0.0, 1), (0.5, 2), (0.51, 3), (0.9, 4), (1.0, 4)])
 def test_a_quantile_is_the_smallest_value_that_so_many_do_not_exceed(part: float, value: int) -> None:
     assert history.quantile([1, 2, 3, 4], part) == value
+
+
+def test_what_ended_long_ago_is_learnt_once() -> None:
+    with open_bench() as bench:
+        job = bench.submit()
+        bench.turn()
+        bench.executor.end(f"{job.id}.1", seconds=30)
+        bench.turn()
+        bench.clock.pass_time(timedelta(days=15))
+        memory = history.Memory()
+        for _ in range(3):
+            with bench.platform.ports.sql.read() as sql:
+                memory.update(sql, bench.clock())
+        assert memory.estimates.everybody.seen == 1
+        other = bench.submit()
+        bench.turn()
+        bench.executor.end(f"{other.id}.1", seconds=30)
+        bench.turn()
+        with bench.platform.ports.sql.read() as sql:
+            memory.update(sql, bench.clock())
+        assert memory.estimates.everybody.seen == 2

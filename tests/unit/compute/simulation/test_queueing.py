@@ -144,6 +144,7 @@ def test_the_command_prints_one_value_that_says_who_waits_longer_than_alone(
     found = {one["policy"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["default"]["worse"] == []
     assert found["default"]["mean"] <= found["static"]["mean"]
+    assert found["static"]["jobs_per_second"] == 0, "what was simulated for another policy is not measured again"
     assert picture.read_text().startswith("<svg")
 
 

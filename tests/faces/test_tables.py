@@ -1,0 +1,90 @@
+"""Lists as people read them: one plain row each, what matters most first."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from macadam.access.types import CreateProject
+from macadam.compute.jobs.types import Cohort, Job, Quota, QuotaState, Resources, Spec, SubmitJob
+from macadam.faces import cli, tables
+from macadam.testing import open_platform
+from macadam.values import Money
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def job(**facts: object) -> Job:
+    spec = Spec(name="", command=("python", "train.py"), resources=Resources(gpus=2))
+    known = {
+        "ref": "job:1",
+        "id": "1",
+        "project": "p",
+        "state": "waiting",
+        "spec": spec,
+        "priority": 0,
+        "author": "principal:ann",
+    }
+    return Job(**(known | {"submitted": NOW - timedelta(minutes=5)} | facts))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0s"), (59.6, "1m"), (95, "1m35s"), (3600, "1h"), (7261, "2h1m"), (93600, "1d2h"), (86405, "1d")],
+)
+def test_a_duration_has_two_units_at_most(seconds: float, said: str) -> None:
+    assert tables.lasting(seconds) == said
+
+
+def test_a_job_is_told_as_squeue_would() -> None:
+    (row,) = tables.shaped("compute.list_jobs", (job(),), NOW) or []
+    assert list(row)[:4] == ["id", "state", "GPUs", "name"]
+    assert (row["GPUs"], row["name"], row["age"], row["by"], row["ran"]) == ("2", "python train.py", "5m", "ann", "")
+    ended = job(state="failed", ended=NOW, attained=95, message="it ended with code 3")
+    (row,) = tables.shaped("compute.list_jobs", (ended,), NOW) or []
+    assert (row["ran"], row["message"]) == ("1m35s", "it ended with code 3")
+    part = job(spec=Spec(name="n", command=("x",), resources=Resources(milli=250)))
+    (row,) = tables.shaped("compute.list_jobs", (part,), NOW) or []
+    assert (row["GPUs"], row["name"]) == ("0.25", "n")
+
+
+def test_quotas_and_cohorts_tell_numbers_of_gpus_and_not_thousandths() -> None:
+    quota = Quota(project="p", gpus=8, cohort="quarry", borrow=4, lend=None, gpu_hours=5000, money=Money(micros=20_000_000_000),
+                  window="month", weight=1, at=NOW, by="principal:ann")  # fmt: skip
+    state = QuotaState(
+        quota=quota,
+        using=2500,
+        borrowed=0,
+        gpu_hours=12.34,
+        spent=Money(micros=1_234_567),
+        since=NOW,
+        running=2,
+        waiting=1,
+    )
+    (row,) = tables.shaped("compute.list_quotas", (state,), NOW) or []
+    assert (row["project"], row["GPUs"], row["in use"], row["borrows"], row["lends"]) == ("p", 8, "2.5", "≤ 4", "any")
+    assert (row["GPU-hours"], row["money"]) == ("12.3 of 5,000", "1.23 USD of 20,000.00 USD")
+    cohort = Cohort(cohort="", projects=("p",), gpus=8, using=2500, machines=16)
+    (row,) = tables.shaped("compute.list_cohorts", (cohort,), NOW) or []
+    assert (row["cohort"], row["in use"]) == ("(none)", "2.5")
+
+
+def test_what_has_no_shape_of_its_own_is_left_as_it_is() -> None:
+    assert tables.shaped("access.list_projects", ({"project": "p"},)) is None
+    assert tables.shaped("compute.list_jobs", "None.") is None
+
+
+def test_a_list_of_jobs_fits_a_narrow_terminal_with_whole_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    with open_platform(tmp_path / "home") as platform:
+        platform.call(CreateProject(project="p"))
+        submitted = platform.call(SubmitJob(project="p", command=("python", "train.py", "--epochs", "300")))
+    assert cli.main(["jobs", "list", "--project", "p", "--home", str(tmp_path / "home")]) == 0
+    said = capsys.readouterr().out
+    assert submitted.id in said
+    assert "waiting" in said
+    assert "macadam jobs explain ID" in said
+    assert all(len(line) <= 80 for line in said.splitlines())
