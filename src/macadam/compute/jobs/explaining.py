@@ -113,7 +113,7 @@ def _other_reason(
     if refused := refusal(sql, desk, job, counted, seen.quotas):
         return "money", refused.why, refused.step
     if job.ready is not None and job.ready > seen.now:
-        return "pause", f"It died and is tried again at {_said(job.ready)}.", f"See `macadam jobs log {job.id}`."
+        return "pause", f"It died and is tried again at {_instant(job.ready)}.", f"See `macadam jobs log {job.id}`."
     return None
 
 
@@ -152,7 +152,7 @@ def _running(sql: sa.Connection, job: Job, desk: Desk, now: datetime) -> Explana
     row = registry.find_attempt(sql, job.attempt_id)
     began = row.began or row.started
     lasts = history.of(sql, job, job.attained + max(0.0, (now - began).total_seconds()))
-    words = f"Attempt {job.attempt} runs since {_said(began)} on {', '.join(place.node for place in row.places)}."
+    words = f"Attempt {job.attempt} runs since {_instant(began)} on {', '.join(place.node for place in row.places)}."
     if job.state == "stopping":
         words = f"It is asked to stop: {job.message or job.wish}."
     left = [None if whole is None else max(0.0, whole - job.attained) for whole in (lasts.likely, lasts.late)]
@@ -251,6 +251,6 @@ def _later(at: datetime | None, seconds: float | None) -> datetime | None:
     return None if at is None or seconds is None else at + timedelta(seconds=seconds)
 
 
-def _said(at: datetime) -> str:
+def _instant(at: datetime) -> str:
     """As tables print it: to the second, in UTC."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
