@@ -54,6 +54,35 @@ def test_json_is_one_document(files: Path, capsys: pytest.CaptureFixture[str]) -
     assert {"load +20%", "promise -20%"} <= {change["what"] for change in said["sensitivity"]}
 
 
+def test_own_measurements_and_a_log_are_taken_into_account(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "model_id": "meta-llama/Llama-3.1-8B", "num_prompts": 100, "request_rate": "inf", "max_concurrency": 8, "duration": 60.0,
+        "completed": 100, "total_input_tokens": 50_000, "total_output_tokens": 20_000, "request_throughput": 100 / 60,
+        "mean_ttft_ms": 80.0, "mean_tpot_ms": 22.0,
+    }  # fmt: skip
+    (files / "bench.json").write_text(json.dumps(row))
+    lines = [
+        json.dumps({"created": 1795168800 + n, "usage": {"prompt_tokens": 500, "completion_tokens": 40}})
+        for n in range(900)
+    ]
+    (files / "trace.csv").write_text("\n".join(lines))
+    given = f"a100-sxm-80gb={files / 'bench.json'}"
+    assert rightsize(files, "--no-sensitivity", "--measured", given, "--prefix-hit", "0.5") == 0
+    said = capsys.readouterr().out
+    assert "Fitted to 1 own measurements of llama-3.1-8b on a100-sxm-80gb" in said
+    assert "Blocks of a minute take turns" in said
+    assert "on the part held out kept for" in said
+    assert "50.0% of the tokens of prompts were found in caches" in said
+    assert rightsize(files, "--no-sensitivity", "--holdout", "none", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["best"]["judged"] is None
+    assert rightsize(files, "--measured", str(files / "bench.json")) == 2
+    assert "h100-sxm-80gb:2=result.json" in capsys.readouterr().err
+    row["mean_tpot_ms"] = 1.0
+    (files / "bench.json").write_text(json.dumps(row))
+    assert rightsize(files, "--measured", given) == 2
+    assert "beats physics" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("slo", ["fast", "1.0", "0,0.1", "nan,1"])
 def test_a_promise_that_is_none_is_said_to_be(files: Path, capsys: pytest.CaptureFixture[str], slo: str) -> None:
     words = ["rightsize", "llm", "--trace", str(files / "trace.csv"), "--model", "llama-3.1-8b", "--slo", slo]

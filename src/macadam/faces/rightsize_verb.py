@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from macadam import plots
-from macadam.compute.catalogue import llms, prices
-from macadam.compute.rightsizing import offers, report, traces
+from macadam.compute.catalogue import gpus, llms, prices
+from macadam.compute.catalogue.llms import Llm
+from macadam.compute.rightsizing import measured, offers, report, traces
 from macadam.compute.rightsizing.holdout import Judged
+from macadam.compute.rightsizing.measured import Fit, Row
 from macadam.compute.rightsizing.report import Choice, Report
 from macadam.compute.rightsizing.types import Efficiency, Engine, Slo, Trace
 from macadam.errors import InvalidInput
@@ -61,6 +63,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-sensitivity", action="store_true", help="leave out what a fifth more or less would change"
     )
+    parser.add_argument(
+        "--measured",
+        action="append",
+        metavar="GPU[:N]=FILE",
+        help="what vllm bench serve or sglang.bench_serving saved on N of that GPU; may be repeated",
+    )
     parser.add_argument("--plot", metavar="FILE.svg", help="draw what each kind of fleet costs")
 
 
@@ -75,13 +83,16 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         providers=getattr(options, "provider", []),
         only=getattr(options, "gpu", []),
     )
+    llm, engine = llms.read(options.model), Engine(weights=options.weights, kv=options.kv, budget=options.chunk)
+    fits = _fits(getattr(options, "measured", []), llm, engine)
     with printing.progress() as progress, _solver_silenced():
         said = report.rightsize(
             traces.faster(_known_before(found.trace, options), options.load),
-            llms.read(options.model),
+            llm,
             _slo(options.slo, options.attainment),
             offered,
-            engine=Engine(weights=options.weights, kv=options.kv, budget=options.chunk),
+            engine=engine,
+            fits=fits,
             efficiency=Efficiency(),
             tps=_counts(options.tp),
             hold=options.holdout,
@@ -115,6 +126,22 @@ def _solver_silenced() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
+
+
+def _fits(given: list[str], llm: Llm, engine: Engine) -> list[Fit]:
+    """One of each GPU that was measured."""
+    rows: dict[str, list[tuple[Row, int]]] = {}
+    for text in given:
+        where, named, path = text.partition("=")
+        gpu, counted, count = where.partition(":")
+        if not named or (counted and not count.isdecimal()):
+            raise InvalidInput(
+                f"--measured {text} does not say on what.", next_step="Write --measured h100-sxm-80gb:2=result.json."
+            )
+        rows.setdefault(gpus.find(gpu).name, []).extend(
+            (row, int(count) if counted else 1) for row in measured.read(Path(path))
+        )
+    return [measured.fit(gpus.find(gpu), of_it, llm, engine) for gpu, of_it in rows.items()]
 
 
 def _slo(text: str, attainment: float) -> Slo:
@@ -180,7 +207,9 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
     lines += [
         f"No published measurement of {gpu} stands behind this: it is taken to be as efficient as the others."
         for gpu in dict.fromkeys(line.gpu for line in said.best.lines if not line.measured)
+        if gpu not in {fit.gpu for fit in said.fits}
     ]
+    lines += [text for fit in said.fits for text in _fit(fit)]
     lines += [
         "",
         (
@@ -215,6 +244,27 @@ def _choice(best: Choice) -> list[str]:
 
 def _kept(choice: Choice) -> str:
     return f"{choice.attained:.2%}" + (f", of those held out {choice.judged.attained:.2%}" if choice.judged else "")
+
+
+def _fit(fit: Fit) -> list[str]:
+    found, without = fit.efficiency, fit.left_out
+    lines = [
+        (
+            f"Fitted to {fit.rows} own measurements of {', '.join(fit.models)} on {fit.gpu}: compute {found.compute:.2f} and bandwidth "
+            f"{found.bandwidth:.2f} of the peak, {found.overhead * 1000:.1f} ms an iteration; half were within {fit.before.typical:.0%} "
+            f"before and {fit.after.typical:.0%} after."
+        )
+    ]
+    lines += [
+        "  One row cannot say how far off the next would be: measure under several loads."
+        if without is None
+        else f"  Each left out in turn: {without.median:.2f} times as fast in the median ({without.low:.2f} to {without.high:.2f}), half within {without.typical:.0%}."
+    ]
+    if fit.guessed:
+        lines.append(
+            f"  {fit.guessed} of them name no model that is known; they were taken to be of the one asked about."
+        )
+    return lines
 
 
 _STANDINGS = {

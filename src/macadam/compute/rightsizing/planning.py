@@ -8,7 +8,7 @@ only if the simulator saw the promise kept on the very trace.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -102,10 +102,18 @@ def options(llm: Llm, offers: Iterable[Offer], engine: Engine, tps: Sequence[int
     return tuple(found)
 
 
-def problem(trace: Trace, slo: Slo, engine: Engine, chosen: Sequence[Option], efficiency: Efficiency) -> Problem:
-    """Computes what each option can do for each class of requests."""
+def problem(
+    trace: Trace,
+    slo: Slo,
+    engine: Engine,
+    chosen: Sequence[Option],
+    efficiency: Efficiency,
+    own: Mapping[str, Efficiency] | None = None,
+) -> Problem:
+    """Computes what each option can do for each class of requests. own: efficiencies of GPUs that were measured."""
     wanted = capacity.demand(trace, slo)
-    speeds = tuple(roofline.speed(option.replica, engine, efficiency) for option in chosen)
+    known = own or {}
+    speeds = tuple(roofline.speed(o.replica, engine, known.get(o.replica.gpu.name, efficiency)) for o in chosen)
     works = tuple(capacity.works(pace, engine, wanted, slo) for pace in speeds)
     return Problem(
         trace=trace,

@@ -10,6 +10,7 @@ import msgspec
 from macadam.compute.catalogue.llms import Llm
 from macadam.compute.rightsizing import calibration, holdout, planning, sensitivity
 from macadam.compute.rightsizing.holdout import How, Judged
+from macadam.compute.rightsizing.measured import Fit
 from macadam.compute.rightsizing.planning import Plan, Problem
 from macadam.compute.rightsizing.sensitivity import Change
 from macadam.compute.rightsizing.types import Efficiency, Engine, Offer, Slo, Trace
@@ -93,7 +94,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """saving: of the mix against the best single kind that kept the promise in both parts, as a part of its cost. error: of the model's speed over
-    published measurements that it was not fitted to. spared: part of the requests in classes for which the promise is
+    published measurements that it was not fitted to. fits: to own
+    measurements. spared: part of the requests in classes for which the promise is
     not planned.
     """
 
@@ -110,6 +112,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     error: calibration.Error
     sensitivity: tuple[Change, ...]
     spared: float
+    fits: tuple[Fit, ...]
 
 
 def rightsize(  # noqa: PLR0913 - each is a part of the question
@@ -122,14 +125,16 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     efficiency: Efficiency,
     tps: Sequence[int] = (1, 2, 4, 8),
     hold: How = "auto",
+    fits: Sequence[Fit] = (),
     with_sensitivity: bool = True,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Report:
-    """hold: what of the trace is held out while fleets are sized, to judge them on. Raises InvalidInput if no fleet of these
+    """hold: what of the trace is held out while fleets are sized, to judge them on. fits: of GPUs that were measured. Raises InvalidInput if no fleet of these
     machines keeps the promise, or if so little cannot be divided.
     """
     parts = holdout.split(trace, hold)
-    asked = planning.problem(parts.sized, slo, engine, planning.options(llm, offers, engine, tps), efficiency)
+    own = {fit.gpu: fit.efficiency for fit in fits}
+    asked = planning.problem(parts.sized, slo, engine, planning.options(llm, offers, engine, tps), efficiency, own)
     kinds = sorted({option.offer.gpu for option in asked.options})
     single = {kind: _single(asked, kind, progress) for kind in kinds}
     alone = {kind: found for kind, found in single.items() if isinstance(found, Plan)}
@@ -148,7 +153,7 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     rivals = [kind for kind in alone if _holds(judged[widened[kind].fleet.replicas], slo) or not holding]
     cheapest = min(rivals, key=lambda kind: alone[kind].fleet.hourly, default="")
     saving = 1 - best.fleet.hourly / alone[cheapest].fleet.hourly if cheapest else 0.0
-    changes = sensitivity.changes(asked, best, efficiency, progress) if with_sensitivity else ()
+    changes = sensitivity.changes(asked, best, efficiency, progress, own) if with_sensitivity else ()
     return Report(
         requests=len(trace),
         seconds=trace.seconds,
@@ -174,6 +179,7 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
         error=calibration.error(calibration.ratios(Efficiency(), "test")),
         sensitivity=changes,
         spared=sum(asked.demand.rates[kind] for kind in asked.demand.spared) / sum(asked.demand.rates),
+        fits=tuple(fits),
     )
 
 

@@ -2,7 +2,7 @@
 search is run again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -28,9 +28,15 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     same: bool
 
 
-def changes(asked: Problem, chosen: Plan, efficiency: Efficiency, progress: Progress) -> tuple[Change, ...]:
-    """One change at a time, each by a fifth down and up."""
-    cases = list(_cases(asked, chosen, efficiency))
+def changes(
+    asked: Problem,
+    chosen: Plan,
+    efficiency: Efficiency,
+    progress: Progress,
+    own: Mapping[str, Efficiency] | None = None,
+) -> tuple[Change, ...]:
+    """One change at a time, each by a fifth down and up. own: efficiencies of GPUs that were measured."""
+    cases = list(_cases(asked, chosen, efficiency, own or {}))
     found = []
     for number, (what, changed) in enumerate(cases):
         progress("Changes looked at", number, len(cases))
@@ -53,21 +59,34 @@ def _changed(what: str, changed: Problem, chosen: Plan) -> Change:
     return Change(what=what, attained=attained, hourly=Money(micros=again.fleet.hourly), same=same)
 
 
-def _cases(asked: Problem, chosen: Plan, efficiency: Efficiency) -> Iterator[tuple[str, Problem]]:
+def _cases(
+    asked: Problem, chosen: Plan, efficiency: Efficiency, own: Mapping[str, Efficiency]
+) -> Iterator[tuple[str, Problem]]:
     for sign, factor in (("-", 1 - _FIFTH), ("+", 1 + _FIFTH)):
         fifth = f"{sign}{_FIFTH:.0%}"
         for name in ("compute", "bandwidth"):
-            changed = msgspec.structs.replace(efficiency, **{name: min(1.0, getattr(efficiency, name) * factor)})
-            yield f"{name} {fifth}", planning.problem(asked.trace, asked.slo, asked.engine, asked.options, changed)
+            changed = _scaled(efficiency, name, factor)
+            theirs = {gpu: _scaled(one, name, factor) for gpu, one in own.items()}
+            yield (
+                f"{name} {fifth}",
+                planning.problem(asked.trace, asked.slo, asked.engine, asked.options, changed, theirs),
+            )
         load = traces.faster(asked.trace, factor)
-        yield f"load {fifth}", planning.problem(load, asked.slo, asked.engine, asked.options, efficiency)
+        yield f"load {fifth}", planning.problem(load, asked.slo, asked.engine, asked.options, efficiency, own)
         slo = Slo(ttft=asked.slo.ttft * factor, tpot=asked.slo.tpot * factor, attainment=asked.slo.attainment)
-        yield f"promise {fifth}", planning.problem(asked.trace, slo, asked.engine, asked.options, efficiency)
+        yield f"promise {fifth}", planning.problem(asked.trace, slo, asked.engine, asked.options, efficiency, own)
         for gpu in sorted(
             {o.offer.gpu for o, count in zip(asked.options, chosen.fleet.replicas, strict=True) if count}
         ):
             options = _priced(asked.options, gpu, factor)
-            yield f"price of {gpu} {fifth}", planning.problem(asked.trace, asked.slo, asked.engine, options, efficiency)
+            yield (
+                f"price of {gpu} {fifth}",
+                planning.problem(asked.trace, asked.slo, asked.engine, options, efficiency, own),
+            )
+
+
+def _scaled(efficiency: Efficiency, name: str, factor: float) -> Efficiency:
+    return msgspec.structs.replace(efficiency, **{name: min(1.0, getattr(efficiency, name) * factor)})
 
 
 def _priced(options: Sequence[Option], gpu: str, factor: float) -> list[Option]:
