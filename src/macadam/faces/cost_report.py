@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from html import escape
 
 from macadam import plots
-from macadam.compute.waterfall import sharing
+from macadam.compute.billing import sharing
 from macadam.compute.waterfall.requests import Breakdown
 from macadam.compute.waterfall.types import STEPS, DayCost, Step, Waterfall
 from macadam.plots import Bar

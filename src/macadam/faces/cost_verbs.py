@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from macadam import operations, plots
-from macadam.compute.waterfall import sharing
+from macadam.compute.billing import sharing
 from macadam.compute.waterfall.requests import BreakDown, Breakdown
 from macadam.compute.waterfall.types import STEPS, By, Step, Waterfall
 from macadam.errors import InvalidInput

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from macadam.access.schema import projects as project_table
 from macadam.compute.billing import mapping as mapping_rules
-from macadam.compute.billing import normal
+from macadam.compute.billing import normal, sharing
 from macadam.compute.billing.schema import bills as bill_table
 from macadam.compute.billing.schema import deliveries as delivery_table
 from macadam.compute.billing.schema import mappings, price_lists, spend
@@ -28,6 +28,7 @@ from macadam.values import Money
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -39,6 +40,7 @@ else:
     pq = lazy("pyarrow.parquet")
 
 _DAY = timedelta(days=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMNS = (
     "id", "key", "start", "end", "billed", "effective", "category", "pricing", "commitment", "capacity", "provider", "region",
     "resource", "node", "sku", "model", "gpus", "quantity", "unit", "sub_account", "tags",
@@ -59,9 +61,8 @@ class Stored:
 
 def key_of(bill: Bill) -> str:
     """What the charges of a bill are marked with."""
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
     micro = timedelta(microseconds=1)
-    opens, closes = ((at - epoch) // micro for at in (bill.period_start, bill.period_end))
+    opens, closes = ((at - _EPOCH) // micro for at in (bill.period_start, bill.period_end))
     return normal.SEPARATOR.join([bill.issuer, bill.account, str(opens), str(closes), bill.currency])
 
 
@@ -291,28 +292,21 @@ Spent = dict[tuple[str, str], int]
 
 def spent(rules: Rules, known_projects: Iterable[str], rows: "pa.Table") -> Spent:
     """What the charges of one bill cost each project on each day, UTC: a charge over several days by time, exactly."""
-    owners = mapping_rules.projects_of(rules, known_projects, rows)
-    columns: dict[str, Any] = {"project": owners, "micros": rows.column("effective")}
-    columns |= {name: rows.column(name) for name in ("start", "end")}
-    grouped = pa.table(columns).group_by(["project", "start", "end"]).aggregate([("micros", "sum")])
-    found: Spent = {}
-    for row in grouped.to_pylist():
-        for day, micros in spread(row["micros_sum"], row["start"], row["end"]):
-            key = (row["project"], day)
-            found[key] = found.get(key, 0) + micros
-    return {key: micros for key, micros in found.items() if micros}
+    owners: Any = mapping_rules.projects_of(rules, known_projects, rows)
+    begin, end, micros = (_whole_numbers(rows.column(name)) for name in ("start", "end", "effective"))
+    day = _DAY // timedelta(microseconds=1)
+    which, begins, _, parts = sharing.by_days(begin, end, micros, day)
+    cut: Any = {"project": owners.take(pa.array(which)), "day": begins // day, "micros": parts}
+    grouped = pa.table(cut).group_by(["project", "day"]).aggregate([("micros", "sum")])
+    return {
+        (row["project"], (_EPOCH + row["day"] * _DAY).date().isoformat()): row["micros_sum"]
+        for row in grouped.to_pylist()
+        if row["micros_sum"]
+    }
 
 
-def spread(micros: int, start: datetime, end: datetime) -> Iterator[tuple[str, int]]:
-    """An amount over the days of a time, in proportion, adding up to it."""
-    first = start.replace(hour=0, minute=0, second=0, microsecond=0)
-    days = -(-(end - first) // _DAY)
-    whole, given = end - start, 0
-    for number in range(days):
-        until = min(end, first + (number + 1) * _DAY)
-        share = micros * ((until - start) // timedelta(microseconds=1)) // (whole // timedelta(microseconds=1))
-        yield (first + number * _DAY).date().isoformat(), share - given
-        given = share
+def _whole_numbers(column: Any) -> "npt.NDArray[np.int64]":
+    return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def keep_spent(sql: sa.Connection, bill: Bill, found: Mapping[tuple[str, str], int]) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from macadam.compute.billing import sharing
 from macadam.compute.billing.types import Charge
-from macadam.compute.waterfall import sharing
 from macadam.compute.waterfall.types import Flag, Step
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
@@ -130,10 +130,5 @@ def _sliced(charges: list[Charge], begin: "Ints", end: "Ints", micros: "Ints") -
             f"The charge {longest.id!r} lasts {int(days.max())} days; at most {_LONGEST} can be.",
             next_step="Correct its period.",
         )
-    charge = np.repeat(np.arange(len(charges)), days)
-    number = np.arange(len(charge)) - np.repeat(np.cumsum(days) - days, days)
-    midnight = (begin[charge] // DAY + number) * DAY
-    starts, ends = np.maximum(begin[charge], midnight), np.minimum(end[charge], midnight + DAY)
-    # A charge of no length has one slice, which gets all of it.
-    weights = np.where(days[charge] == 1, 1, ends - starts)
-    return Slices(charge=charge, begin=starts, end=ends, micros=sharing.share_out(micros, charge, weights))
+    charge, starts, ends, parts = sharing.by_days(begin, end, micros, DAY)
+    return Slices(charge=charge, begin=starts, end=ends, micros=parts)

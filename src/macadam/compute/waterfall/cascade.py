@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from macadam.compute.billing import sharing
 from macadam.compute.billing.types import Charge
-from macadam.compute.waterfall import activity, joining, sharing
+from macadam.compute.waterfall import activity, joining
 from macadam.compute.waterfall import bill as bills
 from macadam.compute.waterfall import seen as usages
 from macadam.compute.waterfall.bill import Bill

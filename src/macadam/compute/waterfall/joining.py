@@ -9,10 +9,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from macadam.compute.billing import sharing
 from macadam.compute.billing.types import Charge
 from macadam.compute.telemetry.mig import SLICE
 from macadam.compute.waterfall import bill as bills
-from macadam.compute.waterfall import sharing
 from macadam.compute.waterfall.bill import Bill
 from macadam.compute.waterfall.seen import WHOLE, Seen
 from macadam.compute.waterfall.types import Flag, Uncharged

@@ -562,13 +562,6 @@ def test_a_rule_that_would_give_everything_away_is_refused() -> None:
         Rule(project="flights")
 
 
-def test_a_charge_over_several_days_is_spent_on_each_in_proportion() -> None:
-    start = datetime(2026, 10, 30, 18, tzinfo=UTC)
-    days = dict(store.spread(100, start, start + timedelta(hours=30)))
-    assert days == {"2026-10-30": 20, "2026-10-31": 80}
-    assert sum(m for _, m in store.spread(-7, start, start + timedelta(days=9, hours=1))) == -7
-
-
 def test_bills_fill_budgets_and_raise_their_alerts(platform: Platform, tmp_path: Path) -> None:
     platform.call(SetBudget(project="flights", amount="12", thresholds=(80,)))
     now = {"BillingPeriodStart": "2026-11-01T00:00:00Z", "BillingPeriodEnd": "2026-12-01T00:00:00Z"}

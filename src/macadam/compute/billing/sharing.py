@@ -68,6 +68,22 @@ def _totals(amounts: "Ints", group: "Ints", weights: "Ints", begins: "Ints") -> 
     return total
 
 
+def by_days(begin: "Ints", end: "Ints", amounts: "Ints", day: int) -> "tuple[Ints, Ints, Ints, Ints]":
+    """Cuts times at midnight (UTC) and shares their amounts out by time: (which of them, begin, end, amount) of each piece, in order.
+
+    begin, end: whole units since 1970; day: how many of those it has. A time of no length has one piece with all of its amount.
+    Raises InvalidInput.
+    """
+    end = np.maximum(begin, end)
+    days = np.maximum(1, -(-end // day) - begin // day)
+    which = np.repeat(np.arange(len(begin)), days)
+    number = np.arange(len(which)) - np.repeat(np.cumsum(days) - days, days)
+    midnight = (begin[which] // day + number) * day
+    starts, ends = np.maximum(begin[which], midnight), np.minimum(end[which], midnight + day)
+    weights = np.where(days[which] == 1, 1, ends - starts)
+    return which, starts, ends, share_out(amounts, which, weights)
+
+
 def in_cents(micros: "list[int]") -> list[int]:
     """The same amounts in whole cents, each within a cent, summing to the sum rounded half to even, as invoices round.
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from macadam.compute.waterfall import sharing
+from macadam.compute.billing import sharing
 from macadam.errors import InvalidInput
 
 groups = st.lists(
@@ -73,3 +73,29 @@ def test_printed_cents_add_up_to_the_total_rounded_as_invoices_round(micros):
     cents = sharing.in_cents(micros)
     assert sum(cents) == int((Decimal(sum(micros)) / sharing.MICROS_PER_CENT).to_integral_value(ROUND_HALF_EVEN))
     assert all(abs(cent - amount / 10_000) <= 1 for cent, amount in zip(cents, micros, strict=True))
+
+
+DAY = 86_400_000_000
+
+
+def days(begin: int, end: int, amount: int) -> list[tuple[int, int]]:
+    which, begins, _, parts = sharing.by_days(np.array([begin]), np.array([end]), np.array([amount]), DAY)
+    assert set(which.tolist()) == {0}
+    return [(at // DAY, part) for at, part in zip(begins.tolist(), parts.tolist(), strict=True)]
+
+
+def test_what_lasts_several_days_is_spent_on_each_in_proportion():
+    assert days(DAY * 3 // 4, 2 * DAY, 100) == [(0, 20), (1, 80)]
+    assert sum(part for _, part in days(DAY * 3 // 4, 10 * DAY, -7)) == -7
+
+
+def test_what_lasts_no_time_is_spent_at_once():
+    for begin in (DAY, DAY + 5):
+        assert days(begin, begin, 9) == days(begin, begin - DAY, 9) == [(1, 9)]
+
+
+@given(st.integers(0, 10**15), st.integers(0, 10**15), st.integers(-(10**15), 10**15))
+def test_days_sum_to_the_whole_and_no_day_is_there_twice(begin, length, amount):
+    found = days(begin, begin + length, amount)
+    assert sum(part for _, part in found) == amount
+    assert [day for day, _ in found] == list(range(begin // DAY, begin // DAY + len(found)))
