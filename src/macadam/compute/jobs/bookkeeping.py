@@ -94,7 +94,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             rate.cost(ahead),
             self.now,
             on_bill=rate.own < rate.nanos,
-            until=row.started + timedelta(seconds=ahead),
+            # Of a gang on own and rented machines too much is held, once a bill shows a part of it, until it ends.
+            until=None if 0 < rate.own < rate.nanos else row.started + timedelta(seconds=ahead),
         )
         return "" if verdict.allowed else verdict.reason
 

@@ -297,6 +297,52 @@ def test_what_is_spent_is_what_bills_say_and_the_meter_after_them_and_never_less
     assert seen.spent.micros == max((billed if billed_to else 0) + later, metered)
 
 
+pieces = st.tuples(st.integers(0, 80 * 24), st.integers(1, 40 * 24), st.integers(0, 50), st.integers(0, 50))
+
+
+@given(st.lists(pieces, max_size=6), st.none() | st.integers(1, 90), st.integers(0, 1500))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_over_all_months_each_cost_is_shown_once_own_and_rented_running_and_ended(
+    law_platform: Platform, done: list[tuple[int, int, int, int]], billed_days: int | None, until: int
+) -> None:
+    """Work costs so many micros an hour by bills, and so many on own hardware; bills say the first exactly, day by day, and stop.
+
+    Hours and days count from the first of March; `until` is the hour at which it is looked.
+    """
+    begin = datetime(2026, 3, 1, tzinfo=UTC)
+    now = begin + timedelta(hours=until)
+    budget = law_platform.call(SetBudget(project="flights", amount="1"))
+
+    def shown(sql: sa.Connection) -> list[Spending]:
+        for table in (reservations, spend):
+            sql.execute(sa.delete(table))
+        for number, (start, hours, rented, own) in enumerate(done):
+            at, key, ran = begin + timedelta(hours=start), f"job:{number}", min(hours, until - start)
+            if ran < 0:
+                continue
+            cost, apart = Money(micros=ran * (rented + own)), Money(micros=ran * own)
+            used_up = None if rented and own else at + timedelta(hours=ran)
+            budgets.reserve(sql, "flights", key, cost, at, on_bill=rented > 0, until=used_up)
+            if ran == hours:
+                budgets.settle(sql, key, cost, at + timedelta(hours=hours), own=apart)
+            for day in range(min(billed_days or 0, until // 24)):
+                within = max(0, min(24 * day + 24, start + ran) - max(24 * day, start))
+                on = (begin + timedelta(days=day)).date().isoformat()
+                row = {"project": "flights", "day": on, "currency": "USD", "bill": key, "micros": within * rented}
+                if within * rented:
+                    sql.execute(sa.insert(spend).values(row))
+        months = [datetime(2026, month, 1, tzinfo=UTC) for month in range(3, 8)]
+        return [budgets.spending(sql, budget, month) for month in months if month <= now]
+
+    seen = law_platform.ports.sql.write(shown)
+    true = sum(max(0, min(hours, until - start)) * (rented + own) for start, hours, rented, own in done)
+    running = [one for one in done if one[0] + one[1] > until >= one[0]]
+    # What runs on both is held in full beside bills until it ends. Each work that a bill's end cuts through is rounded up.
+    besides = sum((until - start) * rented for start, _, rented, own in running if own)
+    found = sum(one.spent.micros for one in seen) + seen[-1].held.micros
+    assert true <= found <= true + besides + 2 * len(done)
+
+
 @pytest.fixture(scope="module")
 def law_platform() -> Iterator[Platform]:
     with open_platform(clock=Clock(NOON)) as opened:

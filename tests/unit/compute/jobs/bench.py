@@ -106,8 +106,10 @@ class Bench:
 
 
 @contextmanager
-def open_bench(projects: Sequence[str] = ("p",), settings: Mapping[str, str] | None = None) -> Iterator[Bench]:
-    clock = Clock()
+def open_bench(
+    projects: Sequence[str] = ("p",), settings: Mapping[str, str] | None = None, clock: Clock | None = None
+) -> Iterator[Bench]:
+    clock = clock or Clock()
     with open_platform(environment=settings or {}, clock=clock) as platform:
         executor = Told(clock=clock)
         object.__setattr__(platform.ports, "executor", executor)
