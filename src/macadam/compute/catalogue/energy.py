@@ -16,9 +16,6 @@ from macadam.errors import InvalidInput, NotFound
 from macadam.values import Money
 
 HOURS_PER_YEAR = 8766  # 365.25 days
-_JOULES_PER_KWH = 3_600_000
-STALE_YEARS = 2
-"""Yearly figures appear about half a year after their year; older than this a grid may have changed much."""
 
 
 class Carbon(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,17 +41,6 @@ class Electricity(msgspec.Struct, frozen=True, kw_only=True):
     period: str
     dated: date
     source: str
-
-
-class Footprint(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy with its overhead of cooling and supply (PUE), and the CO₂ equivalent of it. source: of the intensity."""
-
-    kwh: float
-    grams: float
-    grams_per_kwh: float
-    region: str
-    source: str
-    stale: bool
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,24 +107,6 @@ def intensities() -> tuple[float, ...]:
 def electricity(region: str, kind: Literal["business", "household"] = "business") -> Electricity:
     """Raises NotFound."""
     return _find(region, tuple(e for e in _tables().electricity if e.kind == kind), f"{kind} price of electricity")
-
-
-def footprint(joules: float, region: str, at: date, *, pue: float = 1.0) -> Footprint:
-    """Of energy that devices used. Raises NotFound, InvalidInput for an energy or PUE that cannot be."""
-    if not (math.isfinite(joules) and joules >= 0 and math.isfinite(pue) and pue >= 1):
-        raise InvalidInput(
-            f"{joules} J at a PUE of {pue} cannot be.", next_step="Give joules of at least 0 and a PUE of at least 1."
-        )
-    grid = carbon(region)
-    kwh = joules / _JOULES_PER_KWH * pue
-    return Footprint(
-        kwh=kwh,
-        grams=kwh * grid.grams_per_kwh,
-        grams_per_kwh=grid.grams_per_kwh,
-        region=grid.region,
-        source=grid.source,
-        stale=at.year - grid.year > STALE_YEARS,
-    )
 
 
 _T = TypeVar("_T", Carbon, Electricity)

@@ -20,10 +20,11 @@ from macadam.compute.telemetry import reading
 from macadam.compute.waterfall import cascade, energy, profiles
 from macadam.compute.waterfall.bill import line_of
 from macadam.compute.waterfall.cascade import Spread
-from macadam.compute.waterfall.energy import Energy, Span
+from macadam.compute.waterfall.energy import Energy, Grid, Span
 from macadam.compute.waterfall.profiles import Profile
 from macadam.compute.waterfall.requests import AllocateCosts, Allocation
 from macadam.compute.waterfall.schema import allocations
+from macadam.compute.waterfall.served import Served, of_endpoints
 from macadam.compute.waterfall.types import Flag, Uncharged
 from macadam.errors import NotFound
 from macadam.lazy import lazy
@@ -51,7 +52,9 @@ _LONGEST = timedelta(days=400)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept beside the pieces. models: run → the model that it trained, as its leaf says."""
+    """What is kept beside the pieces. models: run → the model that it trained, as its leaf says; served: which models answered at
+    endpoints. grid: what CO₂ was computed with.
+    """
 
     bill: dict[str, int]
     uncharged: tuple[Uncharged, ...]
@@ -59,6 +62,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     energy: tuple[Energy, ...]
     profiles: tuple[Profile, ...]
     models: dict[str, str] = {}
+    served: tuple[Served, ...] = ()
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +101,9 @@ def divide(context: Context, request: AllocateCosts) -> Divided:
     mfu = profiles.mfus(usage, request.flops, request.number_format)
     spread = cascade.spread(charges, usage, mfu=mfu, now=now)
     with context.read() as sql:
-        models = _models(sql, spread)
-    facts = msgspec.structs.replace(_facts(context.ports.settings, request, spread, usage), models=models)
+        models, served = _models(sql, spread), of_endpoints(sql, spread.rows, usage)
+    facts = _facts(context.ports.settings, request, spread, usage)
+    facts = msgspec.structs.replace(facts, models=models, served=served)
     made = _allocation(context, month, (start, until), spread, charges, usage.num_rows)
     made = msgspec.structs.replace(made, mapping=mapping)
     return Divided(allocation=made, facts=context.ports.objects.put(msgspec.json.encode(facts)))
@@ -113,28 +119,19 @@ def _facts(settings: Settings, request: AllocateCosts, spread: Spread, usage: "p
         bill=spread.bill,
         uncharged=spread.uncharged,
         flags=spread.flags,
-        energy=energy.by_owner(usage, pue=pue_of(settings), grams_per_kwh=grid_of(settings)),
+        energy=energy.by_owner(usage, pue=pue_of(settings), grams_per_kwh=grid_of(settings).grams_per_kwh),
+        grid=grid_of(settings),
         profiles=profiles.by_owner(usage, number_format=request.number_format, model_flops=request.flops),
     )
 
 
 def _models(sql: sa.Connection, spread: Spread) -> dict[str, str]:
-    """Runs say in their leaves which model they trained, deployments which one they put behind an endpoint.
-
-    An endpoint that served versions of several models is none's.
-    """
+    """Runs say in their leaves which model they trained."""
     found: dict[str, str] = {}
     for owner in (str(owner) for owner in pc.unique(spread.rows["owner"]).to_pylist()):
         if owner.startswith("run:"):
             for entry in ledger.find(sql, kind="models.train", subject=owner, outcome="done", limit=1):
                 found[owner] = f"model:{entry.leaf.body['model']}"
-        elif owner.startswith("endpoint:"):
-            deployed = ledger.find(sql, kind="serving.deploy", subject=owner, outcome="done")
-            served = {
-                ref.partition("@")[0] for entry in deployed for ref in entry.leaf.uses if ref.startswith("model:")
-            }
-            if len(served) == 1:
-                found[owner] = served.pop()
     return found
 
 
@@ -143,13 +140,19 @@ def pue_of(settings: Settings) -> Span:
     return Span.exactly(settings.prices.pue) if settings.prices.pue else PUE
 
 
-def grid_of(settings: Settings) -> Span:
+def grid_of(settings: Settings) -> Grid:
     """The mean of a year of the grid that is set; of the world if none is, between its cleanest and its dirtiest grid."""
-    grid = grids.carbon(settings.prices.grid).grams_per_kwh
-    if settings.prices.grid:
-        return Span.exactly(grid)
+    grid = grids.carbon(settings.prices.grid)
     known = grids.intensities()
-    return Span(value=grid, low=min(known), high=max(grid, *known))
+    exact = Span.exactly(grid.grams_per_kwh)
+    wide = Span(value=grid.grams_per_kwh, low=min(known), high=max(grid.grams_per_kwh, *known))
+    return Grid(
+        region=grid.region,
+        grams_per_kwh=exact if settings.prices.grid else wide,
+        year=grid.year,
+        dated=grid.dated,
+        source=grid.source,
+    )
 
 
 def _allocation(

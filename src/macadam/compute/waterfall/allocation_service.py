@@ -1,6 +1,12 @@
 """Operations on where the money went: divide a month, and show it to whom it belongs."""
 
-from macadam.compute.waterfall import allocation, cascade
+from datetime import timedelta
+from typing import Any
+
+from macadam import operations
+from macadam.compute.telemetry import reading
+from macadam.compute.telemetry.mig import SLICE
+from macadam.compute.waterfall import allocation, cascade, energy, profiles
 from macadam.compute.waterfall.allocation import Divided
 from macadam.compute.waterfall.requests import (
     AllocateCosts,
@@ -9,14 +15,27 @@ from macadam.compute.waterfall.requests import (
     Breakdown,
     ListAllocations,
     OwnerCost,
+    OwnerEnergy,
     ShowOwnerCost,
+    ShowOwnerEnergy,
 )
 from macadam.errors import Conflict, NotFound
-from macadam.operations import Transaction, operation
+from macadam.lazy import lazy
+from macadam.operations import Context, Transaction, operation
+from macadam.values import instant, require_aware
+
+pc: Any = lazy("pyarrow.compute")
 
 PLATFORM = "platform:home"
 ALL = "*"
 _COSTS = "/api/v1/projects/{project}/costs"
+_LATELY = timedelta(days=31)
+_COUNTED = (
+    "the device's energy counter where it has one, else its power over time; what was not measured widens the bounds"
+)
+_OF_SLICES = (
+    "attributed: a MIG slice has no counter, so it has its part of its device's by size and activity; " + _COUNTED
+)
 
 
 @operation(
@@ -75,7 +94,9 @@ def break_down(tx: Transaction, request: BreakDown) -> Breakdown:
         allocation=made.id,
         by=request.by,
         whole=cascade.waterfalls(seen),
-        parts=cascade.dearest(cascade.waterfalls(seen, request.by, models=facts.models), request.limit),
+        parts=cascade.dearest(
+            cascade.waterfalls(seen, request.by, models=facts.models, served=facts.served), request.limit
+        ),
         days=cascade.days(seen),
         uncharged=seen.uncharged[: request.limit],
         doubts=cascade.doubts(seen)[: request.limit] if everything else (),
@@ -89,7 +110,7 @@ def show_owner_cost(tx: Transaction, request: ShowOwnerCost) -> OwnerCost:
     """Raises NotFound for an owner that had nothing in this project."""
     month, _, _ = allocation.month_of(request.month, tx.now)
     _, spread, facts = allocation.newest(tx.sql, tx.ports.objects, month)
-    owner = request.owner if ":" in request.owner else f"run:{request.owner}"
+    owner = _owner(request.owner)
     found = [one for one in cascade.waterfalls(spread.of_project(request.project), "owner") if one.key == owner]
     mine = [one for one in facts.energy if (one.project, one.owner) == (request.project, owner)]
     if not found and not mine:
@@ -104,4 +125,51 @@ def show_owner_cost(tx: Transaction, request: ShowOwnerCost) -> OwnerCost:
         waterfalls=tuple(found),
         energy=mine[0] if mine else None,
         profiles=tuple(one for one in facts.profiles if (one.project, one.owner) == (request.project, owner)),
+        grid=facts.grid,
     )
+
+
+def _owner(named: str) -> str:
+    """A name without a kind is a run's."""
+    return named if ":" in named else f"run:{named}"
+
+
+def _energy(context: Context, request: ShowOwnerEnergy) -> OwnerEnergy:
+    """Raises NotFound for an owner whose GPUs were not seen in that time, NotAuthorised, InvalidInput."""
+    operations.load("jobs")  # rooms above say what was assigned to whom
+    granted = context.authorise(reading.PERMISSION, f"project:{request.project}")
+    end = context.call.now if request.end is None else require_aware(request.end, "end")
+    start = end - _LATELY if request.start is None else require_aware(request.start, "start")
+    owner, settings = _owner(request.owner), context.ports.settings
+    usage = reading.usage(context.ports, granted, start, end, project=request.project)
+    own = usage.filter(pc.equal(usage.column("owner"), owner))
+    pue, grid = allocation.pue_of(settings), allocation.grid_of(settings)
+    found = energy.by_owner(own, pue=pue, grams_per_kwh=grid.grams_per_kwh)
+    if not found:
+        raise NotFound(
+            f"No GPU of {owner} was seen between {instant(start)} and {instant(end)}.",
+            next_step=f"See who was: macadam gpu usage --project {request.project} --by owner",
+        )
+    sliced = pc.any(pc.match_substring(own.column("device"), SLICE)).as_py()
+    return OwnerEnergy(
+        owner=owner,
+        project=request.project,
+        start=start,
+        end=end,
+        energy=found[0],
+        grid=grid,
+        pue=pue,
+        profiles=profiles.by_owner(own),
+        basis=_OF_SLICES if sliced else _COUNTED,
+    )
+
+
+@operation(
+    ShowOwnerEnergy,
+    permission="costs:read",
+    http=f"GET {_COSTS}/owners/{{owner}}/energy",
+    cli="cost energy",
+    prepare=_energy,
+)
+def show_owner_energy(_tx: Transaction, _request: ShowOwnerEnergy, found: OwnerEnergy) -> OwnerEnergy:
+    return found

@@ -19,6 +19,7 @@ from macadam.compute.waterfall import seen as usages
 from macadam.compute.waterfall.bill import Bill
 from macadam.compute.waterfall.joining import DARK, DOUBTED, FREE, OWNED, Pieces
 from macadam.compute.waterfall.seen import WHOLE, Seen
+from macadam.compute.waterfall.served import Served, by_day
 from macadam.compute.waterfall.types import (
     STEPS,
     Basis,
@@ -224,14 +225,21 @@ def _grouped(stepped: _Stepped) -> "pa.Table":
 
 
 def waterfalls(
-    found: Spread, by: By | None = None, *, models: Mapping[str, str] | None = None
+    found: Spread,
+    by: By | None = None,
+    *,
+    models: Mapping[str, str] | None = None,
+    served: Iterable[Served] = (),
 ) -> tuple[Waterfall, ...]:
     """One for each currency, or one for each currency and key, the dearest first. Together they sum to the bill.
 
-    models: owner → the model that it worked for, for `by="model"`; an owner that is a model's version is known anyway.
+    models: owner → the model that it worked for, for `by="model"`; served: of owners that worked for several in turn. An owner
+    that is a model's version is known anyway.
     """
-    keys = _keys(found.rows, by, models or {})
-    rows = found.rows.select(["currency", "step", "basis", "micros", "gpu_hours"]).append_column("key", pa.array(keys))
+    divided, given = _between_models(found.rows, served) if by == "model" else (found.rows, {})
+    keys = _keys(divided, by, models or {})
+    keys = [given.get(place, key) for place, key in enumerate(keys)]
+    rows = divided.select(["currency", "step", "basis", "micros", "gpu_hours"]).append_column("key", pa.array(keys))
     summed = rows.group_by(["currency", "key", "step", "basis"]).aggregate([("micros", "sum"), ("gpu_hours", "sum")])
     cells: dict[tuple[str, str], dict[tuple[str, str], tuple[int, float]]] = {}
     for row in summed.to_pylist():
@@ -242,6 +250,32 @@ def waterfalls(
             cells.setdefault((currency, ""), {})
     made = [_waterfall(key, currency, cell) for (currency, key), cell in cells.items()]
     return tuple(sorted(made, key=lambda one: (one.bill.currency, -one.bill.micros, one.key)))
+
+
+def _between_models(rows: "pa.Table", served: Iterable[Served]) -> "tuple[pa.Table, dict[int, str]]":
+    """Rows of owners that served several models in a day, once for each with its part; and which of the rows are whose."""
+    known = by_day(served)
+    if not known:
+        return rows, {}
+    places: list[int] = []
+    weights: list[int] = []
+    names: dict[int, str] = {}
+    keys = zip(*(rows[name].to_pylist() for name in ("project", "owner", "day")), strict=True)
+    for place, key in enumerate(keys):
+        for model, weight in known.get(key, [("", 1)]):
+            if key in known:
+                names[len(places)] = model
+            places.append(place)
+            weights.append(weight)
+    which: Ints = np.array(places, dtype=np.int64)
+    shares: Ints = np.array(weights, dtype=np.int64)
+    micros = sharing.share_out(np.array(rows["micros"].to_numpy(), dtype=np.int64), which, shares)
+    total = np.bincount(which, weights=shares)[which] if len(which) else shares
+    hours = np.array(rows["gpu_hours"].to_numpy(), dtype=np.float64)[which] * shares / total
+    taken = rows.take(which)
+    for name, values in (("micros", pa.array(micros)), ("gpu_hours", pa.array(hours))):
+        taken = taken.set_column(taken.schema.get_field_index(name), name, values)
+    return taken, names
 
 
 def dearest(found: Sequence[Waterfall], limit: int) -> tuple[Waterfall, ...]:

@@ -21,6 +21,7 @@ LEAST = 0.1
 """CPU seconds that are worth a commit when a process ends; less is let go."""
 EVERY = 5.0
 """Seconds between additions to SQL."""
+EVERYTHING = "*"
 _MICROS = 1_000_000
 
 
@@ -121,9 +122,11 @@ def keep(sql: sa.Connection, measured: Sequence[Measured]) -> None:
 def measured(
     sql: sa.Connection, project: str, *, first: date | None = None, last: date | None = None
 ) -> tuple[Measured, ...]:
-    """A project's sums, from the day `first` to the day `last`, both included."""
+    """A project's sums, from the day `first` to the day `last`, both included. '*': of all, and of what was done for none."""
     m = meter.c
-    query = sa.select(meter).where(m.project == project).order_by(m.day, m.operation, m.subject)
+    query = sa.select(meter).order_by(m.day, m.operation, m.subject, m.project)
+    if project != EVERYTHING:
+        query = query.where(m.project == project)
     if first is not None:
         query = query.where(m.day >= first.isoformat())
     if last is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from macadam.compute.waterfall.energy import Energy
+from macadam.compute.waterfall.energy import Energy, Grid, Span
 from macadam.compute.waterfall.profiles import Profile
 from macadam.compute.waterfall.stages import CostSpan, Price, StageCost
 from macadam.compute.waterfall.types import By, DayCost, Doubt, Flag, Uncharged, Waterfall
@@ -93,7 +93,9 @@ class BreakDown(Request[Breakdown], frozen=True, kw_only=True):
 
 
 class OwnerCost(msgspec.Struct, frozen=True, kw_only=True):
-    """What one owner (a run, a job, an endpoint, a model's version) cost in a month, used and achieved."""
+    """What one owner (a run, a job, an endpoint, a model's version) cost in a month, used and achieved. grid: what its CO₂ was
+    computed with, None where the month was divided before that was kept.
+    """
 
     owner: str
     project: str
@@ -101,6 +103,7 @@ class OwnerCost(msgspec.Struct, frozen=True, kw_only=True):
     waterfalls: tuple[Waterfall, ...]
     energy: Energy | None
     profiles: tuple[Profile, ...]
+    grid: Grid | None = None
 
 
 class ShowOwnerCost(Request[OwnerCost], frozen=True, kw_only=True):
@@ -112,6 +115,33 @@ class ShowOwnerCost(Request[OwnerCost], frozen=True, kw_only=True):
     project: Name
     owner: Text
     month: MonthText = ""
+
+
+class OwnerEnergy(msgspec.Struct, frozen=True, kw_only=True):
+    """What an owner's GPUs took, whoever billed them. pue: energy of the building / of its machines. basis: how it is known."""
+
+    owner: str
+    project: str
+    start: datetime
+    end: datetime
+    energy: Energy
+    grid: Grid
+    pue: Span
+    profiles: tuple[Profile, ...]
+    basis: str
+
+
+class ShowOwnerEnergy(Request[OwnerEnergy], frozen=True, kw_only=True):
+    """Show the energy and CO₂ of a run, a job, an endpoint or a model's version, with its likely bottleneck, without a bill.
+
+    owner: such as run:0193…
+    start, end: the last 31 days if absent
+    """
+
+    project: Name
+    owner: Text
+    start: datetime | None = None
+    end: datetime | None = None
 
 
 class WorkRecorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +172,9 @@ class RecordWork(Request[WorkRecorded], frozen=True, kw_only=True):
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True):
-    """What a project's operations on this machine cost. price: what they are priced with."""
+    """What a project's operations on this machine cost; of all projects ('*'), with the stage `platform`: what the platform did
+    for none of them. price: what they are priced with.
+    """
 
     project: str
     first: date | None
@@ -154,11 +186,11 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShowStages(Request[Stages], frozen=True, kw_only=True):
-    """Show what the platform's own operations for a project cost on this machine, by stage of the road.
+    """Show what the platform's own operations for a project, or (*) for all and itself, cost on this machine, by stage of the road.
 
     first, last: days (UTC), both included; empty: all
     """
 
-    project: Name
+    project: Somewhere
     first: date | None = None
     last: date | None = None

@@ -11,6 +11,7 @@ from macadam.values import Money
 
 _COSTS = "/api/v1/projects/{project}/costs"
 _LEFT_OUT = "storage, network, idle time between calls, and people"
+_NOT_ITS = "what the platform does for no project (`macadam cost stages --project '*'` shows it), "
 
 
 def core_price(settings: Settings) -> Price:
@@ -69,5 +70,5 @@ def show_stages(tx: Transaction, request: ShowStages) -> Stages:
         stages=found,
         total=stages.total((one.cost for one in found), price.core_hour.currency),
         price=price,
-        left_out=_LEFT_OUT,
+        left_out=_LEFT_OUT if request.project == metering.EVERYTHING else _NOT_ITS + _LEFT_OUT,
     )

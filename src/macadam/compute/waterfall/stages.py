@@ -26,6 +26,7 @@ ORDER = (
     "feedback",
     "governance",
     "other",
+    "platform",
 )
 # Operation, or the room before the point, → stage.
 _STAGES = {
@@ -113,7 +114,18 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     cost: CostSpan
 
 
+PLATFORM = "platform"
+"""The stage of what was done for no project: making projects, watching devices, importing bills, keeping the ledger."""
+_NO_PROJECT = ("", "*")
+
+
+def of(one: Measured) -> str:
+    """The stage of what was measured."""
+    return PLATFORM if one.project in _NO_PROJECT else stage_of(one.operation)
+
+
 def stage_of(operation: str) -> str:
+    """Of an operation for a project."""
     return _STAGES.get(operation) or _STAGES.get(operation.partition(".")[0], "other")
 
 
@@ -156,7 +168,7 @@ def by_stage(measured: Iterable[Measured], price: Price) -> tuple[StageCost, ...
     """In the order of the road; stages that nothing was measured of are left out."""
     sums: dict[str, list[float]] = {}
     for one in measured:
-        found = sums.setdefault(stage_of(one.operation), [0, 0.0, 0.0])
+        found = sums.setdefault(of(one), [0, 0.0, 0.0])
         for place, value in enumerate((one.calls, one.wall, one.cpu)):
             found[place] += value
     return tuple(

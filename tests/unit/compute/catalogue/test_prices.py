@@ -160,14 +160,10 @@ def test_more_use_never_costs_more_by_the_hour(one: float, other: float) -> None
     assert cheap <= dear
 
 
-def test_a_kilowatt_hour_has_the_co2_of_its_grid() -> None:
-    found = energy.footprint(3_600_000, "Germany", NOVEMBER, pue=1.5)
-    assert (found.kwh, found.grams) == (1.5, 1.5 * 329.6)
-    assert energy.footprint(3_600_000, "europe-west9", NOVEMBER).grams == 16.30
-    assert energy.footprint(1, "", NOVEMBER).stale
-    for joules, pue in ((-1.0, 1.0), (float("nan"), 1.0), (1.0, 0.5)):
-        with pytest.raises(InvalidInput):
-            energy.footprint(joules, "germany", NOVEMBER, pue=pue)
+def test_a_grid_is_found_by_its_region_or_country_and_an_unknown_one_is_not() -> None:
+    assert energy.carbon("Germany").grams_per_kwh == 329.6
+    assert energy.carbon("europe-west9").grams_per_kwh == 16.30
+    assert energy.carbon("").year < NOVEMBER.year
     with pytest.raises(NotFound, match="germany"):
         energy.carbon("atlantis")
 

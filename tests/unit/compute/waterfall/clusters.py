@@ -97,5 +97,6 @@ def usage(draw: st.DrawFn) -> list[dict[str, object]]:
         seconds = draw(
             st.one_of(st.just(3600.0), st.floats(0, 20_000), st.sampled_from([None, -5.0, float("nan"), 1e12]))
         )
-        made.append(row(start=draw(_hours), seconds=seconds, **facts, **ratios))
+        size = {"slice": draw(st.sampled_from([None, 1 / 7, 0.25, 4 / 7, 1.0, 0.0, -1.0, float("nan")]))}
+        made.append(row(start=draw(_hours), seconds=seconds, **facts, **ratios, **size))
     return made

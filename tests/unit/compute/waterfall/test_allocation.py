@@ -1,7 +1,7 @@
 """A month divided on a real home: a FOCUS bill, samples of a fleet, and what each may see of it."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,13 +23,11 @@ from macadam.compute.waterfall.requests import (
     Breakdown,
     ListAllocations,
     ShowOwnerCost,
+    ShowOwnerEnergy,
 )
 from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound
-from macadam.ledger import service as ledger
-from macadam.ledger.leaf import Leaf
 from macadam.ledger.types import ShowLog, VerifyLedger
 from macadam.testing import Clock
-from macadam.values import instant, uuid7
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -133,6 +131,26 @@ def test_a_jobs_page_has_its_cost_its_energy_and_its_likely_bottleneck(platform)
     assert profile.mfu is None
 
 
+def test_the_energy_of_a_job_needs_no_bill_and_says_what_grid_it_was_reckoned_with(platform):
+    asked = ShowOwnerEnergy(project="vision", owner="job:0", start=START, end=START + timedelta(hours=2))
+    found = platform.call(asked)
+    divided = platform.call(ShowOwnerCost(project="vision", owner="job:0", month=MONTH))
+    assert found.energy == divided.energy
+    assert found.grid == divided.grid
+    assert (found.grid.region, found.grid.year) == ("world", 2023)
+    assert found.grid.grams_per_kwh.low < found.grid.grams_per_kwh.value < found.grid.grams_per_kwh.high
+    assert found.energy.co2_kg.value == pytest.approx(
+        found.energy.devices_kwh.value * found.pue.value * found.grid.grams_per_kwh.value / 1000
+    )
+    assert found.profiles[0].likely.evidence
+    assert found.basis.startswith("the device's energy counter")
+    with pytest.raises(NotFound, match="was seen"):
+        platform.call(ShowOwnerEnergy(project="speech", owner="job:0", start=START, end=NOW))
+    reader = testing.token_of(platform, "principal:ron", {"speech": "viewer"})
+    with pytest.raises(NotAuthorised):
+        platform.call(asked, token=reader)
+
+
 def test_declared_model_flops_make_the_effective_part_theirs(platform):
     platform.call(AllocateCosts(month=MONTH, flops={"job:0": 1e18}))
     found = platform.call(ShowOwnerCost(project="vision", owner="job:0", month=MONTH))
@@ -219,43 +237,6 @@ def test_a_commitment_for_years_asks_for_no_telemetry_of_years():
     assert allocation._until([used, bought], start, end) == used.end
     assert allocation._until([bought], start, end) == end
     assert allocation._until([clusters.charge(1, hours=24 * 1000)], start, end) < clusters.at(24 * 401)
-
-
-def said(kind, subject, uses=(), **body):
-    policies = "sha256:" + "0" * 64
-    return Leaf(
-        id=uuid7(),
-        at=instant(NOW),
-        kind=kind,
-        outcome="done",
-        actor="principal:local",
-        project="vision",
-        subject=subject,
-        uses=list(uses),
-        request=policies,
-        decision={"id": uuid7(), "effect": "allow", "policies": ["p"], "policy_set": policies},
-        body=body,
-    )
-
-
-def test_runs_and_endpoints_count_for_the_model_that_their_leaves_name(tmp_path):
-    leaves = [
-        said("models.train", "run:a", model="detector"),
-        said("serving.deploy", "endpoint:live", ["model:detector@1"]),
-        said("serving.deploy", "endpoint:live", ["model:detector@2"]),
-        said("serving.deploy", "endpoint:mixed", ["model:detector@2"]),
-        said("serving.deploy", "endpoint:mixed", ["model:other@1"]),
-    ]
-    owners = ("run:a", "run:b", "endpoint:live", "endpoint:mixed")
-    with testing.open_platform(tmp_path) as platform:
-        platform.ports.sql.write(lambda sql: [ledger.queue(sql, leaf) for leaf in leaves])
-        usage = clusters.table(*(clusters.row(start=hour, owner=owner) for hour, owner in enumerate(owners)))
-        spread = cascade.spread([clusters.charge(20, hours=4)], usage)
-        with platform.ports.sql.read() as sql:
-            models = allocation._models(sql, spread)
-    assert models == {"run:a": "model:detector", "endpoint:live": "model:detector"}
-    found = cascade.waterfalls(spread, "model", models=models)
-    assert {one.key: one.bill.micros for one in found} == {"model:detector": 10, "": 10}
 
 
 _FOCUS = Path(__file__).parents[5] / "shared" / "data" / "billing"

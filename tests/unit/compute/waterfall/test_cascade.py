@@ -228,6 +228,27 @@ def test_the_slices_of_a_gpu_share_it_equally_and_one_that_nobody_has_is_unalloc
     assert flags([charge(1)], *usage) == set()
 
 
+def test_slices_pay_by_their_size_and_what_of_the_gpu_is_in_none_is_unallocated():
+    usage = [
+        row(device="gpu:0/mig:1", slice=0.5, owner="run:a"),
+        row(device="gpu:0/mig:2", slice=0.25, owner="run:b", share=0.5),
+    ]
+    assert by_key([charge(8_000_000)], *usage, by="run") == {"": 3_000_000, "run:a": 4_000_000, "run:b": 1_000_000}
+
+
+def test_slices_of_unknown_size_share_what_the_others_leave():
+    usage = [row(device="gpu:0/mig:1", slice=0.5, owner="run:a")]
+    usage += [row(device=f"gpu:0/mig:{n}", owner="run:b") for n in (2, 3)]
+    assert by_key([charge(8_000_000)], *usage, by="run") == {"run:a": 4_000_000, "run:b": 4_000_000}
+
+
+def test_slices_that_would_take_more_than_the_gpu_have_it_in_proportion():
+    usage = [row(device="gpu:0/mig:1", slice=4 / 7, owner="run:a"), row(device="gpu:0/mig:2", slice=0.5, owner="run:b")]
+    found = by_key([charge(15_000_000)], *usage, by="run")
+    assert (found["run:a"], found["run:b"]) == (pytest.approx(8_000_000, abs=20), pytest.approx(7_000_000, abs=20))
+    assert flags([charge(1)], *usage) == set()
+
+
 def test_owners_who_had_a_device_one_after_another_within_an_hour_pay_for_their_time():
     usage = [row(owner="run:a", seconds=900), row(owner="run:b", seconds=1800), row(owner="", seconds=900)]
     assert by_key([charge(8)], *usage, by="run") == {"": 2, "run:a": 2, "run:b": 4}

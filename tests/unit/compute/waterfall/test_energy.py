@@ -37,6 +37,19 @@ def test_time_without_energy_widens_the_interval_up_to_the_power_limit():
     assert found.co2_kg is None
 
 
+def test_machines_without_gpus_count_for_no_gpus_energy():
+    host = row(device="host:n0", model="", host_cpu=4.0, host_cores=16.0)
+    (found,) = energy.by_owner(table(row(energy_joules=KWH), host), pue=ONE, grams_per_kwh=None)
+    assert (found.devices_kwh, found.gpu_hours) == (Span.exactly(1), 1)
+    assert energy.by_owner(table(host), pue=ONE, grams_per_kwh=None) == ()
+
+
+def test_what_a_slice_may_have_drawn_unseen_is_its_part_of_the_limit():
+    (found,) = energy.by_owner(table(row(device="gpu:0/mig:1", slice=0.25)), pue=ONE, grams_per_kwh=None)
+    assert found.devices_kwh.high == pytest.approx(POWER / 4000)
+    assert found.gpu_hours == 0.25
+
+
 def test_suspect_rows_count_as_not_measured():
     (found,) = energy.by_owner(table(row(energy_joules=9 * KWH, suspect="stuck")), pue=ONE, grams_per_kwh=None)
     assert found.devices_kwh.low == 0

@@ -36,6 +36,12 @@ def test_mfu_counts_all_the_gpus_that_an_owner_had():
     assert profiles.mfus(table(*usage), work, "bf16") == {"run:a": pytest.approx(0.4)}
 
 
+def test_a_slice_has_its_part_of_the_peak():
+    usage = [row(device="gpu:0/mig:1", slice=0.25), row(device="gpu:0/mig:2", slice=0.5, owner="run:b")]
+    found = profiles.mfus(table(*usage), {"run:a": 0.1 * PEAK * 3600, "run:b": 0.1 * PEAK * 3600}, "bf16")
+    assert found == {"run:a": pytest.approx(0.4), "run:b": pytest.approx(0.2)}
+
+
 def test_no_mfu_is_made_up_for_a_gpu_whose_peak_is_not_known_or_an_owner_that_was_not_seen():
     usage = [row(), row(device="gpu:1", model="mystery")]
     assert profiles.mfus(table(*usage), {"run:a": 1e15, "run:z": 1e15}, "bf16") == {}

@@ -2,6 +2,7 @@
 
 from datetime import date
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,18 @@ def test_stages_come_in_the_order_of_the_road_with_their_sums():
 
 def test_every_operation_has_a_stage_that_is_printed():
     assert {stages.stage_of(name) for name in operations.table()} <= set(stages.ORDER)
+
+
+def test_what_was_done_for_no_project_is_the_platforms_own():
+    found = stages.by_stage(
+        [
+            measured("models.train", wall=1, cpu=1),
+            msgspec.structs.replace(measured("data.ingest", wall=1, cpu=2), project=""),
+            msgspec.structs.replace(measured("compute.show_stages", wall=1, cpu=4), project="*"),
+        ],
+        PRICE,
+    )
+    assert [(one.stage, one.calls, one.cpu) for one in found] == [("train", 1, 1), ("platform", 2, 6)]
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
