@@ -354,6 +354,24 @@ class Jobs(Section):
         unit="never | due | lower-priority | any",
         why="what was lent comes back when its owner's own share would have started the job, and not sooner",
     )
+    spot: str = setting(
+        "expected-cost",
+        env="MACADAM_JOBS_SPOT",
+        unit="expected-cost … on-demand",
+        why="how work with a deadline chooses between spot and on demand; whatever it says, the deadline is kept",
+    )
+    changeover: float = setting(
+        300.0,
+        env="MACADAM_JOBS_CHANGEOVER",
+        unit="s",
+        why="from a start on another machine until the job goes on there, at most: too short a one makes jobs late",
+    )
+    spot_step: float = setting(
+        60.0,
+        env="MACADAM_JOBS_SPOT_STEP",
+        unit="s",
+        why="so long the queue may be away without a deadline being missed; wishes are made anew as often",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

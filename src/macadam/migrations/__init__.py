@@ -8,7 +8,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 # The last step of the chain in `versions/`; a test holds it equal to Alembic's own head.
-HEAD = "0025_held_until"
+HEAD = "0026_market_spans"
 
 
 def upgrade(connection: sa.Connection) -> None:

@@ -13,6 +13,7 @@ from macadam.access.schema import state as access_state
 from macadam.compute.billing import budgets, exchange
 from macadam.compute.catalogue.tariff import GpuPrice
 from macadam.compute.jobs import registry, settling
+from macadam.compute.jobs.picture import market_of
 from macadam.compute.jobs.prices import Desk, Unpriced
 from macadam.compute.jobs.types import AttemptRow, Job, Place, Rate, Wish
 from macadam.errors import NotFound
@@ -203,6 +204,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     def see(self, nodes: tuple[Node, ...]) -> None:
         """Which machines and GPUs there are now, where that has changed."""
         registry.set_machines(self.sql, nodes, self.now)
+        usable = [node for node in nodes if node.spot and node.leaving is None and not node.closed]
+        registry.see_markets(self.sql, frozenset(market_of(node) for node in usable), self.now)
         known = {
             node.name: {
                 "gpus": len(node.devices),

@@ -7,12 +7,15 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.jobs import forecast, history, registry, spending
+from macadam.compute.jobs.buying import Buyer
 from macadam.compute.jobs.history import Durations, Memory
 from macadam.compute.jobs.loop import bounds, payable, placing, policy, refusal
 from macadam.compute.jobs.picture import Picture
 from macadam.compute.jobs.prices import Desk, Kind, Unpriced
 from macadam.compute.jobs.spending import Counted
 from macadam.compute.jobs.types import AttemptRow, Explanation, Job, Offer, Price, Rate, Span
+from macadam.compute.scheduling import markets
+from macadam.compute.scheduling.markets import Bounds
 from macadam.compute.scheduling.types import Wait
 from macadam.errors import Unavailable
 from macadam.ports import Node, Ports
@@ -26,7 +29,7 @@ def explain(sql: sa.Connection, ports: Ports, job: Job, now: datetime, *, second
         return _ended(sql, job)
     desk = Desk(sql, ports.settings.prices, now, registry.known_machines(sql) or _machines(ports))
     if job.attempt and job.state != "waiting":
-        return _running(sql, job, desk, now)
+        return _running(sql, ports, job, desk)
     said = Durations(likely=seconds, late=seconds, basis="as you say")
     lasts = said if seconds else history.of(sql, job, job.attained)
     memory = Memory()
@@ -70,12 +73,13 @@ def _waiting(
     start = Span(likely=_later(seen.now, likely.seconds), late=_later(seen.now, late.seconds), basis=basis)
     end = Span(likely=_later(start.likely, lasts.likely), late=_later(start.late, lasts.late), basis=lasts.basis)
     wait = likely.wait or Wait(reason="behind", words="It starts with the queue's next turn.")
-    reason = "next" if likely.wait is None else wait.reason if job.spec.resources.demand else "no-processors"
+    reason: str = "next" if likely.wait is None else wait.reason if job.spec.resources.demand else "no-processors"
+    reason, words = _bounded(reason, wait, seen.markets.get(job.id))
     return Explanation(
         job=job.ref,
         state=job.state,
         reason=reason,
-        words=wait.words,
+        words=words,
         start=start,
         end=end,
         cost=cost,
@@ -83,6 +87,15 @@ def _waiting(
         missing=wait.needs,
         next_step="" if likely.wait else "The queue runs with `macadam up`, or with `macadam jobs run`.",
     )
+
+
+def _bounded(reason: str, wait: Wait, bound: Bounds | None) -> tuple[str, str]:
+    """With what is to be said of where its machines may be bought."""
+    if bound is None or not bound.words:
+        return reason, wait.words
+    if reason in ("impossible", "no-gpus", "fragmented", "no-processors") and all(map(markets.is_spot, bound.markets)):
+        return "spot", bound.words
+    return reason, f"{wait.words} {bound.words}"
 
 
 def _durations(sql: sa.Connection, seen: Picture) -> dict[str, Durations]:
@@ -124,13 +137,14 @@ def _picture(
     now = desk.now
     rows, quotas = registry.open_attempts(sql), registry.all_quotas(sql)
     waiting = registry.waiting(sql)
-    waiting = waiting if any(one.id == job.id for one in waiting) else (*waiting, job)
     jobs = registry.by_id(sql, [row.job for row in rows])
+    asked_of = () if job.id in jobs else (job,)
+    waiting = (*(one for one in waiting if one.id != job.id), *asked_of)
     patience = policy(ports.settings.jobs).patience
-    return Picture(
+    seen = Picture(
         now=now,
         nodes=desk.nodes,
-        waiting=(*(one for one in payable(sql, desk, waiting, counted, quotas) if one.id != job.id), job),
+        waiting=(*(one for one in payable(sql, desk, waiting, counted, quotas) if one.id != job.id), *asked_of),
         attempts=rows,
         jobs=jobs,
         bounds=bounds(desk, [*waiting, *(jobs[row.job] for row in rows if row.rate is None)], quotas),
@@ -138,6 +152,7 @@ def _picture(
         quotas=quotas,
         spent={project: one.spent for project, one in counted.items()},
     )
+    return msgspec.structs.replace(seen, markets=Buyer(ports.settings.jobs).bounds(sql, seen))
 
 
 def _machines(ports: Ports) -> tuple[Node, ...]:
@@ -148,13 +163,16 @@ def _machines(ports: Ports) -> tuple[Node, ...]:
         return ()
 
 
-def _running(sql: sa.Connection, job: Job, desk: Desk, now: datetime) -> Explanation:
+def _running(sql: sa.Connection, ports: Ports, job: Job, desk: Desk) -> Explanation:
+    now = desk.now
     row = registry.find_attempt(sql, job.attempt_id)
     began = row.began or row.started
     lasts = history.of(sql, job, job.attained + max(0.0, (now - began).total_seconds()))
     words = f"Attempt {job.attempt} runs since {_instant(began)} on {', '.join(place.node for place in row.places)}."
     if job.state == "stopping":
         words = f"It is asked to stop: {job.message or job.wish}."
+    elif bound := _picture(sql, ports, Memory(), job, desk, {}).markets.get(job.id):
+        words = f"{words} {bound.words}".rstrip()
     left = [None if whole is None else max(0.0, whole - job.attained) for whole in (lasts.likely, lasts.late)]
     return Explanation(
         job=job.ref,

@@ -23,8 +23,9 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.billing import budgets
-from macadam.compute.jobs import bookkeeping, clusters, picture, registry, spending
+from macadam.compute.jobs import bookkeeping, clusters, moving, picture, registry, spending
 from macadam.compute.jobs.bookkeeping import Books
+from macadam.compute.jobs.buying import Buyer
 from macadam.compute.jobs.history import Memory
 from macadam.compute.jobs.picture import MakePlaces, Picture
 from macadam.compute.jobs.prices import Desk, Lists, Unpriced
@@ -98,6 +99,7 @@ class Queue:
         self._clock = clock
         self._committed = committed
         self._memory = Memory()
+        self._buyer = Buyer(self._settings)
         self._places = places
         self._decayed: tuple[datetime, dict[str, float]] | None = None
         self._held = self._tidied = datetime.min.replace(tzinfo=clock().tzinfo)
@@ -172,7 +174,7 @@ class Queue:
         if waiting:
             self._memory.update(sql, now)
         desk, counted = self._desk(sql, now, nodes), spending.of_quotas(sql, quotas, now)
-        return Picture(
+        seen = Picture(
             now=now,
             nodes=nodes,
             waiting=payable(sql, desk, waiting, counted, quotas),
@@ -183,6 +185,7 @@ class Queue:
             due=self._memory.due(quotas, (*waiting, *jobs.values()), now, self._policy.patience),
             spent=self._spent(sql, {project: one.spent for project, one in counted.items()}, now),
         )
+        return msgspec.structs.replace(seen, markets=self._buyer.bounds(sql, seen))
 
     def _desk(self, sql: sa.Connection, now: datetime, nodes: tuple[Node, ...]) -> Desk:
         return Desk(sql, self._ports.settings.prices, now, nodes, self._lists)
@@ -201,23 +204,20 @@ class Queue:
     def _decide(self, nodes: tuple[Node, ...]) -> tuple[int, int]:
         with self._ports.sql.read() as sql:
             seen = self.look(sql, nodes)
-        leaving = self._leaving(seen)
         broke = self._is_time_to_hold(seen.now)
-        decision = Decision()
+        decision, moves = Decision(), {}
         if seen.waiting or seen.attempts:
-            decision = decide(
-                seen.now.timestamp(),
-                picture.state(seen),
-                self._policy,
-                self._memory.estimates,
-                self._places or placing(self._memory),
-            )
-        if not (decision.starts or decision.preemptions or leaving or broke or seen.waiting):
+            places = self._places or placing(self._memory)
+            held = moving.hold(seen, picture.state(seen), places)
+            found = decide(seen.now.timestamp(), held.state, self._policy, self._memory.estimates, places)
+            decision, moves = msgspec.structs.replace(found, starts=(*held.starts, *found.starts)), held.moves
+        asked = self._asked(seen, moves)
+        if not (decision.starts or decision.preemptions or asked or broke or seen.waiting):
             return 0, 0
         starts = [(job, given, borrowed) for job, given, borrowed in self._starts(seen, decision)]
-        if not (starts or decision.preemptions or leaving or broke):
+        if not (starts or decision.preemptions or asked or broke):
             return 0, 0
-        return self._ports.sql.write(lambda sql: self._commit(sql, seen, starts, decision.preemptions, leaving, broke))
+        return self._ports.sql.write(lambda sql: self._commit(sql, seen, starts, decision.preemptions, asked, broke))
 
     def _starts(self, seen: Picture, decision: Decision) -> list[tuple[Job, tuple[Place, ...], int]]:
         waiting = {job.id: job for job in seen.waiting}
@@ -235,17 +235,16 @@ class Queue:
         seen: Picture,
         starts: list[tuple[Job, tuple[Place, ...], int]],
         preemptions: tuple[Preempt, ...],
-        leaving: list[tuple[AttemptRow, datetime]],
+        asked: list[tuple[AttemptRow, Wish, str]],
         broke: bool,  # noqa: FBT001 - one of what was decided
     ) -> tuple[int, int]:
         """What was decided, as far as what it was decided on still stands: people may have changed it meanwhile."""
         books, started, stopped = self._books(sql, seen.nodes), 0, 0
         rows = {row.job: row for row in registry.open_attempts(sql)}
         jobs = registry.by_id(sql, [*rows, *(job.id for job, _, _ in starts)])
-        for row, at in leaving:
-            if row.job in rows:
-                words = f"its machine goes away at {at:%Y-%m-%d %H:%M:%S}Z"
-                books.stop(jobs[row.job], rows.pop(row.job), "node", words=words)
+        for row, wish, words in asked:
+            if row.job in rows and rows[row.job].id == row.id and not rows[row.job].wish:
+                books.stop(jobs[row.job], rows.pop(row.job), wish, words=words)
                 stopped += 1
         for one in preemptions:
             if one.id in rows and not rows[one.id].wish:
@@ -263,14 +262,17 @@ class Queue:
                     started += 1
         return started, stopped
 
-    def _leaving(self, seen: Picture) -> list[tuple[AttemptRow, datetime]]:
-        """Attempts that can be started again elsewhere, on machines that go away."""
+    def _asked(self, seen: Picture, moves: dict[str, str]) -> list[tuple[AttemptRow, Wish, str]]:
+        """Attempts that can be started again elsewhere, on machines that go away; and those that go on in another market."""
         going = {node.name: node.leaving for node in seen.nodes if node.leaving is not None}
-        return [
-            (row, min(going[place.node] for place in row.places if place.node in going))
-            for row in seen.attempts
-            if not row.wish and seen.jobs[row.job].spec.preemptible and any(place.node in going for place in row.places)
-        ]
+        found: list[tuple[AttemptRow, Wish, str]] = []
+        for row in seen.attempts:
+            ends = [going[place.node] for place in row.places if place.node in going]
+            if not row.wish and ends and seen.jobs[row.job].spec.preemptible:
+                found.append((row, "node", f"its machine goes away at {min(ends):%Y-%m-%d %H:%M:%S}Z"))
+            elif not row.wish and row.job in moves:
+                found.append((row, "move", moves[row.job]))
+        return found
 
     def _is_time_to_hold(self, now: datetime) -> bool:
         if (now - self._held).total_seconds() < picture.HOLD_EVERY:

@@ -10,7 +10,9 @@ import msgspec
 
 from macadam.compute.jobs.history import asked
 from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, Place, Quota, Rate
+from macadam.compute.scheduling import markets
 from macadam.compute.scheduling import types as scheduling
+from macadam.compute.scheduling.markets import Bounds
 from macadam.compute.scheduling.types import Placement, Places, Running, Slot, Spent, State, Work
 from macadam.ports import Node
 
@@ -25,7 +27,8 @@ MakePlaces = Callable[[Sequence[scheduling.Node]], Places]
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a decision rests on. nodes: all machines there are; jobs: of the open attempts, by id; spent: in each quota's window.
     due: when projects' own shares would have started jobs, by id, for those that they would have by now. bounds: what an hour of
-    jobs without a place costs at most, by id, where that is known.
+    jobs without a place costs at most, by id, where that is known. markets: in which the machines of
+    jobs may be bought, by id; {} = anywhere.
     """
 
     now: datetime
@@ -37,6 +40,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     spent: dict[str, Spent]
     bounds: dict[str, Rate] = {}
     due: dict[str, float] = {}
+    markets: dict[str, Bounds] = {}
 
     def staying(self) -> tuple[Node, ...]:
         """Machines that new work may be put on."""
@@ -58,7 +62,7 @@ def state(picture: Picture) -> State:
         if row.milli and not row.wish and all(place.devices.keys() <= staying for place in row.places)
     ]
     return State(
-        nodes=tuple(_node(node, taken) for node in picture.staying() if node.devices),
+        nodes=tuple(_node(node, taken, told_apart=bool(picture.markets)) for node in picture.staying() if node.devices),
         waiting=tuple(work(job, picture) for job in ready if job.spec.resources.demand),
         running=tuple(running(row, picture) for row in runs),
         quotas=tuple(quota(one) for one in picture.quotas),
@@ -149,7 +153,19 @@ def work(job: Job, picture: Picture, rate: Rate | None = None) -> Work:
         micros_per_gpu_hour=-(-rate.nanos // spec.resources.demand) if rate else 0,
         grace=spec.grace + LATE,
         due=_due(job, picture),
+        markets=bound.markets if (bound := picture.markets.get(job.id)) else (),
     )
+
+
+def market_of(node: Node) -> str:
+    """Where a machine was bought."""
+    return markets.of(spot=node.spot, zone=node.zone)
+
+
+def may_take(job: Job, node: Node, picture: Picture) -> bool:
+    """Whether the job's machines may be bought there."""
+    bound = picture.markets.get(job.id)
+    return bound is None or market_of(node) in bound.markets
 
 
 def quota(one: Quota) -> scheduling.Quota:
@@ -165,7 +181,7 @@ def quota(one: Quota) -> scheduling.Quota:
     )
 
 
-def _node(node: Node, taken: Mapping[str, tuple[int, int]]) -> scheduling.Node:
+def _node(node: Node, taken: Mapping[str, tuple[int, int]], *, told_apart: bool) -> scheduling.Node:
     cpus, memory = taken.get(node.name, (0, 0))
     models = {device.model for device in node.devices}
     return scheduling.Node(
@@ -176,6 +192,7 @@ def _node(node: Node, taken: Mapping[str, tuple[int, int]]) -> scheduling.Node:
         cpu_milli=max(1, node.cpus - cpus),
         memory=max(1 << 20, node.memory - memory),
         zone=node.zone,
+        market=market_of(node) if told_apart else "",
     )
 
 
@@ -233,6 +250,7 @@ def places(job: Job, placement: Placement, nodes: Sequence[Node]) -> tuple[Place
                 cpus=part(asked.cpu_milli),
                 memory=part(asked.memory),
                 disk=part(asked.disk),
+                market=market_of(known[slot.node]),
             )
         )
     return tuple(found)
@@ -250,7 +268,7 @@ def plain_starts(
     found: list[tuple[Job, tuple[Place, ...]]] = []
     for job in sorted(_plain(picture), key=lambda job: (-job.priority, job.submitted, job.id)):
         asked = job.spec.resources
-        for node in picture.staying():
+        for node in _in_order(job, picture):
             cpus, memory = taken.get(node.name, (0, 0))
             if cpus + asked.cpu_milli <= node.cpus and memory + asked.memory <= node.memory:
                 taken[node.name] = (cpus + asked.cpu_milli, memory + asked.memory)
@@ -262,10 +280,20 @@ def plain_starts(
                     cpus=asked.cpu_milli,
                     memory=asked.memory,
                     disk=asked.disk,
+                    market=market_of(node),
                 )
                 found.append((job, (place,)))
                 break
     return found
+
+
+def _in_order(job: Job, picture: Picture) -> Sequence[Node]:
+    """The machines that it may be put on, those of its first choice first."""
+    bound = picture.markets.get(job.id)
+    if bound is None:
+        return picture.staying()
+    found = [node for node in picture.staying() if market_of(node) in bound.markets]
+    return sorted(found, key=lambda node: bound.markets.index(market_of(node)))
 
 
 def _plain(picture: Picture) -> list[Job]:

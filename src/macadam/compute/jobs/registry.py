@@ -7,7 +7,8 @@ import msgspec
 import sqlalchemy as sa
 
 from macadam.compute.jobs.schema import attempts, jobs, machines, quotas
-from macadam.compute.jobs.types import ENDED, AttemptRow, Job, Quota, State
+from macadam.compute.jobs.schema import market_spans as spans
+from macadam.compute.jobs.types import ENDED, AttemptRow, Job, MarketSpan, Quota, State
 from macadam.errors import NotFound
 from macadam.ports import Node
 
@@ -204,6 +205,23 @@ def set_machines(sql: sa.Connection, nodes: Sequence[Node], now: datetime) -> No
     sql.execute(sa.delete(machines))
     for node in nodes:
         sql.execute(sa.insert(machines).values(name=node.name, at=now, document=node))
+
+
+def see_markets(sql: sa.Connection, there: frozenset[str], now: datetime) -> None:
+    """Ends the spans of markets that have no spot machine any more, and begins those of others. there: that have one now."""
+    known = {span.market for span in market_spans(sql, now) if span.until is None}
+    for market in sorted(known - there):
+        still = sa.and_(spans.c.until.is_(None), spans.c.market == market)
+        sql.execute(sa.update(spans).where(still).values(until=now))
+    for market in sorted(there - known):
+        sql.execute(sa.insert(spans).values(market=market, since=now, until=None))
+
+
+def market_spans(sql: sa.Connection, after: datetime) -> tuple[MarketSpan, ...]:
+    """Those that have not ended, or later than that, in order of their beginning."""
+    query = sa.select(spans).where(sa.or_(spans.c.until.is_(None), spans.c.until > after))
+    found = sql.execute(query.order_by(spans.c.since, spans.c.market))
+    return tuple(MarketSpan(market=row.market, since=row.since, until=row.until) for row in found)
 
 
 def is_ended(job: Job) -> bool:

@@ -29,7 +29,9 @@ class Room:
 
     def take(self, job: Job, places: tuple[Place, ...]) -> bool:
         """Whether the job may have these places now; then they are its."""
-        if not self._is_free(places):
+        if not self._is_free(places) or not all(
+            pictures.may_take(job, self._nodes[one.node], self._picture) for one in places
+        ):
             return False
         if job.spec.resources.demand:
             work = pictures.work(job, self._picture)

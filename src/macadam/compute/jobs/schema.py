@@ -58,3 +58,13 @@ machines = sa.Table(
     sa.Column("at", Instant, nullable=False),
     sa.Column("document", Json, nullable=False),
 )
+
+# When each market of spot machines had any: 'spot/<zone>'. until: none while it still has.
+market_spans = sa.Table(
+    "compute_market_spans",
+    metadata,
+    sa.Column("market", sa.String(100), primary_key=True),
+    sa.Column("since", Instant, primary_key=True),
+    sa.Column("until", Instant),
+    sa.Index("ix_compute_market_spans_until", "until"),
+)

@@ -126,6 +126,9 @@ def estimate_job(tx: Transaction, request: EstimateJob) -> Explanation:
         deadline=deadline,
         time_limit=request.time_limit,
         preemptible=request.preemptible,
+        checkpoint=request.checkpoint,
+        checkpoint_every=request.checkpoint_every,
+        max_restarts=request.max_restarts,
     )
     return explaining.explain(tx.sql, tx.ports, _job(tx, request, spec), tx.now, seconds=request.seconds)
 

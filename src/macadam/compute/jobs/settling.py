@@ -50,9 +50,11 @@ def judge(job: Job, attempt: AttemptRow, seen: Sighting) -> Verdict:
 
 _NAMED: dict[str, Ending] = {"refused": "refused", "memory": "memory", "time limit": "time limit"}
 
+_WISHED: dict[str, Ending] = {"node": "node", "money": "money", "move": "moved"}
+
 
 def _stopped(job: Job, attempt: AttemptRow) -> Verdict:
-    ending: Ending = "node" if attempt.wish == "node" else "money" if attempt.wish == "money" else "preempted"
+    ending = _WISHED.get(attempt.wish, "preempted")
     if job.spec.preemptible:
         return Verdict(ending=ending, state="waiting")
     return Verdict(ending=ending, state="failed", message="it was stopped and said that it cannot be started again")

@@ -32,8 +32,8 @@ SourceText = Annotated[str, msgspec.Meta(max_length=4096)]
 State = Literal["waiting", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 ACTIVE: tuple[State, ...] = ("starting", "running", "stopping")
-Wish = Literal["", "cancel", "preempt", "node", "money"]
-"""Why an attempt was asked to stop: its owner, another job, its machine goes away, its budget is spent."""
+Wish = Literal["", "cancel", "preempt", "node", "money", "move"]
+"""Why an attempt was asked to stop: its owner, another job, its machine goes away, its budget is spent, it goes on in another market."""
 Ending = Literal[
     "succeeded",
     "failed",
@@ -46,6 +46,7 @@ Ending = Literal[
     "refused",
     "node",
     "money",
+    "moved",
 ]
 Window = Literal["day", "week", "month"]
 
@@ -160,7 +161,9 @@ class Job(Value, frozen=True, kw_only=True):
 
 
 class Place(Value, frozen=True, kw_only=True):
-    """What one member has on one node. devices: by id, in thousandths; indexes: the same GPUs as the node counts them."""
+    """What one member has on one node. devices: by id, in thousandths; indexes: the same GPUs as the node counts them. market: where the
+    machine was bought (`scheduling.markets`), '' = before that was written down.
+    """
 
     node: str
     devices: dict[str, int]
@@ -169,6 +172,7 @@ class Place(Value, frozen=True, kw_only=True):
     cpus: int
     memory: int
     disk: int = 0
+    market: str = ""
 
 
 class Rate(Value, frozen=True, kw_only=True):
@@ -228,6 +232,14 @@ class AttemptRow(Value, frozen=True, kw_only=True):
     def gpu_ms(self) -> int:
         """Milliseconds of whole GPUs that it held; 0 while it holds them."""
         return round(self.milli * (self.ended - self.started).total_seconds()) if self.ended else 0
+
+
+class MarketSpan(Value, frozen=True, kw_only=True):
+    """A time in which a market had spot machines that work could be put on. until: None = it still has."""
+
+    market: str
+    since: datetime
+    until: datetime | None = None
 
 
 class JobPage(Value, frozen=True, kw_only=True):
@@ -412,6 +424,9 @@ class EstimateJob(Request[Explanation], frozen=True, kw_only=True):
     deadline: datetime | None = None
     time_limit: Annotated[float, msgspec.Meta(ge=0, le=366 * DAY)] = 0
     preemptible: bool = True
+    checkpoint: bool = False
+    checkpoint_every: Annotated[float, msgspec.Meta(ge=0, le=30 * DAY)] = 0
+    max_restarts: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     group: Text = ""
     seconds: Annotated[float, msgspec.Meta(ge=0, le=366 * DAY)] = 0
 

@@ -127,7 +127,16 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 def decide(job: Job, standing: Standing, market: Market, policy: Policy) -> Choice:
     """Where to run until the next decision."""
-    wish = _WISHES[policy.name](job, standing, market, policy)
+    return settle(job, standing, wished(job, standing, market, policy))
+
+
+def wished(job: Job, standing: Standing, market: Market, policy: Policy) -> str:
+    """Where the policy would have it run, whatever its deadline: a zone, ON_DEMAND or NOWHERE."""
+    return _WISHES[policy.name](job, standing, market, policy)
+
+
+def settle(job: Job, standing: Standing, wish: str) -> Choice:
+    """The wish, if the deadline is certain under it. Who wished some time ago may ask this at every instant: it is quickly answered."""
     if wish == ON_DEMAND or safe(job, standing, wish):
         return Choice(where=wish, reason=_words(job, standing, wish))
     # To keep a machine that it has is no safer than to leave it, since who leaves saves first what is worth it.

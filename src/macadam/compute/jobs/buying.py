@@ -1,0 +1,245 @@
+"""What the live queue knows of spot, and for each job in which markets its machines may be bought (`scheduling.markets`).
+
+Spans of time in which a market had machines stand in SQL, beside what attempts held and how they ended; nothing else is remembered
+but wishes that are costly to work out, and those only for a while.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+import sqlalchemy as sa
+
+from macadam.compute.catalogue import prices as catalogue
+from macadam.compute.jobs import history, registry
+from macadam.compute.jobs.picture import Picture, market_of
+from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, MarketSpan
+from macadam.compute.scheduling import markets, spot
+from macadam.compute.scheduling.markets import ON_DEMAND, Asker, Bounds, Supply
+from macadam.errors import SettingInvalid
+from macadam.ports import Node
+from macadam.settings import Jobs as Settings
+
+_SEEN = timedelta(days=14)
+"""Before that, markets were others."""
+_LOOK_EVERY = 600.0  # s; what is expected of spot changes slowly
+_PLANS = 1  # costly wishes in one turn; the others wish as they did, or by uniform progress
+_ASKED = ("preempted", "node", "moved", "money")  # endings of attempts that were asked to save
+_KILLED = 137  # their grace was over
+_LOST = ("node", "lost")
+
+
+class Buyer:
+    """Kept from turn to turn. Raises SettingInvalid for a policy that there is not."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            self._policy = msgspec.convert({"name": settings.spot}, spot.Policy)
+        except msgspec.ValidationError as error:
+            raise SettingInvalid(
+                f"MACADAM_JOBS_SPOT is {settings.spot!r}.",
+                next_step="Choose expected-cost, uniform-progress, time-sliced, greedy or on-demand.",
+            ) from error
+        self._step, self._changeover = settings.spot_step, settings.changeover
+        self._market: tuple[datetime, spot.Market] | None = None
+        self._wishes: dict[str, tuple[tuple[object, ...], datetime, str]] = {}
+        self._lasts: dict[tuple[str, str], tuple[datetime, list[float]]] = {}
+        self._plans = 0
+
+    def bounds(self, sql: sa.Connection, picture: Picture) -> dict[str, Bounds]:
+        """By the id of each job that waits or runs; {} where no spot machine has been seen for weeks: then nothing is bounded."""
+        seen = registry.market_spans(sql, picture.now - _SEEN)
+        if not seen:
+            return {}
+        self._plans = 0
+        market = self._expected(sql, seen, picture)
+        free = _Free(picture, seen)
+        running = {row.job: row for row in picture.attempts}
+        jobs = {job.id: job for job in (*picture.waiting, *picture.jobs.values())}
+        found = {
+            job.id: self._bounds(sql, job, running.get(job.id), free, market, picture.now) for job in jobs.values()
+        }
+        self._wishes = {job: wish for job, wish in self._wishes.items() if job in jobs}
+        return found
+
+    def _bounds(
+        self, sql: sa.Connection, job: Job, row: AttemptRow | None, free: "_Free", market: spot.Market, now: datetime
+    ) -> Bounds:
+        asker = self._asker(sql, job, row, now)
+
+        def wish(one: spot.Job, standing: spot.Standing) -> str:
+            return self._wish(job.id, one, standing, market, now)
+
+        return markets.bounds(asker, free.supply(job, row), wish, step=self._step)
+
+    def _wish(self, job: str, one: spot.Job, standing: spot.Standing, market: spot.Market, now: datetime) -> str:
+        """The policy's. It is kept for a step, while what it could choose from is the same: plans take a tenth of a second."""
+        key = standing.where, tuple(sorted(standing.available))
+        known = self._wishes.get(job)
+        if known is not None and known[0] == key and (now - known[1]).total_seconds() < self._step:
+            return known[2]
+        policy = self._policy
+        if policy.name == "expected-cost":
+            if self._plans >= _PLANS:
+                return spot.wished(one, standing, market, spot.Policy(name="uniform-progress"))
+            self._plans += 1
+        wish = spot.wished(one, standing, market, policy)
+        self._wishes[job] = key, now, wish
+        return wish
+
+    def _asker(self, sql: sa.Connection, job: Job, row: AttemptRow | None, now: datetime) -> Asker:
+        spec = job.spec
+        plain = Asker(may_stop=spec.preemptible, again=job.restarts < spec.max_restarts, keeps=spec.checkpoint)
+        if not spec.deadline:
+            return plain
+        rows = registry.attempts_of(sql, job.id) if job.attempt else ()
+        saved, unsaved, starting = progress(job, rows, now, self._changeover)
+        return msgspec.structs.replace(
+            plain,
+            lasts=self._late(sql, job, saved + unsaved, now),
+            left=(spec.deadline - now).total_seconds(),
+            elapsed=max(0.0, (now - job.submitted).total_seconds()),
+            every=spec.checkpoint_every,
+            changeover=self._changeover + spec.grace,
+            saved=saved,
+            unsaved=unsaved,
+            where="" if row is None or row.wish else where(row),
+            starting=starting,
+        )
+
+    def _late(self, sql: sa.Connection, job: Job, ran: float, now: datetime) -> float | None:
+        """So long it runs nine times of ten, else its time limit; to three digits, as plans are made for each length."""
+        key = job.project, job.spec.likeness
+        known = self._lasts.get(key)
+        if known is None or (now - known[0]).total_seconds() > self._step:
+            like = [one.attained for one in registry.finished_like(sql, *key)]
+            known = self._lasts[key] = now, like
+        late = history.expected(known[1], job.spec.time_limit, ran).late
+        return None if late is None else float(f"{late * 1.005:.2e}")
+
+    def _expected(self, sql: sa.Connection, seen: Sequence[MarketSpan], picture: Picture) -> spot.Market:
+        now = picture.now
+        if self._market is None or (now - self._market[0]).total_seconds() > _LOOK_EVERY:
+            self._market = now, expected(sql, seen, picture.nodes, now)
+        return self._market[1]
+
+
+def expected(sql: sa.Connection, seen: Sequence[MarketSpan], nodes: Sequence[Node], now: datetime) -> spot.Market:
+    """What the queue's own weeks say of spot."""
+    rows = registry.between(sql, now - _SEEN, now)
+    held = tuple(
+        (((row.ended or now) - row.started).total_seconds(), row.ending in _LOST)
+        for row in rows
+        if markets.is_spot(where(row))
+    )
+    times = tuple((s.market, s.since.timestamp(), s.until.timestamp() if s.until else None) for s in seen)
+    return markets.observed(held, times, now.timestamp(), price=price(nodes))
+
+
+def price(nodes: Iterable[Node]) -> float:
+    """Of spot machines, as part of the same on demand, by the catalogue; the cheapest that is there. Else `spot.SPOT_PRICE`."""
+    ratios = []
+    for node in nodes:
+        kinds = {}
+        for kind in ("spot", "on-demand") if node.spot and node.provider and node.machine else ():
+            offers = catalogue.offers(provider=node.provider, region=node.region, kind=kind)
+            kinds[kind] = [one.price.per_gpu_hour for one in offers if one.price.instance == node.machine]
+        if kinds.get("spot") and kinds["on-demand"] and kinds["on-demand"][0].micros:
+            ratios.append(kinds["spot"][0].micros / kinds["on-demand"][0].micros)
+    return round(min(ratios), 2) if ratios else spot.SPOT_PRICE
+
+
+def where(row: AttemptRow) -> str:
+    """The market that an attempt runs in: spot if any of its machines is, as it is lost with that one."""
+    bought = [place.market for place in row.places]
+    return next((market for market in bought if markets.is_spot(market)), ON_DEMAND)
+
+
+def progress(job: Job, rows: Sequence[AttemptRow], now: datetime, changeover: float) -> tuple[float, float, float]:
+    """Seconds of work that no loss undoes, that one would undo, and seconds until it goes on where it was started last.
+
+    What a job does first, after the first time, is no progress: up to a changeover it sets up and reads its checkpoint.
+    """
+    saved = unsaved = starting = 0.0
+    every = job.spec.checkpoint_every
+    for row in rows:
+        lag = changeover if row.number > 1 else 0.0
+        running = row.ended is None
+        seconds = (now - row.began).total_seconds() if running and row.began else row.seconds
+        worked = max(0.0, seconds - lag)
+        kept = worked // every * every if every else 0.0
+        if not job.spec.checkpoint:
+            kept = 0.0
+        elif row.ending in _ASKED and row.exit_code != _KILLED:
+            kept = worked
+        saved += kept
+        if running:
+            unsaved, starting = worked - kept, max(0.0, lag - seconds)
+    return saved, unsaved, starting
+
+
+class _Free:
+    """The GPUs (or processors) that nobody has, by market, for one picture."""
+
+    def __init__(self, picture: Picture, seen: Sequence[MarketSpan]) -> None:
+        self._nodes = picture.staying()
+        self._since = {span.market: span.since for span in seen if span.until is None}
+        self._spot = tuple(
+            dict.fromkeys(span.market for span in sorted(seen, key=lambda s: (s.until is not None, s.since)))
+        )
+        self._now = picture.now
+        taken: dict[str, int] = {}
+        cpus: dict[str, int] = {}
+        memory: dict[str, int] = {}
+        for row in picture.attempts:
+            for place in row.places:
+                cpus[place.node] = cpus.get(place.node, 0) + place.cpus
+                memory[place.node] = memory.get(place.node, 0) + place.memory
+                for device, milli in place.devices.items():
+                    taken[device] = taken.get(device, 0) + milli
+        self._taken, self._cpus, self._memory = taken, cpus, memory
+
+    def supply(self, job: Job, row: AttemptRow | None) -> Supply:
+        """For one job, with what it holds itself."""
+        mine = where(row) if row is not None and not row.wish else ""
+        here = {place.node for place in row.places} if row is not None else set()
+        stays = bool(mine) and here <= {node.name for node in self._nodes}
+        room = self._room(job, self._taken)
+        ever = self._room(job, {})
+        for market in self._spot:
+            room.setdefault(market, False)
+        available = {
+            market: max(0.0, (self._now - self._since.get(market, self._now)).total_seconds())
+            for market, free in room.items()
+            if markets.is_spot(market) and (free or (stays and market == mine))
+        }
+        return Supply(
+            spot=self._spot,
+            available=available,
+            on_demand=ever.get(ON_DEMAND, False),
+            room=room.get(ON_DEMAND, False) or mine == ON_DEMAND,
+        )
+
+    def _room(self, job: Job, taken: Mapping[str, int]) -> dict[str, bool]:
+        """Whether each market has what the job asks for, on however many machines."""
+        asked, found = job.spec.resources, {}
+        for market in {market_of(node) for node in self._nodes}:
+            nodes = [node for node in self._nodes if market_of(node) == market]
+            if asked.demand:
+                left = [
+                    WHOLE - taken.get(d.id, 0)
+                    for n in nodes
+                    for d in n.devices
+                    if not asked.models or d.model in asked.models
+                ]
+                found[market] = (
+                    any(one >= asked.milli for one in left) if asked.milli else left.count(WHOLE) >= asked.gpus
+                )
+            else:
+                found[market] = any(self._fits(job, node, free=not taken) for node in nodes)
+        return found
+
+    def _fits(self, job: Job, node: Node, *, free: bool) -> bool:
+        asked = job.spec.resources
+        cpus, memory = (0, 0) if free else (self._cpus.get(node.name, 0), self._memory.get(node.name, 0))
+        return cpus + asked.cpu_milli <= node.cpus and memory + asked.memory <= node.memory
