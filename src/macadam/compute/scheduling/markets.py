@@ -116,7 +116,9 @@ def _chosen(asker: Asker, supply: Supply, job: spot.Job, standing: spot.Standing
         f"{_hours(max(0.0, slack))} may still be lost before its deadline needs an on-demand machine",
     )
     words = f"It waits for spot: {spare}."
-    if choice.forced:
+    # A policy that wishes for on demand by itself does not say whether there is time to stay or to wait for it.
+    forced = choice.forced or (choice.where == ON_DEMAND != asker.where and not spot.safe(job, standing, asker.where))
+    if forced:
         markets = _rather_than_nothing((ON_DEMAND,), supply)
         words = "Only on demand is its deadline certain from here on."
     elif choice.where == ON_DEMAND:
@@ -126,20 +128,19 @@ def _chosen(asker: Asker, supply: Supply, job: spot.Job, standing: spot.Standing
     elif choice.where:
         markets = (choice.where, *(market for market in supply.spot if market != choice.where))
         words = f"It runs on spot{_zone(choice.where)}: {spare}."
-    return Bounds(
-        markets=markets, target=_target(asker, supply, choice), forced=choice.forced, slack=slack, words=words
-    )
+    target = _target(asker, supply, choice.where, forced=forced)
+    return Bounds(markets=markets, target=target, forced=forced, slack=slack, words=words)
 
 
-def _target(asker: Asker, supply: Supply, choice: spot.Choice) -> str:
+def _target(asker: Asker, supply: Supply, where: str, *, forced: bool) -> str:
     """Where to, for a job that runs. What would lose all that it has done is moved only for its deadline's sake; and nobody is
     stopped on demand to wait.
     """
-    if not asker.where or choice.where in (asker.where, spot.NOWHERE):
+    if not asker.where or where in (asker.where, spot.NOWHERE):
         return ""
-    if choice.where == ON_DEMAND:
-        return ON_DEMAND if supply.room and (choice.forced or asker.keeps) else ""
-    return choice.where if asker.keeps and asker.where == ON_DEMAND else ""
+    if where == ON_DEMAND:
+        return ON_DEMAND if supply.room and (forced or asker.keeps) else ""
+    return where if asker.keeps and asker.where == ON_DEMAND else ""
 
 
 def _rather_than_nothing(markets: tuple[str, ...], supply: Supply) -> tuple[str, ...]:
