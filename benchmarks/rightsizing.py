@@ -1,5 +1,5 @@
 """Right-sizing on Azure's public conversation trace: the cheapest mix against the best single kind of GPU, each kept for
-99.5% of the requests in the simulator.
+99.5% of the requests in the simulator, both on the blocks of time it was sized on and on those that were held out.
 
     python -m benchmarks.rightsizing [--quick]     (--quick: the trace's own load only, without sensitivity)
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.report import Figure, show
 from macadam.compute.catalogue import gpus, llms, prices
 from macadam.compute.rightsizing import bounds, calibration, offers, report, roofline, serving, traces
+from macadam.compute.rightsizing.holdout import Judged
 from macadam.compute.rightsizing.types import PHYSICS, Efficiency, Engine, Replica, Slo, Trace
 
 TRACE = Path(__file__).parents[2] / "shared/data/llm/AzureLLMInferenceTrace_conv.csv"
@@ -97,13 +98,14 @@ def _mix(trace: Trace, load: float, *, with_sensitivity: bool) -> list[Figure]:
         with_sensitivity=with_sensitivity,
     )
     fleet = ", ".join(f"{line.replicas} x {line.gpu} tp{line.tp}" for line in said.best.lines)
-    single = next(s.choice for s in said.singles if s.gpu == said.best_single)
+    single = next((s.choice for s in said.singles if s.gpu == said.best_single), None)
     rate = f"{said.requests / said.seconds:.1f} requests/s"
     figures = [
         Figure(name=f"mix at x{load:g}", value=said.best.hourly.micros / 1e6, unit="USD/h", note=f"{rate}: {fleet}"),
         Figure(
             name=f"mix at x{load:g}, promise kept", value=said.best.attained, unit="of all", at_least=SLO.attainment
         ),
+        *_held(f"mix at x{load:g}", said.best.judged),
         Figure(name=f"mix at x{load:g}, a million tokens", value=said.best.per_million.micros / 1e6, unit="USD"),
     ]
     if single is not None:
@@ -120,12 +122,29 @@ def _mix(trace: Trace, load: float, *, with_sensitivity: bool) -> list[Figure]:
                 unit="of all",
                 at_least=SLO.attainment,
             ),
+            *_held(f"best single kind at x{load:g}", single.judged),
             Figure(name=f"saved at x{load:g}", value=said.saving, unit="of it", at_least=0.0),
         ]
     for change in said.sensitivity:
         cost = "no fleet keeps it" if change.hourly is None else f"then {change.hourly.micros / 1e6:.2f} USD/h"
         figures.append(Figure(name=f"kept with {change.what}", value=change.attained, unit="of all", note=cost))
     return figures
+
+
+def _held(name: str, judged: Judged | None) -> list[Figure]:
+    """On requests that the fleet was not sized on, with the interval."""
+    if judged is None:
+        return []
+    note = f"95%: {judged.low:.2%} to {judged.high:.2%}; {judged.requests} requests worth {judged.worth:.0f}: {judged.standing}"
+    return [
+        Figure(
+            name=f"{name}, kept where held out",
+            value=judged.attained,
+            unit="of all",
+            at_least=SLO.attainment,
+            note=note,
+        )
+    ]
 
 
 if __name__ == "__main__":

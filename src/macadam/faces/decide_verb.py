@@ -8,8 +8,10 @@ import msgspec
 
 from macadam import plots
 from macadam.compute.catalogue import gpus, llms, prices, tokens
-from macadam.compute.rightsizing import decisions, verdicts
-from macadam.compute.rightsizing.decisions import Outcome, Rent, Result
+from macadam.compute.rightsizing import costs, decisions, explained, verdicts
+from macadam.compute.rightsizing.costs import Rent
+from macadam.compute.rightsizing.decisions import Outcome, Result
+from macadam.compute.rightsizing.explained import Terms
 from macadam.compute.rightsizing.questions import Question
 from macadam.compute.rightsizing.verdicts import Verdict
 from macadam.errors import InvalidInput
@@ -28,21 +30,24 @@ EXAMPLE = """\
 # A number that is not known for sure is a range: {low: …, high: …}. Any value in it counts as equally likely.
 task: sort support mails into 40 kinds
 months: 12
-requests_per_month: {low: 500000, high: 900000}
+requests_per_month: {low: 500000, high: 900000} # in the first month
+growth: {low: 1.0, high: 1.03} # of each month over the one before
 prompt: 600 # tokens of one request
 output: 20
 value_usd: {low: 0.02, high: 0.04} # of a right answer; leave it out to compare costs only
-gpu: h100-sxm-80gb
+gpu: h100-sxm-80gb # to train on; serving_gpu: the cheapest that keeps ttft and tpot, if it is not said
 ways:
   - name: buy
     kind: api
     api: openai/gpt-6-sol # its price is in the catalogue; or give read_usd and made_usd for a million tokens
     extra_prompt: 1800 # the 40 kinds explained, with examples, in each request
+    cached: {low: 0.5, high: 0.75} # of the prompt that the provider had read before
     accuracy: {low: 0.86, high: 0.90}
   - name: prompt
     kind: prompt
     model: llama-3.1-8b
     extra_prompt: 1800
+    cached: 0.7 # by the engine's own prefix cache
     accuracy: {low: 0.74, high: 0.80}
   - name: LoRA
     kind: lora
@@ -73,11 +78,15 @@ ways:
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """sources: where prices and counts come from, with their dates."""
+    """sources: where prices and counts come from, with their dates. terms: how each way's cost comes about, in the middle of every
+    range. meanings: what each figure of the result means, by its path.
+    """
 
     task: str
     verdict: Verdict
     result: Result
+    terms: tuple[Terms, ...]
+    meanings: dict[str, str]
     sources: tuple[str, ...]
 
 
@@ -98,12 +107,15 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         raise InvalidInput("No question was given.", next_step="macadam decide train --example > question.yaml")
     question = read(Path(options.question))
     rent = _rent(question)
-    result = decisions.decide(question, rent, seed=options.seed)
+    serving = _serving(question)
+    result = decisions.decide(question, rent, serving=serving, seed=options.seed)
     answer = Answer(
         task=question.task,
         verdict=verdicts.verdict(question, result),
         result=result,
-        sources=tuple(_sources(question, rent.source)),
+        terms=explained.explain(question, rent, serving),
+        meanings=explained.MEANINGS,
+        sources=tuple(_sources(question, rent, serving)),
     )
     if hasattr(options, "plot"):
         _draw(answer, Path(options.plot))
@@ -129,7 +141,8 @@ def read(path: Path) -> Question:
 def _ranges(said: object) -> object:
     """A plain number where a range belongs is one that is known for sure."""
     fields = {
-        "requests_per_month", "value_usd", "mfu", "prices", "training_tokens", "one_off_usd", "monthly_usd", "accuracy",
+        "requests_per_month", "growth", "value_usd", "mfu", "prices", "gpu_prices", "training_tokens", "one_off_usd", "monthly_usd",
+        "accuracy", "cached",
     }  # fmt: skip
     if isinstance(said, dict):
         return {
@@ -142,21 +155,37 @@ def _ranges(said: object) -> object:
 
 
 def _rent(question: Question) -> Rent:
-    """Of the published prices, for each size of machine the cheapest, that with which the ways cost least."""
+    """What is trained on: of the published prices that with which training costs least."""
     if question.gpu_hour_usd is not None:
         return Rent(usd=question.gpu_hour_usd, source="given in the question")
     name, today = gpus.find(question.gpu).name, utc_now().date()
     prices.cheapest(name, today)  # says what to do where none is known
+    return costs.to_train(question, _rents(name))
+
+
+def _serving(question: Question) -> dict[str, Rent]:
+    """Of each self-hosted way, the cheapest that keeps the promise; none where the question has a price of its own."""
+    if question.gpu_hour_usd is not None:
+        return {}
+    names = [gpus.find(question.serving_gpu).name] if question.serving_gpu else sorted(gpus.gpus())
+    rents = [rent for name in names for rent in _rents(name)]
+    return {way.name: costs.cheapest_of(question, way, rents) for way in question.ways if way.kind != "api"}
+
+
+def _rents(name: str) -> list[Rent]:
+    """Of one GPU, the cheapest of each size of machine."""
     sizes: dict[int, Rent] = {}
-    for price in (offer.price for offer in prices.offers(name, today, kind="on-demand")):
-        if price.per_gpu_hour.currency == _CURRENCY:
+    for price in (offer.price for offer in prices.offers(name, utc_now().date(), kind="on-demand")):
+        if price.per_gpu_hour.currency == _CURRENCY and price.per_gpu_hour.micros > 0:
             said = f"{price.provider} {price.instance}, machines of {price.gpus}, {price.dated}: {price.source}"
-            sizes.setdefault(price.gpus, Rent(usd=price.per_gpu_hour.micros / 1e6, machine=price.gpus, source=said))
-    return decisions.cheapest(question, list(sizes.values()))
+            rent = Rent(usd=price.per_gpu_hour.micros / 1e6, machine=price.gpus, source=said, gpu=name)
+            sizes.setdefault(price.gpus, rent)
+    return list(sizes.values())
 
 
-def _sources(question: Question, hour: str) -> list[str]:
-    said = [f"Hour of {question.gpu}: {hour}"]
+def _sources(question: Question, rent: Rent, serving: dict[str, Rent]) -> list[str]:
+    rented = [rent] if any(way.training_tokens for way in question.ways) or not serving else []
+    said = [f"Hour of {one.gpu or question.gpu}: {one.source}" for one in (*rented, *serving.values())]
     for way in question.ways:
         if way.kind == "api" and way.read_usd is None:
             price = tokens.find(way.api)
@@ -165,7 +194,7 @@ def _sources(question: Question, hour: str) -> list[str]:
             llm = llms.read(way.model)
             said.append(f"{llm.name}: {llm.parameters / 1e9:.2f} B parameters; {llm.source}")
     said += [
-        "FLOPs: 6 for each parameter and token (Kaplan et al. 2020), 4 with LoRA (Hu et al. 2021)",
+        "FLOPs: 6 for each parameter and token (Kaplan et al. 2020), 4 with LoRA (Hu et al. 2021), and attention (Chowdhery et al. 2022)",
         f"Utilisation in training {question.mfu.low:.0%} to {question.mfu.high:.0%} (default: PaLM 46%, Llama 3 38 to 43%, GPT-3 21%)",
     ]
     return list(dict.fromkeys(said))
@@ -195,6 +224,20 @@ def _lines(question: Question, answer: Answer) -> list[str]:
                 f"{outcome.name}: {spent.flops.value:.2g} FLOPs, {spent.gpu_hours.value:,.1f} GPU-hours "
                 f"({spent.gpu_hours.low:,.1f} to {spent.gpu_hours.high:,.1f}), at least {spent.gpus} GPUs, {spent.cost_usd.value:,.0f} USD"
             )
+    for outcome in result.outcomes:
+        if outcome.replicas:
+            grown = (
+                f", {outcome.replicas_at_end} in the last month" if outcome.replicas_at_end != outcome.replicas else ""
+            )
+            lines.append(
+                f"{outcome.name}: {outcome.replicas} replicas{grown} on {outcome.gpu} at {outcome.hour_usd:g} USD/h each, "
+                f"serving in {outcome.used:.1%} of the GPU time paid"
+            )
+    lines += [
+        f"{outcome.name}: {outcome.sunk_usd:,.0f} USD are spent already and not counted"
+        for outcome in result.outcomes
+        if outcome.sunk_usd
+    ]
     return [*lines, "", "Sources:", *(f"  {text}" for text in answer.sources)]
 
 

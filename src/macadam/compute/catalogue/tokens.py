@@ -11,8 +11,10 @@ from macadam.values import Money
 
 
 class TokenPrice(msgspec.Struct, frozen=True, kw_only=True):
-    """read, made: for a million tokens of the prompt and of the answer, without discounts for caches and batches.
-    dated: the day on which the source said so. Raises InvalidInput.
+    """read, made: for a million tokens of the prompt and of the answer. cached: of the prompt that the provider had read
+    before, None if no source says. batch: what requests that may wait cost, as a part of the price; None if no source says.
+    most: tokens of a prompt up to which these prices hold, 0 for any. What writing into a cache costs is not in it. dated: the
+    day on which the source said so. Raises InvalidInput.
     """
 
     name: str
@@ -21,12 +23,20 @@ class TokenPrice(msgspec.Struct, frozen=True, kw_only=True):
     made: Money
     dated: date
     source: str
+    cached: Money | None = None
+    batch: float | None = None
+    most: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.read.micros, self.made.micros) < 0 or self.read.currency != self.made.currency:
+        prices = [price for price in (self.read, self.made, self.cached) if price is not None]
+        if min(price.micros for price in prices) < 0 or len({price.currency for price in prices}) > 1:
             raise InvalidInput(
-                f"{self.name} costs {self.read} and {self.made}.", next_step="Give two prices in one currency."
+                f"{self.name} costs {self.read} and {self.made}.", next_step="Give prices in one currency."
             )
+        if self.cached is not None and self.cached.micros > self.read.micros:
+            raise InvalidInput(f"{self.name} costs more from the cache.", next_step="Correct tokens.json.")
+        if self.batch is not None and not 0 < self.batch <= 1:
+            raise InvalidInput(f"{self.name} costs {self.batch} times in batches.", next_step="Correct tokens.json.")
 
 
 @cache

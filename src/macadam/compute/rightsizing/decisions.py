@@ -5,16 +5,16 @@ Every draw takes a value out of each range, computes all ways with the same volu
 which is best. The seed is fixed, so that the same question gets the same answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from macadam.compute.catalogue import gpus, llms, tokens
-from macadam.compute.rightsizing import calibration, capacity, planning, roofline, training
-from macadam.compute.rightsizing.capacity import Bucket
+from macadam.compute.catalogue import gpus, llms
+from macadam.compute.rightsizing import calibration, costs, training
+from macadam.compute.rightsizing.costs import Hosted, Rent
 from macadam.compute.rightsizing.questions import Question, Range, Way
-from macadam.compute.rightsizing.types import Efficiency, Engine, Offer, Slo
+from macadam.compute.rightsizing.types import Efficiency
 from macadam.errors import InvalidInput
 from macadam.lazy import lazy
 
@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 else:
     np = lazy("numpy")
 
-_MILLION = 1e6
 _HEARD = 0.05  # correlation below which a range is not named
-_MONTH = 730.0  # hours: a year's 8,760 over twelve
-_SECONDS = _MONTH * 3600
-# Of a replica's time: fleets that kept their promise in the simulator were planned at 0.47 to 0.68 of it.
-_PLANNED = 0.6
-_TOGETHER = 8  # GPUs that can share a model where nothing is said of the machine
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +49,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One way. total: over the months; net: worth less cost. per_accurate: cost of one right answer. best: part of the
     draws in which it is best. regret: what the best of each draw is better by, in the mean. doubt: why it cannot be
-    recommended.
+    recommended. replicas: in the first month and in the last, by the model as it is; used: part of the GPU time paid in the first
+    month in which requests are served, the rest is idle. gpu, hour_usd: that it is served on, and what it costs today. sunk: spent already, and not counted.
     """
 
     name: str
@@ -67,6 +62,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     best: float
     regret_usd: float
     replicas: int = 0
+    replicas_at_end: int = 0
+    used: float = 1.0
+    gpu: str = ""
+    hour_usd: float = 0.0
+    sunk_usd: float = 0.0
     training: Training | None = None
     doubt: str = ""
 
@@ -97,90 +97,66 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _World(msgspec.Struct, frozen=True, kw_only=True):
-    """The draws that all ways share. slower: times that serving takes longer than the model says, as it did in one of the published
+    """The draws that all ways share. requests: of the first month; total: of all. slower: times that serving takes longer than the model says, as it did in one of the published
     measurements that it was not fitted to.
     """
 
     requests: "Array"
+    growth: "Array"
+    total: "Array"
     slower: "Array"
     mfu: "Array"
     prices: "Array"
+    gpu_prices: "Array"
     value: "Array | None"
 
 
 class _Way(msgspec.Struct, frozen=True, kw_only=True):
-    """What a way costs in each draw, and its volume-dependent part as a function of requests a month (for the middle of
-    everything).
+    """What a way costs in each draw, once and over all months, and the latter as a function of the first month's requests, in the
+    middle of everything else.
     """
 
     way: Way
     one_off: "Array"
-    monthly: "Array"
+    running: "Array"
     accuracy: "Array | None"
     replicas: int
+    replicas_at_end: int
+    used: float
+    rent: Rent | None
     training: Training | None
     doubt: str
-    middle: Callable[[float], float]  # requests a month → USD a month
+    middle: Callable[[float], float]
     middle_one_off: float
 
 
-class Rent(msgspec.Struct, frozen=True, kw_only=True):
-    """usd: of one GPU for an hour, today. machine: GPUs of the machine that has that price, which are all paid; 0 for GPUs
-    that are paid one by one, of which eight can share a model. source: where that stands.
-    """
-
-    usd: float
-    machine: int = 0
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.usd < float("inf") or self.machine < 0:
-            raise InvalidInput("A GPU's hour must cost more than nothing.", next_step="Give gpu_hour_usd.")
-
-    def paid(self, gpus: Any) -> Any:
-        """How many GPUs are paid if so many are used: machines are rented whole."""
-        each = self.machine or 1
-        return np.ceil(np.asarray(gpus) / each) * each
-
-
-def cheapest(question: Question, rents: Sequence[Rent]) -> Rent:
-    """The one with which the self-hosted ways cost least together by the month, in the middle of everything. The cheapest GPU
-    is not always on it: of a machine of eight, all are paid. Raises InvalidInput if the models run on none.
-    """
-    costs: dict[float, Rent] = {}
-    wrong = InvalidInput(f"No price of {question.gpu} is known.", next_step="Give gpu_hour_usd.")
-    for rent in rents:
-        try:
-            cost = sum(_hourly(question, way, rent) for way in question.ways if way.kind != "api")
-        except InvalidInput as error:  # too small a machine for one of the models: why, if there is no other
-            wrong = error
-        else:
-            costs.setdefault(cost, rent)
-    if not costs:
-        raise wrong
-    return costs[min(costs)]
-
-
-def _hourly(question: Question, way: Way, rent: Rent) -> float:
-    gpus_each, seconds = _hosted(question, way, rent)
-    return float(rent.paid(_replicas(question, seconds, question.requests_per_month.middle) * gpus_each)) * rent.usd
-
-
-def decide(question: Question, rent: Rent, *, seed: int = 0, draws: int = 20_000) -> Result:
-    """Raises InvalidInput, NotFound if a way cannot be computed."""
+def decide(
+    question: Question,
+    rent: Rent,
+    *,
+    serving: Mapping[str, Rent] | None = None,
+    seed: int = 0,
+    draws: int = 20_000,
+) -> Result:
+    """rent: of what is trained on. serving: of what each way is served on, by its name; where it says nothing, the same. Raises InvalidInput, NotFound if a way cannot be computed."""
     if draws < 1:
         raise InvalidInput("Nothing is drawn.", next_step="Give draws of 1 or more.")
     random = np.random.default_rng(seed)
+    requests, growth = _draw(random, question.requests_per_month, draws), _draw(random, question.growth, draws)
     world = _World(
-        requests=_draw(random, question.requests_per_month, draws),
+        requests=requests,
+        growth=growth,
+        total=costs.total(question, requests, growth),
         mfu=_draw(random, question.mfu, draws),
         prices=_draw(random, question.prices, draws),
+        gpu_prices=_draw(random, question.gpu_prices, draws),
         value=None if question.value_usd is None else _draw(random, question.value_usd, draws),
         slower=random.choice(calibration.ratios(Efficiency(), "test"), draws),
     )
-    ways = [_way(question, way, world, random, rent) for way in question.ways]
+    hosts = serving or {}
+    ways = [_way(question, way, world, random, (rent, hosts.get(way.name, rent))) for way in question.ways]
     judged = world.value is not None and all(way.accuracy is not None for way in ways)
-    scores = np.stack([_score(question, way, world, judged=judged) for way in ways])
+    scores = np.stack([_score(way, world, judged=judged) for way in ways])
     winners = np.bincount(np.argmax(scores, axis=0), minlength=len(ways)) / draws
     regrets = np.mean(np.max(scores, axis=0) - scores, axis=1)
     order = sorted(range(len(ways)), key=lambda number: -float(np.mean(scores[number])))
@@ -199,71 +175,58 @@ def decide(question: Question, rent: Rent, *, seed: int = 0, draws: int = 20_000
     )
 
 
-def _way(question: Question, way: Way, world: _World, random: "np.random.Generator", rent: Rent) -> _Way:
+def _way(question: Question, way: Way, world: _World, random: "np.random.Generator", rents: tuple[Rent, Rent]) -> _Way:
+    """rents: of what is trained on, and of what is served on."""
     draws = len(world.requests)
     one_off, monthly = _draw(random, way.one_off_usd, draws), _draw(random, way.monthly_usd, draws)
     accuracy = None if way.accuracy is None else _draw(random, way.accuracy, draws)
+    cached = _draw(random, way.cached, draws)
     if way.kind == "api":
-        each = _bought(question, way)
+        running = costs.bought(question, way, cached) * world.total * world.prices
         return _Way(
-            way=way, one_off=one_off, monthly=monthly + each * world.requests * world.prices, accuracy=accuracy,
-            replicas=0, training=None, doubt="", middle=lambda n: each * n * question.prices.middle + way.monthly_usd.middle,
-            middle_one_off=way.one_off_usd.middle,
+            way=way, one_off=one_off, running=running + monthly * question.months, accuracy=accuracy,
+            replicas=0, replicas_at_end=0, used=1.0, rent=None, training=None, doubt="", middle_one_off=way.one_off_usd.middle,
+            middle=_middle_bought(question, way),
         )  # fmt: skip
-    gpus_each, seconds = _hosted(question, way, rent)
-
-    def hosting(requests: Any, slower: Any = 1.0) -> Any:
-        """USD a month, at today's prices."""
-        return rent.paid(_replicas(question, seconds * slower, requests) * gpus_each) * rent.usd * _MONTH
-
-    trained, cost = _trained(question, way, world, random, rent)
-    expected = float(np.mean(cost)) if trained else 0.0
+    rent = rents[1]
+    own = costs.hosted(question, way, rent)
+    trained, cost = _trained(question, way, world, random, rents[0])
+    running = sum(
+        part * costs.hosting(question, own, rent, volume, world.slower)
+        for part, volume in zip(
+            costs.months(question), costs.volumes(question, world.requests, world.growth), strict=True
+        )
+    )
+    each = costs.volumes(question, question.requests_per_month.middle, question.growth.middle)
     return _Way(
         way=way,
         one_off=one_off + cost,
-        monthly=monthly + hosting(world.requests, world.slower) * world.prices,
+        running=running * world.gpu_prices + monthly * question.months,
         accuracy=accuracy,
-        replicas=int(_replicas(question, seconds, question.requests_per_month.middle)),
+        replicas=int(costs.replicas(question, own.seconds, each[0])),
+        replicas_at_end=int(costs.replicas(question, own.seconds, each[-1])),
+        used=costs.used(question, own, rent, each[0]),
+        rent=rent,
         training=trained,
         doubt=_doubt(way),
-        middle=lambda n: float(hosting(n)) * question.prices.middle + way.monthly_usd.middle,
-        middle_one_off=way.one_off_usd.middle + expected,
+        middle_one_off=way.one_off_usd.middle + (float(np.mean(cost)) if trained else 0.0),
+        middle=_middle_hosted(question, way, own, rent),
     )
 
 
-def _bought(question: Question, way: Way) -> float:
-    """USD a request."""
-    if way.read_usd is not None and way.made_usd is not None:
-        read, made = way.read_usd, way.made_usd
-    else:
-        price = tokens.find(way.api)
-        if price.read.currency != "USD":
-            raise InvalidInput(
-                f"{way.api} is priced in {price.read.currency}.", next_step="Give read_usd and made_usd."
-            )
-        read, made = price.read.micros / _MILLION, price.made.micros / _MILLION
-    return ((question.prompt + way.extra_prompt) * read + question.output * made) / _MILLION
+def _middle_bought(question: Question, way: Way) -> Callable[[float], float]:
+    """USD over all months by the first month's requests, in the middle of everything else."""
+    each = float(costs.bought(question, way, way.cached.middle)) * question.prices.middle
+    fixed = way.monthly_usd.middle * question.months
+    return lambda requests: each * float(costs.total(question, requests, question.growth.middle)) + fixed
 
 
-def _replicas(question: Question, seconds: Any, requests: Any) -> Any:
-    """How many replicas so many requests a month need, each of `seconds` of a replica."""
-    needed = requests / _SECONDS * question.peak * seconds / _PLANNED
-    return np.maximum(np.ceil(needed), question.replicas)
-
-
-def _hosted(question: Question, way: Way, rent: Rent) -> tuple[int, float]:
-    """GPUs of a replica, and the seconds of a replica that a request takes. The fewest GPUs that keep the promise."""
-    llm, engine, slo = llms.read(way.model), Engine(), Slo(ttft=question.ttft, tpot=question.tpot)
-    offer = Offer(name=question.gpu, gpu=gpus.find(question.gpu).name, gpus=rent.machine or _TOGETHER, hourly=1)
-    bucket = Bucket(kind=0, prompt=question.prompt + way.extra_prompt, output=question.output, rate=1.0)
-    for option in planning.options(llm, [offer], engine, [1, 2, 4, 8]):
-        pace = roofline.speed(option.replica, engine, Efficiency())
-        seconds = capacity.work(pace, engine, bucket, slo)
-        if seconds < float("inf"):
-            return option.replica.tp, seconds
-    raise InvalidInput(
-        f"{way.name}: {llm.name} keeps no first token in {question.ttft:g} s and {question.tpot:g} s for each further on {question.gpu}.",
-        next_step="Relax ttft and tpot, shorten the prompt, or choose another gpu.",
+def _middle_hosted(question: Question, way: Way, own: Hosted, rent: Rent) -> Callable[[float], float]:
+    parts = np.asarray(costs.months(question))
+    grown = np.asarray(costs.volumes(question, 1.0, question.growth.middle))
+    fixed = way.monthly_usd.middle * question.months
+    return lambda requests: (
+        float(np.sum(parts * costs.hosting(question, own, rent, requests * grown))) * question.gpu_prices.middle + fixed
     )
 
 
@@ -275,11 +238,11 @@ def _trained(
         return None, np.zeros(len(world.requests))
     llm, gpu = llms.read(way.model), gpus.find(question.gpu)
     read = _draw(random, way.training_tokens, len(world.requests)) * way.epochs * way.runs
-    total = training.flops(way.kind, llm, 1.0) * read
+    total = training.flops(way.kind, llm, 1.0, training.sequence(question, way)) * read
     at_least = int(rent.paid(training.gpus_at_least(way.kind, llm, gpu)))
     # An hour of the machines that the state needs is paid each run, however short it is.
     hours = np.maximum(training.gpu_hours(1.0, gpu, 1.0) * total / world.mfu, at_least * way.runs)
-    cost = hours * rent.usd * world.prices
+    cost = hours * rent.usd  # now, at today's price
     found = Training(
         flops=_spread(total),
         gpu_hours=_spread(hours),
@@ -302,33 +265,38 @@ def _doubt(way: Way) -> str:
     )
 
 
-def _score(question: Question, way: _Way, world: _World, *, judged: bool) -> "Array":
+def _score(way: _Way, world: _World, *, judged: bool) -> "Array":
     """What is compared: worth less cost, or, where worth is not known, cost alone."""
-    cost = way.one_off + way.monthly * question.months
+    cost = way.one_off + way.running
     if not judged or way.accuracy is None or world.value is None:
         return -cost
-    return _worth(question, way, world) - cost
+    return _worth(way, world) - cost
 
 
-def _worth(question: Question, way: _Way, world: _World) -> "Array":
+def _worth(way: _Way, world: _World) -> "Array":
     if way.accuracy is None or world.value is None:
         raise InvalidInput("What a right answer is worth is not said.", next_step="Give value_usd and accuracy.")
-    return world.requests * question.months * way.accuracy * world.value
+    return world.total * way.accuracy * world.value
 
 
 def _outcome(question: Question, way: _Way, world: _World, standing: tuple[float, float], *, judged: bool) -> Outcome:
-    total = way.one_off + way.monthly * question.months
-    right = None if way.accuracy is None else world.requests * question.months * np.maximum(way.accuracy, 1e-9)
+    total = way.one_off + way.running
+    right = None if way.accuracy is None else world.total * np.maximum(way.accuracy, 1e-9)
     return Outcome(
         name=way.way.name,
         one_off_usd=_spread(way.one_off),
-        monthly_usd=_spread(way.monthly),
+        monthly_usd=_spread(way.running / question.months),
         total_usd=_spread(total),
-        net_usd=_spread(_worth(question, way, world) - total) if judged else None,
+        net_usd=_spread(_worth(way, world) - total) if judged else None,
         per_accurate_usd=None if right is None else _spread(total / right),
         best=standing[0],
         regret_usd=standing[1],
         replicas=way.replicas,
+        replicas_at_end=way.replicas_at_end,
+        used=way.used,
+        gpu="" if way.rent is None else way.rent.gpu or question.gpu,
+        hour_usd=0.0 if way.rent is None else way.rent.usd,
+        sunk_usd=way.way.sunk_usd,
         training=way.training,
         doubt=way.doubt,
     )
@@ -349,10 +317,11 @@ def _crossing(question: Question, first: _Way, other: _Way, *, judged: bool) -> 
 
 def _lead(question: Question, first: _Way, other: _Way, requests: float, *, judged: bool) -> float:
     def score(way: _Way) -> float:
-        cost = way.middle_one_off + way.middle(requests) * question.months
+        cost = way.middle_one_off + way.middle(requests)
         if not judged or way.way.accuracy is None or question.value_usd is None:
             return -cost
-        return requests * question.months * way.way.accuracy.middle * question.value_usd.middle - cost
+        answers = float(costs.total(question, requests, question.growth.middle))
+        return answers * way.way.accuracy.middle * question.value_usd.middle - cost
 
     return score(first) - score(other)
 
@@ -363,7 +332,9 @@ def _drivers(world: _World, ways: list[_Way], order: list[int], scores: "Array")
     inputs: dict[str, Any] = {
         "volume": world.requests,
         "utilisation in training": world.mfu,
-        "prices to come": world.prices,
+        "growth": world.growth,
+        "prices of tokens to come": world.prices,
+        "prices of GPUs to come": world.gpu_prices,
         "how far serving is off the model": world.slower,
     }
     if world.value is not None:

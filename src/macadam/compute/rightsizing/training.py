@@ -4,14 +4,14 @@ import math
 
 from macadam.compute.catalogue.gpus import Gpu
 from macadam.compute.catalogue.llms import Llm
-from macadam.compute.rightsizing.questions import Kind
+from macadam.compute.rightsizing.questions import Kind, Question, Way
 from macadam.errors import InvalidInput
 
 # Per parameter that is used and token: 2 forward, 2 for the gradients of activations, 2 for those of weights (Kaplan et
 # al. 2020,
 # arXiv:2001.08361, section 2.1). LoRA needs no gradients of the frozen weights (Hu et al. 2021, arXiv:2106.09685,
 # section 4.2).
-_FLOPS: dict[Kind, int] = {"scratch": 6, "finetune": 6, "lora": 4}
+FLOPS: dict[Kind, int] = {"scratch": 6, "finetune": 6, "lora": 4}
 # Bytes of a parameter: weights and gradients in 16 bit, weights and two moments of Adam in 32 (Rajbhandari et al. 2020,
 # ZeRO,
 # arXiv:1910.02054, section 3.1). LoRA keeps the frozen weights only, and about 1% more to train.
@@ -21,9 +21,17 @@ OPTIMAL = 20.0  # tokens a parameter at which compute is spent best (Hoffmann et
 _HOUR = 3600
 
 
-def flops(kind: Kind, llm: Llm, tokens: float) -> float:
-    """Of one pass over so many tokens."""
-    return _FLOPS[kind] * llm.active * tokens
+def flops(kind: Kind, llm: Llm, tokens: float, sequence: int = 0) -> float:
+    """Of one pass over so many tokens, in sequences of that many. Attention adds 12 for each layer, number of a head and token of
+    the sequence, as in the definition of the utilisation that it is divided by (Chowdhery et al. 2022, PaLM, arXiv:2204.02311,
+    appendix B); with LoRA too, since gradients pass through it.
+    """
+    return (FLOPS[kind] * llm.active + 12 * llm.layers * llm.heads * llm.head_dim * sequence) * tokens
+
+
+def sequence(question: Question, way: Way) -> int:
+    """Tokens of one example: as the way says, else those of a request."""
+    return way.sequence or question.prompt + way.extra_prompt + question.output
 
 
 def gpu_hours(total: float, gpu: Gpu, mfu: float) -> float:
