@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from macadam.compute.jobs import forecast, history, registry, spending
 from macadam.compute.jobs.buying import Buyer
+from macadam.compute.jobs.forecast import Outlook
 from macadam.compute.jobs.history import Durations, Memory
 from macadam.compute.jobs.loop import bounds, payable, placing, policy, refusal
 from macadam.compute.jobs.picture import Picture
@@ -69,7 +70,11 @@ def _waiting(
         )
         for is_late in (False, True)
     )
-    basis = "as the queue stands, with nothing more submitted" if likely.seconds is not None else _unsaid(seen, known)
+    basis = (
+        "as the queue stands, with nothing more submitted"
+        if likely.seconds is not None
+        else _unsaid(seen, known, likely)
+    )
     start = Span(likely=_later(seen.now, likely.seconds), late=_later(seen.now, late.seconds), basis=basis)
     end = Span(likely=_later(start.likely, lasts.likely), late=_later(start.late, lasts.late), basis=lasts.basis)
     wait = likely.wait or Wait(reason="behind", words="It starts with the queue's next turn.")
@@ -112,9 +117,12 @@ def _durations(sql: sa.Connection, seen: Picture) -> dict[str, Durations]:
     return found
 
 
-def _unsaid(seen: Picture, known: dict[str, Durations]) -> str:
-    open_ended = sum(known[row.job].likely is None for row in seen.attempts)
-    return f"it cannot be said: of {open_ended} running jobs nobody knows how long they run"
+def _unsaid(seen: Picture, known: dict[str, Durations], outlook: Outlook) -> str:
+    if open_ended := sum(known[row.job].likely is None for row in seen.attempts):
+        return f"it cannot be said: of {open_ended} running jobs nobody knows how long they run"
+    if outlook.after:
+        return f"it cannot be said: not within {max(1, outlook.after // 60):,.0f} minutes, and no further was looked"
+    return "it cannot be said: nothing runs whose end would let it start"
 
 
 def _other_reason(

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from math import ceil
+from math import ceil, inf
 
 import msgspec
 import sqlalchemy as sa
@@ -84,6 +84,8 @@ class Memory:
         self._typical: tuple[Typical, ...] = ()
         self._since: datetime | None = None
         self._past: dict[str, dict[str, Past]] = {}
+        self._ends = 0  # how often something had ended
+        self._dues: dict[str, tuple[tuple[object, ...], dict[str, float]]] = {}
 
     def update(self, sql: sa.Connection, now: datetime) -> None:
         """Takes in what has ended since the last time; at the first time, what has in the last weeks."""
@@ -95,7 +97,8 @@ class Memory:
             if job.ended is not None:
                 self._past.setdefault(job.project, {})[job.id] = _past(job)
         self._since = max((job.ended for job in ended if job.ended), default=since)
-        for known in self._past.values():
+        self._ends += bool(ended)
+        for known in self._past.values() if ended else ():
             for gone in [one for one, past in known.items() if (past.ended or 0) < (now - _WEEKS).timestamp()]:
                 del known[gone]
 
@@ -113,10 +116,19 @@ class Memory:
                 still[job.project].append(_past(job))
         found: dict[str, float] = {}
         for one in quotas:
-            if still[one.project]:
-                past = [*self._past.get(one.project, {}).values(), *still[one.project]]
-                found |= due_times(one.gpus * WHOLE, past, now.timestamp(), patience)
+            if works := still[one.project]:
+                whole = self._all_due(one, works, patience)
+                found |= {job: at for job, at in whole.items() if at <= now.timestamp()}
         return found
+
+    def _all_due(self, quota: Quota, still: Sequence[Past], patience: float) -> dict[str, float]:
+        """Of those that have not ended, now or later: until one is submitted or ends that stays as it is, however much time passes."""
+        known = quota.gpus, patience, self._ends, tuple(one.id for one in still)
+        if self._dues.get(quota.project, (None, {}))[0] != known:
+            past = [*self._past.get(quota.project, {}).values(), *still]
+            whole, of = due_times(quota.gpus * WHOLE, past, inf, patience), {one.id for one in still}
+            self._dues[quota.project] = known, {job: at for job, at in whole.items() if job in of}
+        return self._dues[quota.project][1]
 
     def _learn(self, job: Job) -> None:
         if job.spec.resources.demand:

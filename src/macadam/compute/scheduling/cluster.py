@@ -154,6 +154,7 @@ class Cluster:
         self.largest_gpu = width * WHOLE
         self.version = 0
         self._changed: list[int] = []
+        self._free = -1, 0  # as of which version
 
     def since(self, version: int) -> "Ints | None":
         """The nodes that changed after a version; None if that is too long ago to know, so that all may have."""
@@ -164,7 +165,9 @@ class Cluster:
 
     def free_milli(self) -> int:
         """Thousandths of whole GPUs that nobody has, wherever they are."""
-        return int(np.maximum(self.gpu, 0).sum())
+        if self._free[0] != self.version:  # a queue asks it for each job that waits
+            self._free = self.version, int(np.maximum(self.gpu, 0).sum())
+        return self._free[1]
 
     def copy(self) -> "Cluster":
         """The same state, to try things on."""

@@ -2,11 +2,14 @@
 
 import random
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from unit.compute.jobs.bench import open_bench
 
-from macadam.compute.jobs import history
+from macadam.compute.jobs import history, registry
+from macadam.compute.jobs.types import Resources, SetQuota
+from macadam.compute.scheduling.promise import due_times
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 2.0])
@@ -59,3 +62,43 @@ def test_what_ended_long_ago_is_learnt_once() -> None:
         with bench.platform.ports.sql.read() as sql:
             memory.update(sql, bench.clock())
         assert memory.estimates.everybody.seen == 2
+
+
+def test_when_jobs_are_due_is_reckoned_anew_only_after_one_was_submitted_or_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reckoned = []
+
+    def counting(*arguments: Any) -> dict[str, float]:
+        reckoned.append(arguments)
+        return due_times(*arguments)
+
+    monkeypatch.setattr(history, "due_times", counting)
+    with open_bench() as bench:
+        bench.platform.call(SetQuota(tenant="p", gpus=2))
+        jobs = [bench.submit(resources=Resources(gpus=2)) for _ in range(3)]
+        memory = history.Memory()
+
+        def due() -> dict[str, float]:
+            now = bench.clock()
+            with bench.platform.ports.sql.read() as sql:
+                memory.update(sql, now)
+                waiting, rows = registry.waiting(sql), registry.open_attempts(sql)
+                works = [*waiting, *registry.by_id(sql, [row.job for row in rows]).values()]
+                return memory.due(registry.all_quotas(sql), works, now, 100.0)
+
+        submitted = bench.clock()
+        assert due() == {}
+        bench.clock.pass_time(timedelta(seconds=100))
+        assert due() == {jobs[0].id: (submitted + timedelta(seconds=100)).timestamp()}, (
+            "its share alone would start it now"
+        )
+        assert len(reckoned) == 1, "time alone changes nothing that was not foreseen"
+        bench.turn()
+        bench.executor.end(f"{jobs[0].id}.1", seconds=30)
+        bench.turn()
+        reckoned.clear()
+        assert due() == {}
+        bench.clock.pass_time(timedelta(seconds=30))
+        assert list(due()) == [jobs[1].id], "the first ran for 30 s, there as well"
+        assert len(reckoned) == 1

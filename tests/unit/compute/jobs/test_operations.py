@@ -1,17 +1,19 @@
 """Jobs and quotas as operations: what may be asked, by whom, and what is answered."""
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import SetBudget
-from macadam.compute.jobs import bundle, machine
+from macadam.compute.jobs import bundle, forecast, machine
 from macadam.compute.jobs.render_types import RenderJob
 from macadam.compute.jobs.spending import window_start
 from macadam.compute.jobs.types import (
@@ -31,6 +33,8 @@ from macadam.compute.jobs.types import (
     ShowQuota,
     SubmitJob,
 )
+from macadam.compute.scheduling.decide import decide
+from macadam.compute.scheduling.types import Decision
 from macadam.errors import Conflict, InvalidInput, NotAuthorised, NotFound, SettingInvalid, TooLarge
 from macadam.ledger import service as ledger
 from macadam.operations import load, of_request
@@ -267,6 +271,40 @@ def test_before_submitting_it_is_said_when_it_would_start_and_what_it_would_cost
     assert said.cost.likely is not None
     assert said.cost.likely.micros == 2 * 60 * 1000
     assert bench.platform.call(ListJobs(project="p", state="waiting")) == ()
+
+
+def test_among_many_jobs_a_start_is_said_in_few_decisions_and_nearly_as_it_is_played_one_by_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [bench.submit(resources=Resources(gpus=1 + n % 3), time_limit=100 + 37 * (n % 11)) for n in range(150)]
+    bench.turn()
+    decided: list[float] = []
+
+    def counting(now: float, *rest: Any) -> Decision:
+        decided.append(now)
+        return decide(now, *rest)
+
+    monkeypatch.setattr(forecast, "decide", counting)
+    said = bench.platform.call(ExplainJob(project="p", job=jobs[120].id))
+    steps = len(decided)
+    monkeypatch.setattr(forecast, "_MANY", 1000)
+    decided.clear()
+    exactly = bench.platform.call(ExplainJob(project="p", job=jobs[120].id))
+    assert said.start.likely is not None
+    assert exactly.start.likely is not None
+    assert (said.start.likely - bench.clock()) / (exactly.start.likely - bench.clock()) == pytest.approx(1, abs=0.1)
+    assert steps <= len(decided)
+
+
+def test_what_lies_too_far_ahead_is_said_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(12):
+        job = bench.submit(resources=Resources(gpus=4), time_limit=3600)
+    bench.turn()
+    monkeypatch.setattr(forecast, "_MOST_STEPS", 12)
+    monkeypatch.setattr(forecast, "_FEWEST_STEPS", 1)
+    said = bench.platform.call(ExplainJob(project="p", job=job.id))
+    assert said.start.likely is None
+    assert re.fullmatch(r"it cannot be said: not within [1-9]\d* minutes, and no further was looked", said.start.basis)
 
 
 def test_what_would_start_at_once_is_said_to(bench: Bench) -> None:
