@@ -18,6 +18,7 @@ import msgspec
 
 from macadam import operations
 from macadam.compute.catalogue import prices
+from macadam.compute.catalogue.tariff import Tariff
 from macadam.compute.telemetry import collecting, fold, recordings, state
 from macadam.compute.telemetry import frame as judged
 from macadam.compute.telemetry.requests import Device, ListDevices
@@ -25,6 +26,7 @@ from macadam.compute.telemetry.types import Sample, to_table
 from macadam.errors import InvalidInput, NotFound
 from macadam.faces.session import Session, Verb
 from macadam.lazy import lazy
+from macadam.ports import Node
 from macadam.settings import Settings
 from macadam.values import Money, utc_now
 
@@ -213,20 +215,27 @@ def _priced(devices: Sequence[Device], at: datetime, provider: str) -> Frame:
 
 
 def _row(device: Device, at: datetime, provider: str) -> Row:
-    """A slice has no price of its own: nobody says what part of the device it is."""
-    set_here = Settings.load().prices.gpu_hour_micros
+    """By the tariff that jobs are charged by, as far as it can be known here; else the cheapest that anybody asks on demand.
+
+    A slice has no price of its own: nobody says what part of the device it is.
+    """
     if "/mig:" in device.device or not device.model:
         return Row(device=device, hourly=None, price="")
-    if set_here:
-        return Row(device=device, hourly=Money(micros=set_here), price="MACADAM_PRICE_GPU_HOUR")
+    settings = Settings.load().prices
+    fallback = Money(micros=settings.gpu_hour_micros, currency=settings.currency) if settings.gpu_hour_micros else None
+    found = Tariff(at.date(), fallback=fallback).of(device.model, Node(name="", cpus=0, memory=0, provider=provider))
+    if found is not None:
+        source = found.source if found.dated is None else f"{provider} {found.dated}"
+        return Row(device=device, hourly=found.per_gpu_hour, price=source)
+    return Row(device=device, hourly=None, price="") if provider else _cheapest(device, at)
+
+
+def _cheapest(device: Device, at: datetime) -> Row:
     try:
-        found = prices.offers(device.model, at.date(), provider=provider, kind="on-demand")
+        offer = prices.cheapest(device.model, at.date()).price
     except NotFound:
-        found = ()
-    dollars = [offer.price for offer in found if offer.price.per_gpu_hour.currency == "USD"]
-    if not dollars:
         return Row(device=device, hourly=None, price="")
-    return Row(device=device, hourly=dollars[0].per_gpu_hour, price=f"{dollars[0].provider} {dollars[0].dated}")
+    return Row(device=device, hourly=offer.per_gpu_hour, price=f"{offer.provider} {offer.dated}")
 
 
 # --- the picture

@@ -6,14 +6,17 @@ from math import isfinite
 from pathlib import Path
 from typing import get_args
 
+import msgspec
+
 from macadam import plots
 from macadam.compute.jobs import past
-from macadam.compute.jobs.types import Job, ListJobs
+from macadam.compute.jobs.types import Job, JobCost, ListJobs, ShowJobCosts
 from macadam.compute.simulation import queueing
 from macadam.errors import InvalidInput
 from macadam.faces import printing
 from macadam.faces.session import Session, Verb
 from macadam.operations import load, of_request
+from macadam.values import Money
 
 _NAMES: tuple[queueing.Name, ...] = get_args(queueing.Name)
 _PAGE = 1000
@@ -116,12 +119,14 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
     name = _names([getattr(options, "policy", "default")])[0]
     given = getattr(options, "jobs", None)
     own = [] if given else list(_listed(session))
+    paid = () if given else _paid(session)
     jobs = queueing.read_jobs(Path(given)) if given else past.trace(own)
     gpus = options.gpus if hasattr(options, "gpus") else queueing.ample(jobs)
     with printing.progress() as progress:
         found = queueing.save(jobs, gpus, name=name, cost=options.cost, progress=progress)
+    hour = past.an_hour(paid)
     if session.json:
-        session.show(found)
+        session.show(msgspec.to_builtins(found) | {"money": _money(found, hour)} if paid else found)
         return 0
     session.say(
         f"{len(jobs)} jobs, {found.work_gpu_hours:,.0f} GPU-hours of work; static shares of {gpus} GPUs, first come first "
@@ -138,7 +143,47 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
     )
     rows = {"static shares": found.baseline, "smaller pool": found.found, "elastic pool": found.elastic}
     session.show([{"": label} | _row(summary) for label, summary in rows.items()], title="From submission to end")
+    if paid:
+        _say_money(session, found, paid, hour)
     return 0
+
+
+def _paid(session: Session) -> tuple[JobCost, ...]:
+    """What the project's own attempts were charged, at the prices that were in force when each started."""
+    found: tuple[JobCost, ...] = session.call(of_request(ShowJobCosts), {"project": session.project()})
+    return found
+
+
+def _money(found: queueing.Saving, hour: Money | None) -> dict[str, object] | None:
+    """The pools at what an hour of a GPU has cost the project on average; None where nothing says that."""
+    if hour is None:
+        return None
+    pools = {
+        "baseline": found.baseline.pool_gpu_hours,
+        "found": found.found.pool_gpu_hours,
+        "elastic": found.elastic.elastic_gpu_hours,
+    }
+    priced = {
+        name: Money(micros=round(hours * hour.micros), currency=hour.currency)
+        for name, hours in pools.items()
+        if isfinite(hours)
+    }
+    return msgspec.to_builtins({"gpu_hour": hour, **priced})  # type: ignore[no-any-return] # of a dictionary
+
+
+def _say_money(session: Session, found: queueing.Saving, paid: tuple[JobCost, ...], hour: Money | None) -> None:
+    if hour is None:
+        session.say(
+            "What that is in money cannot be said: its jobs had no price, or several currencies (`macadam jobs costs`)."
+        )
+        return
+    each = {"static shares": found.baseline.pool_gpu_hours, "smaller pool": found.found.pool_gpu_hours}
+    each["elastic pool"] = found.elastic.elastic_gpu_hours
+    said = ", ".join(f"{name} {hours * hour.micros / 1e6:,.2f}" for name, hours in each.items())
+    session.say(f"At {hour} an hour, what a GPU has cost its jobs on average: {said} {hour.currency}.")
+    session.show(paid, title="What its jobs were charged")
+    if unpriced := sum(one.gpu_hours for one in paid if one.cost is None):
+        session.say(f"{unpriced:,.1f} GPU-hours had no price when they were held; they count at the same average.")
 
 
 def _less(part: float) -> str:

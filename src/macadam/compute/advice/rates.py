@@ -1,6 +1,6 @@
-"""What an hour of each device costs: as the bill says, or for want of one by the catalogue's cheapest offer on demand."""
+"""What an hour of each device costs: as the bill says, else what jobs are charged for it, else the catalogue's cheapest offer on demand."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from fractions import Fraction
 
@@ -43,8 +43,17 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def rates(held: Iterable[Held], charges: Iterable[Charge], own: Iterable[Price], at: date, currency: str) -> Rates:
-    """charges: of the time in question. own: the home's prices. currency: of list prices, where no bill says another."""
+def rates(
+    held: Iterable[Held],
+    charges: Iterable[Charge],
+    own: Iterable[Price],
+    at: date,
+    currency: str,
+    charged: Callable[[str, str], Money | None] = lambda _node, _model: None,
+) -> Rates:
+    """charges: of the time in question. own: the home's prices. currency: of list prices, where no bill says another. charged: what jobs
+    are charged for an hour of a GPU, by its node and model.
+    """
     billed = _billed(charges)
     listed: dict[str, Money] = {}
     offers = prices.offers(at=at, own=own)
@@ -54,7 +63,7 @@ def rates(held: Iterable[Held], charges: Iterable[Charge], own: Iterable[Price],
     found: dict[str, Money] = {}
     guessed: set[str] = set()
     for one in held:
-        known = billed.get(one.device) or billed.get(one.node)
+        known = billed.get(one.device) or billed.get(one.node) or charged(one.node, one.model)
         if known is None and one.model in gpus() and one.model in listed:
             known = listed[one.model]
             guessed.add(one.device)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import msgspec
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from macadam.compute.advice.types import (
 )
 from macadam.compute.billing import store as bills
 from macadam.compute.jobs import registry as jobs
+from macadam.compute.jobs.prices import Desk
 from macadam.compute.telemetry import reading as telemetry
 from macadam.errors import Conflict, NotFound
 from macadam.operations import Context, Transaction, operation
@@ -71,7 +73,9 @@ def _rates(
 ) -> Rates:
     context.authorise("costs:read", f"project:{project}")
     charges = bills.current(sql, context.ports.objects, start=start, end=end, project=project)
-    return rates(held, charges, bills.own_prices(sql), end.date(), _CURRENCY)
+    desk = Desk(sql, context.ports.settings.prices, end, jobs.known_machines(sql))
+    charged = partial(desk.price, project)
+    return rates(held, charges, bills.own_prices(sql), end.date(), desk.currency(project), charged)
 
 
 def _currency(priced: Rates) -> str:

@@ -82,8 +82,10 @@ class Tariff:
         if found is None:
             return None
         if named or len(known) == 1:
-            return self._said(found, "own", f"own {found.instance}")
-        return self._said(found, "estimate", f"own {found.instance}, the dearest of {len(known)}: {node.name} is none")
+            return self._said(found, "own", found.instance)
+        return self._said(
+            found, "estimate", f"{found.instance}, the dearest own one of {len(known)}: {node.name} is none"
+        )
 
     def _rented(self, model: str, node: Node) -> GpuPrice | None:
         own, listed = (

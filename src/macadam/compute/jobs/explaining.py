@@ -21,6 +21,13 @@ from macadam.compute.scheduling.types import Wait
 from macadam.errors import Unavailable
 from macadam.ports import Node, Ports
 
+_SHOWN = 6  # kinds of GPUs that are named in a sentence; all of them are in the answer
+_HOW: dict[str, str] = {
+    "own": "own price: ",
+    "listed": "list price: ",
+    "estimate": "an estimate: ",
+    "setting": "by the settings: ",
+}
 _UNKNOWN = Span(likely=None, late=None, basis="")
 
 
@@ -220,7 +227,8 @@ def _price(job: Job, lasts: Durations, desk: Desk) -> Price:
     if not kinds:
         return _unpriced(*unknown)
     offers = tuple(_offer(kind, lasts) for kind in kinds)
-    basis = f"{_said(kinds[0].rate)}{f' to {_said(kinds[-1].rate)}' if len(kinds) > 1 else ''}, and cores held"
+    more = f" or {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
+    basis = f"{' or '.join(_said(kind.rate) for kind in kinds[:_SHOWN])}{more}, and cores held"
     found = _costs(kinds[0].rate, kinds[-1].rate, lasts, basis)
     return msgspec.structs.replace(found, offers=offers, unknown=tuple(f"{one.what}. {one.step}" for one in unknown))
 
@@ -258,7 +266,7 @@ def _said(rate: Rate) -> str:
     """Which prices, for a person."""
     return (
         " and ".join(
-            f"{one.model or 'a GPU'} at {one.per_gpu_hour} an hour ({'an estimate: ' if one.how == 'estimate' else ''}{one.words}"
+            f"{one.model or 'a GPU'} at {one.per_gpu_hour} an hour ({_HOW[one.how]}{one.words}"
             f"{f', of {one.dated}' if one.dated else ''}{', which is old' if one.stale else ''})"
             for one in rate.prices
         )

@@ -121,6 +121,15 @@ class Desk:
             own += here if self._tariff.is_own(node) else 0
         return Rate(nanos=nanos, own=own, currency=self.currency(project), prices=tuple(prices))
 
+    def price(self, project: str, node: str, model: str) -> Money | None:
+        """Of an hour of a whole GPU of a machine that the queue knows; None if it knows none, or no price."""
+        for one in self.nodes:
+            for device in one.devices:
+                if (one.name, device.model) == (node, model) and model:
+                    found = self._gpu(project, device, one)
+                    return found.per_gpu_hour if isinstance(found, GpuPrice) else None
+        return None
+
     # --- what is asked for
 
     def kinds(self, project: str, asked: Resources) -> tuple[tuple[Kind, ...], tuple[Unpriced, ...]]:

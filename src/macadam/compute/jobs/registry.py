@@ -157,6 +157,14 @@ def between(sql: sa.Connection, start: datetime, end: datetime, project: str = "
     return _attempts(sql, query.order_by(attempts.c.started, attempts.c.id))
 
 
+def ended_between(sql: sa.Connection, project: str, start: datetime, end: datetime) -> tuple[AttemptRow, ...]:
+    """A project's attempts that ended in the interval (end excluded), in the order of their ends."""
+    query = sa.select(attempts.c.document).where(
+        attempts.c.project == project, attempts.c.ended >= start, attempts.c.ended < end
+    )
+    return _attempts(sql, query.order_by(attempts.c.ended, attempts.c.id))
+
+
 def to_forget(sql: sa.Connection, before: datetime, limit: int = 100) -> tuple[AttemptRow, ...]:
     """Those whose files are kept although they ended before then."""
     query = sa.select(attempts.c.document).where(attempts.c.kept, attempts.c.ended < before).limit(limit)

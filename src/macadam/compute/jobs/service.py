@@ -3,10 +3,12 @@
 They change what is wanted; `loop` makes it so. Which attempt runs where is in SQL alone, so that any process can ask.
 """
 
+from datetime import UTC, datetime, timedelta
+
 import msgspec
 
 from macadam.compute.catalogue import gpus
-from macadam.compute.jobs import bundle, explaining, registry
+from macadam.compute.jobs import bundle, explaining, past, registry
 from macadam.compute.jobs.bookkeeping import Books
 from macadam.compute.jobs.holdings import holdings
 from macadam.compute.jobs.prices import Desk
@@ -17,6 +19,7 @@ from macadam.compute.jobs.types import (
     ExplainJob,
     Explanation,
     Job,
+    JobCost,
     JobPage,
     ListJobs,
     LogText,
@@ -24,6 +27,7 @@ from macadam.compute.jobs.types import (
     Resources,
     SetPriority,
     ShowJob,
+    ShowJobCosts,
     Spec,
     SubmitJob,
 )
@@ -34,6 +38,7 @@ from macadam.values import digest_of, require_aware, uuid7
 
 _JOBS = "/api/v1/projects/{project}/jobs"
 _JOB = _JOBS + "/{job}"
+_ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 
 owners.register("jobs", holdings)
 
@@ -148,6 +153,14 @@ def show_job(tx: Transaction, request: ShowJob) -> JobPage:
 def explain_job(tx: Transaction, request: ExplainJob) -> Explanation:
     job = registry.find_job(tx.sql, request.project, request.job)
     return explaining.explain(tx.sql, tx.ports, job, tx.now)
+
+
+@operation(ShowJobCosts, permission="jobs:read", http="GET /api/v1/projects/{project}/job-costs", cli="jobs costs")
+def show_job_costs(tx: Transaction, request: ShowJobCosts) -> tuple[JobCost, ...]:
+    """By what was written down when each attempt started."""
+    start = require_aware(request.start, "The start") if request.start else _ALWAYS
+    end = require_aware(request.end, "The end") if request.end else tx.now + timedelta(microseconds=1)
+    return past.costs(registry.ended_between(tx.sql, request.project, start, end))
 
 
 @operation(ReadLog, permission="jobs:logs", http=f"GET {_JOB}/log", cli="jobs log")

@@ -326,6 +326,20 @@ class Usage(Value, frozen=True, kw_only=True):
     cost: Money | None
 
 
+class JobCost(Value, frozen=True, kw_only=True):
+    """What attempts of a project that held GPUs at one price have cost. gpu: the model, or several of a gang; per_gpu_hour: of a whole one, None
+    for several, and where none was known. price: which it is, in words. gpu_hours: held; cost: with the cores held beside them, None
+    where no price was known.
+    """
+
+    gpu: str
+    per_gpu_hour: Money | None
+    gpu_hours: float
+    cost: Money | None
+    attempts: int
+    price: str
+
+
 class Quota(Value, frozen=True, kw_only=True):
     """What a project may use: its own GPUs, what it may borrow and lends, and GPU-hours and money in each window (calendar, UTC)."""
 
@@ -455,6 +469,17 @@ class ExplainJob(Request[Explanation], frozen=True, kw_only=True):
 
     project: Name
     job: JobId
+
+
+class ShowJobCosts(Request[tuple[JobCost, ...]], frozen=True, kw_only=True):
+    """Show what a project's jobs have paid for GPUs, by model and price, dearest first.
+
+    start, end: of attempts that ended then, UTC; end excluded; empty: all
+    """
+
+    project: Name
+    start: datetime | None = None
+    end: datetime | None = None
 
 
 class ReadLog(Request[LogText], frozen=True, kw_only=True):

@@ -297,7 +297,7 @@ def test_what_is_spent_is_what_bills_say_and_the_meter_after_them_and_never_less
     assert seen.spent.micros == max((billed if billed_to else 0) + later, metered)
 
 
-pieces = st.tuples(st.integers(0, 80 * 24), st.integers(1, 40 * 24), st.integers(0, 50), st.integers(0, 50))
+pieces = st.tuples(st.integers(0, 30 * 24), st.integers(1, 40 * 24), st.integers(0, 50), st.integers(0, 50))
 
 
 @given(st.lists(pieces, max_size=6), st.none() | st.integers(1, 90), st.integers(0, 1500))

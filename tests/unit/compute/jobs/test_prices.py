@@ -15,6 +15,7 @@ from macadam.compute.billing.budget_types import ListBudgets, SetBudget
 from macadam.compute.billing.schema import spend
 from macadam.compute.billing.types import ExchangeRate, ImportPrices, ImportRates
 from macadam.compute.catalogue.prices import Price
+from macadam.compute.jobs import past
 from macadam.compute.jobs import picture as pictures
 from macadam.compute.jobs.picture import HOLD_EVERY, Picture
 from macadam.compute.jobs.prices import Desk, Unpriced
@@ -29,6 +30,7 @@ from macadam.compute.jobs.types import (
     Rate,
     Resources,
     SetQuota,
+    ShowJobCosts,
     ShowQuota,
     Spec,
 )
@@ -273,6 +275,25 @@ def test_a_part_of_a_gpu_costs_its_part(bench: Bench) -> None:
     bench.executor.end(f"{job.id}.1")
     bench.turn()
     assert bench.now(job).spent == Money(micros=25_000)
+
+
+# --- looking back
+
+
+def test_what_jobs_have_paid_is_shown_by_gpu_and_price(bench: Bench) -> None:
+    run(bench, A100, 3600)
+    run(bench, H100, 1800)
+    run(bench, H100, 1800)
+    paid = bench.platform.call(ShowJobCosts(project="p"))
+    assert [(one.gpu, one.attempts, one.gpu_hours, one.cost) for one in paid] == [
+        (H100, 2, 1.0, Money(micros=6_880_000)),
+        (A100, 1, 1.0, Money(micros=3_600_000)),
+    ]
+    assert past.an_hour(paid) == Money(micros=5_240_000)
+    assert bench.platform.call(ShowJobCosts(project="q")) == ()
+    early = ShowJobCosts(project="p", end=NOON + timedelta(hours=1))
+    assert bench.platform.call(early) == ()
+    assert past.an_hour([*paid, msgspec.structs.replace(paid[0], cost=Money(micros=1, currency="EUR"))]) is None
 
 
 # --- what is on bills
