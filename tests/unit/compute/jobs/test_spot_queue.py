@@ -208,7 +208,7 @@ def test_an_estimate_says_where_it_would_run(bench: Bench) -> None:
     tight = bench.platform.call(
         EstimateJob(**facts, deadline=soon(bench, HOUR + 150), checkpoint=True, max_restarts=1)  # type: ignore[arg-type]
     )
-    assert "Only on demand" in tight.words
+    assert "runs on demand" in tight.words
     never = bench.platform.call(EstimateJob(**facts, deadline=soon(bench, 60), checkpoint=True, max_restarts=1))  # type: ignore[arg-type]
     assert "not certain" in never.words
 
