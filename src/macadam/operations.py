@@ -85,7 +85,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "budgets": (("macadam.compute.billing.budget_service",), "What a project may spend: forecast, alerts, hard stops"),
     "jobs": (
-        ("macadam.compute.jobs.service", "macadam.compute.jobs.render_service"),
+        (
+            "macadam.compute.jobs.service",
+            "macadam.compute.jobs.executor_service",
+            "macadam.compute.jobs.render_service",
+        ),
         "Work on shared machines: submit, explain, logs, cancel",
     ),
     "quotas": (

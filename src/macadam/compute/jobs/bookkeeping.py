@@ -122,7 +122,14 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
     def end(self, job: Job, row: AttemptRow, seen: Sighting) -> Job:
         """Closes an attempt whose processes are all gone: its GPUs are free from this commit on."""
-        verdict = settling.judge(job, row, seen)
+        return self._close(job, row, seen, settling.judge(job, row, seen))
+
+    def give_up(self, job: Job, row: AttemptRow, message: str) -> Job:
+        """Closes an attempt whose executor is gone for good. It may still run: what is free is free by somebody's word."""
+        gone = Sighting(attempt=row.id, state="ended", exit_code=137, why="lost", message=message)
+        return self._close(job, row, gone, settling.abandoned(job, row, message))
+
+    def _close(self, job: Job, row: AttemptRow, seen: Sighting, verdict: settling.Verdict) -> Job:
         ended = max(self.now, row.started)
         held = (ended - row.started).total_seconds()
         rate = self._rate(row)

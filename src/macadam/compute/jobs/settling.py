@@ -74,6 +74,13 @@ def _again(job: Job, ending: Ending, message: str) -> Verdict:
     )
 
 
+def abandoned(job: Job, attempt: AttemptRow, message: str) -> Verdict:
+    """Of an attempt of which nothing can be known any more: it may have begun, be running, or have done its work."""
+    if attempt.wish == "cancel":
+        return Verdict(ending="cancelled", state="cancelled", message=message)
+    return _again(job, "lost", message)
+
+
 def ready_after(restarts: int, delay: float, now: datetime) -> datetime:
     """When a job that has died so often may start again: what dies at once must not keep the machine busy."""
     return now + timedelta(seconds=min(_LONGEST_DELAY, delay * 2 ** min(restarts, 20)))

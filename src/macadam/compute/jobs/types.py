@@ -301,6 +301,16 @@ class Explanation(Value, frozen=True, kw_only=True):
     next_step: str = ""
 
 
+class AbandonedExecutor(Value, frozen=True, kw_only=True):
+    """What was closed. attempts: their ids; waiting, ended: how many of their jobs start anew, and how many do not."""
+
+    executor: str
+    attempts: tuple[str, ...]
+    waiting: int
+    ended: int
+    warning: str
+
+
 class LogText(Value, frozen=True, kw_only=True):
     """A page of a job's log. next: the offset to go on from; ended: nothing will follow in this attempt."""
 
@@ -505,6 +515,16 @@ class CancelJob(Request[Job], frozen=True, kw_only=True):
     project: Name
     job: JobId
     grace: Annotated[float, msgspec.Meta(ge=-1, le=3600)] = -1.0
+
+
+class AbandonExecutor(Request[AbandonedExecutor], frozen=True, kw_only=True):
+    """Give up an executor that is gone for good: its open attempts are closed as lost, and their jobs start anew as their restarts allow.
+
+    executor: as the queue's warning and an attempt name it. What ran there may still run: make sure that it does not. Refused if it is the
+    chosen one and answers.
+    """
+
+    executor: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
 class SetPriority(Request[Job], frozen=True, kw_only=True):

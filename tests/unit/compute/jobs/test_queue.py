@@ -15,12 +15,13 @@ from macadam.compute.billing.budget_types import ListAlerts, SetBudget
 from macadam.compute.jobs import bookkeeping, clusters, loop, registry
 from macadam.compute.jobs.holdings import holdings, used
 from macadam.compute.jobs.loop import claimed, policy
-from macadam.compute.jobs.types import CancelJob, ExplainJob, Resources, SetQuota
+from macadam.compute.jobs.types import AbandonExecutor, CancelJob, ExplainJob, Resources, SetQuota
 from macadam.compute.scheduling.types import Decision, Preempt, Slot, Start
-from macadam.errors import Busy, MacadamError, SettingInvalid, Temporary
+from macadam.errors import Busy, Conflict, MacadamError, NotAuthorised, NotFound, SettingInvalid, Temporary
 from macadam.ledger import service as ledger
 from macadam.ledger.types import ShowLog
 from macadam.settings import Jobs, Settings
+from macadam.testing import token_of
 
 PRICED = {
     "MACADAM_PRICE_GPU_HOUR": "3600000",
@@ -148,6 +149,55 @@ def test_an_executors_name_tells_clusters_apart_and_no_credentials() -> None:
     ]
     assert len(set(names)) == len(names)
     assert "pass" not in "".join(names)
+
+
+def test_an_executor_that_is_gone_is_given_up_with_what_it_held(bench: Bench) -> None:
+    bench.platform.call(SetQuota(tenant="p", gpus=3, borrow=0))
+    twice, once, gone = bench.submit(max_restarts=1), bench.submit(), bench.submit(max_restarts=9)
+    bench.turn()
+    bench.turn()
+    bench.platform.call(CancelJob(project="p", job=gone.id))
+    settings = bench.platform.ports.settings
+    elsewhere = dataclasses.replace(settings, jobs=dataclasses.replace(settings.jobs, executor="ray"))
+    object.__setattr__(bench.platform.ports, "settings", elsewhere)
+    object.__setattr__(bench.platform.ports, "executor", Told(clock=bench.clock, machines=(gpu_node("other"),)))
+    bench.new_queue()
+    waits = bench.submit()
+    assert bench.turn().started == 0, "its quota is held by what ran on the former one"
+    found = bench.platform.call(AbandonExecutor(executor="local"))
+    assert (len(found.attempts), found.waiting, found.ended) == (3, 1, 2)
+    assert "may still run" in found.warning
+    assert [bench.now(job).state for job in (twice, once, gone)] == ["waiting", "failed", "cancelled"]
+    assert [bench.page(job).attempts[0].ending for job in (twice, once, gone)] == ["lost", "lost", "cancelled"]
+    with bench.platform.ports.sql.read() as sql:
+        kinds = Counter(
+            entry.leaf.kind for entry in ledger.find(sql) if entry.leaf.kind.startswith(("jobs.end", "compute.ab"))
+        )
+    assert kinds == {"jobs.end": 3, "compute.abandon_executor": 1}
+    bench.clock.pass_time(timedelta(seconds=1))
+    bench.turn()
+    assert [bench.now(job).state for job in (twice, waits)] == ["starting", "starting"]
+    with pytest.raises(NotFound, match="Nothing is open"):
+        bench.platform.call(AbandonExecutor(executor="local"))
+
+
+def test_an_executor_that_is_chosen_is_given_up_only_if_it_does_not_answer(bench: Bench) -> None:
+    job = bench.submit()
+    bench.turn()
+    with pytest.raises(Conflict, match="answers"):
+        bench.platform.call(AbandonExecutor(executor="local"))
+    assert bench.now(job).state == "starting"
+    bench.executor.down = True
+    bench.platform.call(AbandonExecutor(executor="local"))
+    assert (bench.now(job).state, bench.now(job).ending) == ("failed", "lost")
+
+
+def test_a_project_gives_up_no_executor(bench: Bench) -> None:
+    bench.submit()
+    bench.turn()
+    bench.executor.down = True
+    with pytest.raises(NotAuthorised):
+        bench.platform.call(AbandonExecutor(executor="local"), token=token_of(bench.platform, "ada", {"p": "admin"}))
 
 
 def test_a_cancelled_job_is_asked_to_stop_and_ends_cancelled(bench: Bench) -> None:
