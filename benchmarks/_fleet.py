@@ -60,6 +60,8 @@ def hour(counters: Any, number: int, *, seed: int = 0) -> pa.Table:
         "throttle": np.where(busy, 4, 1),
         "temperature": np.round(30 + 35 * active),
         "xid": np.zeros(size),
+        "nvlink": active * 400e9,
+        "pcie": active * 20e9,
     }
     return pa.table([_column(values.get(f.name), f.type, size) for f in sample_schema()], schema=sample_schema())
 

@@ -57,16 +57,17 @@ def profile(slices: int, megabytes: int, total: int) -> str:
 def sliced(frame: Frame) -> "Mask":
     """By reading: whether it is of a slice."""
     names = np.array([SLICE in name for name in frame.devices] or [False])
-    return np.asarray(names[frame.device[frame.first]])
+    return names[frame.device[frame.first]] if names.any() else np.zeros(len(frame.first), dtype=bool)
 
 
 def parts(frame: Frame) -> "Floats":
     """By row: of its whole GPU that the device is: 1 for a GPU, NaN for a slice of unknown size and for what is no GPU."""
     gpu = np.array([name.startswith("gpu:") for name in frame.devices] or [False])[frame.device]
     whole = np.where(gpu, 1.0, np.nan)
-    slices = sliced(frame)[frame.reading]
-    if not slices.any():
+    of_slices = sliced(frame)
+    if not of_slices.any():
         return whole
+    slices = of_slices[frame.reading]
     profiles, said = frame.text("profile")
     models, model = frame.models
     pairs, place = np.unique(said * len(models) + model, return_inverse=True)

@@ -11,10 +11,11 @@ from macadam.access.types import CreateProject, ListProjects
 from macadam.app.platform import Platform
 from macadam.compute.waterfall import metering
 from macadam.compute.waterfall.metering import Meter
+from macadam.compute.waterfall.requests import ShowStages
 from macadam.compute.waterfall.stages import Measured
-from macadam.errors import InvalidInput, StorageFull
+from macadam.errors import InvalidInput, NotAuthorised, StorageFull
 from macadam.settings import Settings
-from macadam.testing import open_platform
+from macadam.testing import open_platform, token_of
 
 AT = datetime(2026, 10, 1, 12, tzinfo=UTC)
 
@@ -129,6 +130,32 @@ def test_a_platform_keeps_what_its_operations_took(tmp_path, monkeypatch):
     assert found["access.create_project"].calls == 1
     assert found["access.create_project"].subject == "platform:home"
     assert found["access.list_projects"].calls == 1
+
+
+def test_the_stages_of_all_projects_and_the_platform_sum_to_everything_that_was_measured(tmp_path):
+    with open_platform(tmp_path / "home") as platform:
+        for name in ("p", "q"):
+            platform.call(CreateProject(project=name))
+        work = [("p", "models.train", 8.0), ("q", "data.ingest", 2.0), ("", "compute.seal_telemetry", 1.0)]
+        done = [
+            Measured(project=p, operation=o, subject="s", day=AT.date(), calls=1, wall=cpu, cpu=cpu)
+            for p, o, cpu in work
+        ]
+        platform.ports.sql.write(lambda sql: metering.keep(sql, done))
+        everything = platform.call(ShowStages(project="*", first=AT.date(), last=AT.date()))
+        assert [(one.stage, one.cpu) for one in everything.stages] == [
+            ("ingest", 2.0),
+            ("train", 8.0),
+            ("platform", 1.0),
+        ]
+        parts = [platform.call(ShowStages(project=name, first=AT.date(), last=AT.date())) for name in ("p", "q")]
+        own = sum(one.total.value.micros for one in parts) + everything.stages[-1].cost.value.micros
+        assert own == everything.total.value.micros
+        assert all("platform" not in {one.stage for one in part.stages} for part in parts)
+        assert "cost stages --project '*'" in parts[0].left_out
+        reader = token_of(platform, "principal:rita", {"p": "viewer"})
+        with pytest.raises(NotAuthorised):
+            platform.call(ShowStages(project="*"), token=reader)
 
 
 def test_a_full_disk_costs_the_figure_and_not_the_change(tmp_path, monkeypatch):
