@@ -199,7 +199,10 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
         both = " that kept it in both parts" if said.held.judged else ""
         lines.append(f"The mix saves {said.saving:.1%} of the best of them{both} ({said.best_single}).")
     if said.sensitivity:
-        lines += ["", "If something is a fifth off (kept by this fleet; what the fleet chosen then costs):"]
+        lines += [
+            "",
+            "If something is a fifth off (kept by this fleet over the whole trace; what the fleet chosen then costs):",
+        ]
         for change in said.sensitivity:
             cost = "no fleet keeps it" if change.hourly is None else f"{change.hourly.micros / 1e6:.2f} USD/h"
             lines.append(f"  {change.what:<32} {change.attained:>8.2%}   {cost}{' (the same)' if change.same else ''}")

@@ -19,7 +19,7 @@ from macadam.compute.rightsizing import capacity, holdout, mix, roofline, servin
 from macadam.compute.rightsizing.capacity import Demand
 from macadam.compute.rightsizing.holdout import Judged
 from macadam.compute.rightsizing.roofline import Speed
-from macadam.compute.rightsizing.types import Efficiency, Engine, Fleet, Offer, Option, Replica, Slo, Trace
+from macadam.compute.rightsizing.types import BYTES, Efficiency, Engine, Fleet, Offer, Option, Replica, Slo, Trace
 from macadam.errors import InvalidInput
 from macadam.operations import Progress
 
@@ -82,8 +82,8 @@ def options(llm: Llm, offers: Iterable[Offer], engine: Engine, tps: Sequence[int
     """Every way to run the model on what is offered. Offers on which it does not fit are left out. Raises InvalidInput
     if none is left.
     """
-    found = []
-    for offer in offers:
+    found, considered = [], list(offers)
+    for offer in considered:
         gpu = gpus.find(offer.gpu)
         for tp in tps:
             if tp > offer.gpus or llm.heads % tp or llm.kv_heads % tp or engine.weights not in gpu.peak:
@@ -95,11 +95,33 @@ def options(llm: Llm, offers: Iterable[Offer], engine: Engine, tps: Sequence[int
                 continue
             found.append(Option(offer=offer, replica=replica))
     if not found:
-        raise InvalidInput(
-            f"{llm.name} in {engine.weights} fits on none of the machines offered.",
-            next_step="Offer larger machines, allow more GPUs a replica (--tp 8), or choose a shorter format (--weights fp8).",
-        )
+        raise _nowhere(llm, considered, engine, tps)
     return tuple(found)
+
+
+def _nowhere(llm: Llm, offers: Sequence[Offer], engine: Engine, tps: Sequence[int]) -> InvalidInput:
+    """Why: what the weights need, and the most that GPUs which may share them have."""
+    allowed = [tp for tp in tps if llm.heads % tp == 0 and llm.kv_heads % tp == 0]
+    rooms = {
+        (offer, tp): tp * (gpus.find(offer.gpu).memory * engine.memory_share - engine.reserve)
+        for offer in offers
+        for tp in allowed
+        if tp <= offer.gpus and engine.weights in gpus.find(offer.gpu).peak
+    }
+    if not rooms:
+        return InvalidInput(
+            f"{llm.name} in {engine.weights} fits on none of the machines offered: none computes in {engine.weights} and has as many GPUs "
+            f"as may share it (--tp {','.join(map(str, tps))}; its {llm.heads} heads over {llm.kv_heads} of keys must divide among them).",
+            next_step="Offer other machines, allow another number of GPUs a replica, or choose another format (--weights).",
+        )
+    (offer, tp), room = max(rooms.items(), key=lambda item: item[1])
+    needed = llm.parameters * BYTES[engine.weights]
+    return InvalidInput(
+        f"{llm.name} in {engine.weights} fits on none of the machines offered: its weights take {needed / 1e9:,.0f} GB, and the most that may share them, "
+        f"{tp} x {offer.gpu} of {offer.name}, have {max(0.0, room) / 1e9:,.0f} GB for weights and keys. Replicas over several machines "
+        f"(pipeline parallelism) are not planned.",
+        next_step="Offer larger machines, allow more GPUs a replica (--tp 8), or choose a shorter format (--weights fp8).",
+    )
 
 
 def problem(

@@ -153,7 +153,9 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     rivals = [kind for kind in alone if _holds(judged[widened[kind].fleet.replicas], slo) or not holding]
     cheapest = min(rivals, key=lambda kind: alone[kind].fleet.hourly, default="")
     saving = 1 - best.fleet.hourly / alone[cheapest].fleet.hourly if cheapest else 0.0
-    changes = sensitivity.changes(asked, best, efficiency, progress, own) if with_sensitivity else ()
+    # What if is asked of all requests that are known: fleets chosen then are judged on nothing else.
+    whole = planning.problem(trace, slo, engine, asked.options, efficiency, own) if parts.judged else asked
+    changes = sensitivity.changes(whole, best, efficiency, progress, own) if with_sensitivity else ()
     return Report(
         requests=len(trace),
         seconds=trace.seconds,

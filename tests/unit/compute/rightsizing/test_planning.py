@@ -133,8 +133,16 @@ def test_a_promise_that_no_gpu_keeps_is_refused() -> None:
 
 
 def test_a_model_that_fits_nowhere_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="fits on none"):
+    with pytest.raises(InvalidInput, match="fits on none") as error:
         planning.options(llms.find("llama-3.1-70b"), OFFERS[:2], Engine(), [1])
+    # By hand: 70.55 G parameters of 2 bytes; 24 GB of an A10G, nine tenths of it, less the reserve of one.
+    assert "take 141 GB" in error.value.what
+    assert "1 x l4-24gb of small, have 21 GB" in error.value.what
+    assert "several machines (pipeline parallelism) are not planned" in error.value.what
+    with pytest.raises(InvalidInput, match="none computes in fp8"):
+        planning.options(llms.find("llama-3.1-8b"), OFFERS[2:3], Engine(weights="fp8"), [1])
+    with pytest.raises(InvalidInput, match="must divide among them"):
+        planning.options(llms.find("llama-3.1-8b"), OFFERS, Engine(), [3])
 
 
 def test_weights_and_keys_are_counted_against_memory() -> None:
