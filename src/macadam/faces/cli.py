@@ -186,6 +186,9 @@ def _run(words: list[str]) -> int:
     if verb in ("--help", "-h"):
         printing.line(group_page(name, known))
         return 0
+    longer = " ".join(rest[1:3])
+    if longer in known and longer != verb:  # such as `cost prices import` beside `cost prices`
+        return _run_operation(known[longer], rest[3:], options)
     if verb not in known:
         raise _unknown(f"command in `{name}`", verb, [*known, *_verbs_in(name)], f"macadam {name} --help")
     return _run_operation(known[verb], rest[2:], options)

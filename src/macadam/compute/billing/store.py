@@ -339,5 +339,16 @@ def price_version(sql: sa.Connection) -> int:
 
 def own_prices(sql: sa.Connection) -> tuple[Price, ...]:
     """All prices that were imported here, the lists in order."""
-    rows = sql.execute(sa.select(price_lists.c.document).order_by(price_lists.c.version))
-    return tuple(price for row in rows for price in msgspec.convert(cast("object", row.document), tuple[Price, ...]))
+    c = price_lists.c
+    digests = [row.digest for row in sql.execute(sa.select(c.digest).order_by(c.version))]
+    missing = [digest for digest in digests if digest not in _lists]
+    for start in range(0, len(missing), _AT_ONCE):
+        asked = sa.select(c.digest, c.document).where(c.digest.in_(missing[start : start + _AT_ONCE]))
+        for row in sql.execute(asked):
+            _lists[row.digest] = msgspec.convert(cast("object", row.document), tuple[Price, ...])
+    return tuple(price for digest in digests for price in _lists[digest])
+
+
+# A list never changes, and is named by the digest of what it says: who admits work asks for all of them again and again.
+_lists: dict[str, tuple[Price, ...]] = {}
+_AT_ONCE = 500

@@ -8,10 +8,11 @@ import msgspec
 
 from macadam.compute.billing import amounts
 from macadam.compute.billing.focus import Version
+from macadam.compute.catalogue.lists.found import Source
 from macadam.compute.catalogue.prices import Kind, Price
 from macadam.errors import InvalidInput
 from macadam.operations import Request
-from macadam.values import Money, Name
+from macadam.values import Money, Name, Somewhere
 
 Category = Literal["usage", "purchase", "tax", "credit", "adjustment"]
 Pricing = Literal["standard", "spot", "committed", "other", ""]
@@ -322,7 +323,8 @@ class ShowMapping(Request[Mapping], frozen=True, kw_only=True):
 
 class OfferedPrice(Value, frozen=True, kw_only=True):
     """What one GPU of a machine costs by the hour. gpus: how many the machine has, which is the least that can be rented.
-    dated: when its source said so; age: days since then; stale: whether that is long ago.
+    zone: where the price is of one zone of the region. dated: when its source said so; age: days since then; stale: whether
+    that is long ago (two weeks for a spot price, else 90 days).
     """
 
     provider: str
@@ -336,23 +338,25 @@ class OfferedPrice(Value, frozen=True, kw_only=True):
     dated: date
     age: int
     stale: bool
+    zone: str = ""
 
 
 class ListPrices(Request[tuple[OfferedPrice, ...]], frozen=True, kw_only=True):
-    """List what a GPU costs by the hour, cheapest first, with sources and their age.
+    """List what a GPU costs by the hour, cheapest first, with sources and their age: those of this release and your own.
 
+    project: whose reader asks; '*' for who may read all projects
     gpu: any name of it; empty: all
     provider, region, kind: empty: all
     at: the newest prices of this day or before; empty: today
     """
 
-    project: Name
+    project: Somewhere
     gpu: str = ""
     provider: str = ""
     region: str = ""
     kind: Literal["", Kind] = ""
     at: date | None = None
-    limit: Limit = 100
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 100
 
 
 class PriceList(Value, frozen=True, kw_only=True):
@@ -372,6 +376,41 @@ class ImportPrices(Request[PriceList], frozen=True, kw_only=True):
     """
 
     prices: Annotated[tuple[Price, ...], msgspec.Meta(min_length=1, max_length=20_000)]
+
+
+class PriceFile(Value, frozen=True, kw_only=True):
+    """What was taken of a provider's price list. version: of the list of own prices that it became; file: its SHA-256. first,
+    last: the days of its prices. rows: how many were looked at; skipped: how many were left out, by reason.
+    """
+
+    version: int
+    digest: str
+    prices: int
+    at: datetime
+    file: str
+    first: date
+    last: date
+    rows: int
+    skipped: dict[str, int]
+    by_kind: dict[str, int]
+    notes: tuple[str, ...] = ()
+    repeated: bool = False
+
+
+class ImportPriceFile(Request[PriceFile], frozen=True, kw_only=True):
+    """Take today's prices from a provider's own price list, or from a CSV: all of what it says of GPUs, or nothing.
+
+    path: the file, where the control plane runs
+    from_: what it is: AWS's spot price history or price list (CSV or JSON), pages of Azure's retail prices, pages of Google
+    Cloud's SKUs, or CSV with the columns that the guide names
+    dated: the day on which it was fetched, where the file does not say so
+    regions: only these; empty: all
+    """
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    from_: Source = msgspec.field(name="from")
+    dated: date | None = None
+    regions: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=200)], ...], msgspec.Meta(max_length=200)] = ()
 
 
 class ExchangeRate(Value, frozen=True, kw_only=True):

@@ -107,7 +107,7 @@ def test_offers_are_cheapest_first_and_old_prices_are_said_to_be_old() -> None:
 
 def test_no_price_of_a_later_day_is_known() -> None:
     assert prices.offers("h100-sxm-80gb", date(2024, 1, 1)) == ()
-    with pytest.raises(NotFound, match="add-prices"):
+    with pytest.raises(NotFound, match="cost prices import"):
         prices.cheapest("h100-sxm-80gb", date(2024, 1, 1))
 
 
