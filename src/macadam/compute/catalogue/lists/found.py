@@ -149,9 +149,10 @@ class Found:
 
     def offer(self, where: str, name: str, hourly: Decimal, machine: Machine, sold: Sold) -> None:
         """Adds what a machine costs by the hour. Nothing is no price: whoever lists it lists no offer."""
-        if hourly == 0:
-            return self.skip(FREE)
         gpus = int(machine.gpus)
+        each = per_gpu(hourly, gpus, sold.currency)
+        if each.micros == 0:
+            return self.skip(FREE)
         if sold.currency in _COMPARABLE and hourly > DEAREST * gpus:
             expected = f"at most {DEAREST} {sold.currency} for an hour of one GPU: is it of a month or a term?"
             return self.refuse(where, name, hourly, expected)
@@ -159,7 +160,7 @@ class Found:
             instance=machine.instance,
             gpu=machine.gpu,
             gpus=gpus,
-            per_gpu_hour=per_gpu(hourly, gpus, sold.currency),
+            per_gpu_hour=each,
             provider=sold.provider,
             region=sold.region,
             zone=sold.zone,
