@@ -323,7 +323,7 @@ class ShowMapping(Request[Mapping], frozen=True, kw_only=True):
 
 class OfferedPrice(Value, frozen=True, kw_only=True):
     """What one GPU of a machine costs by the hour. gpus: how many the machine has, which is the least that can be rented.
-    zone: where the price is of one zone of the region. dated: when its source said so; age: days since then; stale: whether
+    zone: where the price is of one zone of the region. listed: imported from the provider's own list. dated: when its source said so; age: days since then; stale: whether
     that is long ago (two weeks for a spot price, else 90 days).
     """
 
@@ -339,6 +339,7 @@ class OfferedPrice(Value, frozen=True, kw_only=True):
     age: int
     stale: bool
     zone: str = ""
+    listed: bool = False
 
 
 class ListPrices(Request[tuple[OfferedPrice, ...]], frozen=True, kw_only=True):

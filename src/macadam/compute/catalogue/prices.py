@@ -28,7 +28,8 @@ STALE_SPOT = 14
 class Price(msgspec.Struct, frozen=True, kw_only=True):
     """One offer. per_gpu_hour: of one GPU of the machine. gpu: the catalogue's name. gpus: how many the machine has, which is
     the least that can be rented. zone: where a price is of one zone of the region, as AWS's spot prices are; '' for all of it.
-    dated: the day on which the source said so.
+    dated: the day on which the source said so. listed: taken from the provider's own list, which anybody pays, and so not
+    agreed on.
     """
 
     provider: Text
@@ -41,6 +42,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     dated: date
     source: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
     zone: Text = ""
+    listed: bool = False
 
     def __post_init__(self) -> None:
         if self.per_gpu_hour.micros < 0:

@@ -3,7 +3,8 @@
 1. `own`: the home's price of this hardware. Of a machine that is not rented (no provider is known of it, or the home has a price of
    kind `owned` from that provider) its amortisation and power; of a rented one what the home agreed on for exactly this offer, also
    where a list is newer.
-2. `listed`: what the provider asks for exactly this offer: provider, region, machine, kind. A price without a region holds in all.
+2. `listed`: what the provider asks for exactly this offer: provider, region, machine, kind; by this release's list and those that the
+   home imported. A price without a region holds in all.
 3. `estimate`: the dearest that comes close, of the same provider and GPU: another region of the same machine, another machine with
    the same GPU, on demand for spot. The dearest, so that what is held to a limit is no less than what is paid.
 4. `setting`: one price for whatever GPU, where the home's settings give one.
@@ -49,7 +50,9 @@ class Tariff:
     def __init__(self, at: date, own: Iterable[Price] = (), fallback: Money | None = None) -> None:
         self.at = at
         self._fallback = fallback
-        self._own, self._listed = _in_force(own, at), _in_force(published(), at)
+        home = tuple(own)
+        self._own = _in_force((p for p in home if not p.listed), at)
+        self._listed = _in_force((*published(), *(p for p in home if p.listed)), at)
         self._owners = {p.provider.lower() for some in self._own.values() for p in some if p.kind == "owned"}
         self._known: dict[tuple[object, ...], GpuPrice | None] = {}
 

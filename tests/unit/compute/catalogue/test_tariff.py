@@ -151,3 +151,10 @@ def test_an_estimate_is_never_below_what_any_that_comes_as_close_asks(
     assert (found is None) == (not [one for one in own if market["spot"] or one.kind == "on-demand"])
     if found is not None and found.how == "own":
         assert any(one.per_gpu_hour == found.per_gpu_hour and one.instance == node.machine for one in own)
+
+
+def test_a_newer_list_that_the_home_imported_does_not_undo_what_was_agreed() -> None:
+    agreed = price(5_000_000, date(2026, 1, 1))
+    imported = price(6_000_000, TODAY, listed=True)
+    assert _found(Tariff(TODAY, [agreed, imported]), RENTED) == ("own", 5_000_000)
+    assert _found(Tariff(TODAY, [imported]), RENTED) == ("listed", 6_000_000)

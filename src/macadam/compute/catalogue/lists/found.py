@@ -92,6 +92,7 @@ class Sold(msgspec.Struct, frozen=True, kw_only=True):
     dated: date
     source: str
     zone: str = ""
+    listed: bool = True
 
 
 @dataclass(kw_only=True)
@@ -167,6 +168,7 @@ class Found:
             kind=sold.kind,
             dated=sold.dated,
             source=sold.source,
+            listed=sold.listed,
         )
         self.prices[price.offer, price.dated] = price
         return None

@@ -81,6 +81,7 @@ def _take(found: Found, row: dict[str, str], where: str, unit: str, terms: Terms
         currency=currency,
         dated=dated,
         source=text["source"],
+        listed=False,
     )
     known = len(found.prices)
     found.offer(where, unit, amount * int(machine.gpus) if unit == "per_gpu_hour" else amount, machine, sold)
