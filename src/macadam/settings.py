@@ -318,6 +318,12 @@ class Jobs(Section):
         unit="N[xMODEL]",
         why="empty: those that NVML finds here; a number declares virtual ones, for tests and studies",
     )
+    machines: str = setting(
+        "",
+        env="MACADAM_MACHINES",
+        unit="NAME=N[xMODEL][@ZONE][:spot],…",
+        why="empty: this machine as it is; else virtual ones in its place, to try zones and spot",
+    )
     every: float = setting(
         0.5,
         env="MACADAM_JOBS_EVERY",

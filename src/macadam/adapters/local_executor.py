@@ -99,7 +99,8 @@ class _Begun(msgspec.Struct, frozen=True, kw_only=True):
 class LocalExecutor:
     """place: where attempts and checkpoints are kept, made if missing. devices: the GPUs of this machine; asked for at each
     `nodes()`. bought: what is known of where it was bought and as what, by `Node`'s fields; if that is a cloud that announces when it takes a
-    machine away, it is asked (see `interruptions`). metadata: where, '' = at the cloud's own address. log_bytes: kept of each member's log.
+    machine away, it is asked (see `interruptions`). metadata: where, '' = at the cloud's own address. virtual: machines that are
+    declared in place of this one, to try what several would do; of them only name, devices, zone and spot count. log_bytes: kept of each member's log.
     """
 
     def __init__(
@@ -110,11 +111,13 @@ class LocalExecutor:
         *,
         bought: Mapping[str, Any] = MappingProxyType({}),
         metadata: str = "",
+        virtual: Sequence[Node] = (),
         log_bytes: int = LOG_BYTES,
     ) -> None:
         self._place = place
         self._objects = objects
         self._devices, self._bought, self._metadata = devices, bought, metadata or interruptions.ADDRESS
+        self._virtual = tuple(virtual)
         self._watcher: interruptions.Watcher | None = None
         self._log_bytes = log_bytes
         self._spawned: dict[str, int] = {}
@@ -125,28 +128,42 @@ class LocalExecutor:
     # --- what there is
 
     def nodes(self) -> tuple[Node, ...]:
+        if self._virtual:
+            return self._virtual_nodes()
         said = self._announced()
         leaving = [at for at in (self._leaving(), said.leaving) if at is not None]
-        return (
-            Node(
-                name=socket.gethostname(),
-                cpus=len(_allowed_cores()) * _MILLI,
-                memory=psutil.virtual_memory().total,
-                disk=psutil.disk_usage(str(self._place)).total,
-                devices=tuple(self._devices()),
-                leaving=min(leaving, default=None),
-                closed=said.risky,
-                **self._bought,
-            ),
+        here = self._node(socket.gethostname(), tuple(self._devices()), parts=1)
+        return (msgspec.structs.replace(here, leaving=min(leaving, default=None), closed=said.risky, **self._bought),)
+
+    def _virtual_nodes(self) -> tuple[Node, ...]:
+        """The declared ones, each with its part of this machine. One that was taken away is gone until its notice is."""
+        found = []
+        for one in self._virtual:
+            leaving = self._leaving(one.name)
+            if leaving is None or leaving > utc_now():
+                node = self._node(one.name, one.devices, parts=len(self._virtual))
+                found.append(msgspec.structs.replace(node, zone=one.zone, spot=one.spot, leaving=leaving))
+        return tuple(found)
+
+    def _node(self, name: str, devices: tuple[Device, ...], *, parts: int) -> Node:
+        return Node(
+            name=name,
+            cpus=len(_allowed_cores()) * _MILLI // parts,
+            memory=psutil.virtual_memory().total // parts,
+            disk=psutil.disk_usage(str(self._place)).total // parts,
+            devices=devices,
         )
 
-    def notice(self, leaving: datetime | None) -> None:
-        """Says that this machine goes away then (a spot interruption), or that it does not after all."""
-        path = self._place / _LEAVING
+    def notice(self, leaving: datetime | None, machine: str = "") -> None:
+        """Says that this machine goes away then (a spot interruption), or that it does not after all. machine: a virtual one's name."""
+        path = self._notice(machine)
         if leaving is None:
             path.unlink(missing_ok=True)
         else:
             supervisor.write(path, leaving.astimezone(UTC).isoformat())
+
+    def _notice(self, machine: str = "") -> Path:
+        return self._place / (f"{_LEAVING}.{_safe(machine)}" if machine else _LEAVING)
 
     def _announced(self) -> interruptions.Notice:
         """What the cloud says, if one is named that says so."""
@@ -155,9 +172,9 @@ class LocalExecutor:
             self._watcher = interruptions.Watcher(provider, address=self._metadata)
         return interruptions.Notice() if self._watcher is None else self._watcher.notice()
 
-    def _leaving(self) -> datetime | None:
+    def _leaving(self, machine: str = "") -> datetime | None:
         """What the notice says. One that cannot be read is one all the same, since somebody wrote it; an old one is over."""
-        path, now = self._place / _LEAVING, utc_now()
+        path, now = self._notice(machine), utc_now()
         try:
             at = parse_instant(msgspec.json.decode(path.read_bytes(), type=str))
         except FileNotFoundError:

@@ -37,8 +37,11 @@ def open_executor(settings: Settings, objects: Objects) -> Executor:
         return cast("Executor", load(name)(*where, render, objects, directory, recognise=gpus.recognise))
     if name == "ray":
         return cast("Executor", _ray(settings.clusters, objects))
-    said = {"bought": machine.bought(settings.machine), "metadata": settings.machine.metadata}
-    return cast("Executor", load(name)(directory, objects, machine.devices(settings.jobs), **said))
+    virtual = machine.virtual(settings.jobs.machines)
+    said = {"bought": machine.bought(settings.machine), "metadata": settings.machine.metadata, "virtual": virtual}
+    declared = [device for node in virtual for device in node.devices]
+    devices = (lambda: declared) if virtual else machine.devices(settings.jobs)
+    return cast("Executor", load(name)(directory, objects, devices, **said))
 
 
 def named(settings: Settings) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from macadam.compute.catalogue import gpus as catalogue
 from macadam.compute.telemetry import nvml
 from macadam.errors import SettingInvalid, Unavailable
-from macadam.ports import Device
+from macadam.ports import Device, Node
 from macadam.settings import Jobs, Machine
 from macadam.values import utc_now
 
 _log = logging.getLogger(__name__)
+_VIRTUAL = re.compile(r"^([a-z0-9][a-z0-9-]{0,39})=([^@:]+)(?:@([A-Za-z0-9-]{1,60}))?(?::(spot|on-demand))?\Z")
 _DECLARED = re.compile(r"^(\d{1,4})(?:x([A-Za-z0-9 ._-]{1,60}))?\Z")
 
 
@@ -68,8 +69,27 @@ def _nobody(_process: int) -> None:
     """Whose processes are there is telemetry's question."""
 
 
-def declared(text: str) -> tuple[Device, ...]:
-    """'4' or '4xh100-sxm-80gb' as virtual devices. Raises SettingInvalid."""
+def virtual(text: str) -> tuple[Node, ...]:
+    """'base=2xh100-sxm-80gb,cheap=2@zone-a:spot' as virtual machines, of which the executor knows the processors. Raises SettingInvalid."""
+    found: list[Node] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _VIRTUAL.match(part)
+        if match is None or match[1] in [node.name for node in found]:
+            raise SettingInvalid(
+                f"MACADAM_MACHINES says {part!r}.",
+                next_step="Write NAME=N[xMODEL][@ZONE][:spot] for each machine, with names that differ, commas between them.",
+            )
+        before = sum(len(node.devices) for node in found)
+        devices = declared(match[2], node=match[1], first=before)
+        spot = None if match[4] is None else match[4] == "spot"
+        found.append(Node(name=match[1], cpus=0, memory=0, devices=devices, zone=match[3] or "", spot=spot))
+    return tuple(found)
+
+
+def declared(text: str, node: str = "", first: int = 0) -> tuple[Device, ...]:
+    """'4' or '4xh100-sxm-80gb' as virtual devices. node: whose they are, '' = this machine's; first: index of the first. Raises
+    SettingInvalid.
+    """
     match = _DECLARED.match(text.strip())
     if not match:
         raise SettingInvalid(
@@ -78,8 +98,8 @@ def declared(text: str) -> tuple[Device, ...]:
     known = catalogue.find(match[2]) if match[2] else None
     name = known.name if known else ""
     memory = known.memory if known else 0
-    host = socket.gethostname()
+    host = node or socket.gethostname()
     return tuple(
-        Device(id=f"gpu:virtual-{host}-{n}", index=n, model=name, memory=memory, virtual=True)
+        Device(id=f"gpu:virtual-{host}-{n}", index=first + n, model=name, memory=memory, virtual=True)
         for n in range(int(match[1]))
     )

@@ -481,6 +481,16 @@ def test_a_machine_is_known_by_what_is_said_of_it(tmp_path: Path) -> None:
         pass
 
 
+def test_virtual_machines_are_read_and_nonsense_is_refused() -> None:
+    one, two = machine.virtual("base=2xh100-sxm-80gb, cheap=1@zone-a:spot")
+    assert (one.name, one.spot, one.zone, [device.index for device in one.devices]) == ("base", None, "", [0, 1])
+    assert (two.name, two.spot, two.zone, [device.index for device in two.devices]) == ("cheap", True, "zone-a", [2])
+    assert len({device.id for node in (one, two) for device in node.devices}) == 3
+    for text in ("base", "=2", "a=2,a=2", "a=2:cheap", "../a=1", "a=x"):
+        with pytest.raises(SettingInvalid):
+            machine.virtual(text)
+
+
 def test_a_gpu_that_disappears_from_a_node_moves_no_others_work(bench: Bench) -> None:
     first, second = bench.submit(), bench.submit()
     bench.turn()
