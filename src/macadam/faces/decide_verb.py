@@ -1,6 +1,7 @@
 """`macadam decide train`: train from scratch, fine-tune, LoRA, prompt or buy an API."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import msgspec
 
 from macadam import plots
 from macadam.compute.catalogue import gpus, llms, prices, tokens
+from macadam.compute.catalogue.prices import Price
 from macadam.compute.rightsizing import costs, decisions, explained, verdicts
 from macadam.compute.rightsizing.costs import Rent
 from macadam.compute.rightsizing.decisions import Outcome, Result
@@ -15,6 +17,7 @@ from macadam.compute.rightsizing.explained import Terms
 from macadam.compute.rightsizing.questions import Question
 from macadam.compute.rightsizing.verdicts import Verdict
 from macadam.errors import InvalidInput
+from macadam.faces import price_list
 from macadam.faces.session import Session, Verb
 from macadam.lazy import lazy
 from macadam.values import utc_now
@@ -106,8 +109,9 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     if not hasattr(options, "question"):
         raise InvalidInput("No question was given.", next_step="macadam decide train --example > question.yaml")
     question = read(Path(options.question))
-    rent = _rent(question)
-    serving = _serving(question)
+    listed = price_list.known(session, kind="on-demand") if question.gpu_hour_usd is None else ()
+    rent = _rent(question, listed)
+    serving = _serving(question, listed)
     result = decisions.decide(question, rent, serving=serving, seed=options.seed)
     answer = Answer(
         task=question.task,
@@ -154,29 +158,29 @@ def _ranges(said: object) -> object:
     return [_ranges(value) for value in said] if isinstance(said, list) else said
 
 
-def _rent(question: Question) -> Rent:
-    """What is trained on: of the published prices that with which training costs least."""
+def _rent(question: Question, listed: Sequence[Price]) -> Rent:
+    """What is trained on: of the known prices that with which training costs least."""
     if question.gpu_hour_usd is not None:
         return Rent(usd=question.gpu_hour_usd, source="given in the question")
     name, today = gpus.find(question.gpu).name, utc_now().date()
-    prices.cheapest(name, today)  # says what to do where none is known
-    return costs.to_train(question, _rents(name))
+    prices.cheapest(name, today, own=listed)  # says what to do where none is known
+    return costs.to_train(question, _rents(name, listed))
 
 
-def _serving(question: Question) -> dict[str, Rent]:
+def _serving(question: Question, listed: Sequence[Price]) -> dict[str, Rent]:
     """Of each self-hosted way, the cheapest that keeps the promise; none where the question has a price of its own."""
     if question.gpu_hour_usd is not None:
         return {}
     names = [gpus.find(question.serving_gpu).name] if question.serving_gpu else sorted(gpus.gpus())
-    rents = [rent for name in names for rent in _rents(name)]
+    rents = [rent for name in names for rent in _rents(name, listed)]
     return {way.name: costs.cheapest_of(question, way, rents) for way in question.ways if way.kind != "api"}
 
 
-def _rents(name: str) -> list[Rent]:
-    """Of one GPU, the cheapest of each size of machine."""
+def _rents(name: str, listed: Sequence[Price]) -> list[Rent]:
+    """Of one GPU, the cheapest of each size of machine. listed: cheapest first."""
     sizes: dict[int, Rent] = {}
-    for price in (offer.price for offer in prices.offers(name, utc_now().date(), kind="on-demand")):
-        if price.per_gpu_hour.currency == _CURRENCY and price.per_gpu_hour.micros > 0:
+    for price in listed:
+        if price.gpu == name and price.per_gpu_hour.currency == _CURRENCY and price.per_gpu_hour.micros > 0:
             said = f"{price.provider} {price.instance}, machines of {price.gpus}, {price.dated}: {price.source}"
             rent = Rent(usd=price.per_gpu_hour.micros / 1e6, machine=price.gpus, source=said, gpu=name)
             sizes.setdefault(price.gpus, rent)

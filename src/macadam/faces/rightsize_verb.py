@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from macadam import plots
-from macadam.compute.catalogue import gpus, llms, prices
+from macadam.compute.catalogue import gpus, llms
 from macadam.compute.catalogue.llms import Llm
+from macadam.compute.catalogue.prices import Price
 from macadam.compute.rightsizing import measured, offers, report, traces
 from macadam.compute.rightsizing.holdout import Judged
 from macadam.compute.rightsizing.measured import Fit, Row
 from macadam.compute.rightsizing.report import Choice, Report
 from macadam.compute.rightsizing.types import Efficiency, Engine, Slo, Trace
 from macadam.errors import InvalidInput
-from macadam.faces import printing
+from macadam.faces import price_list, printing
 from macadam.faces.session import Session, Verb
 
 
@@ -37,7 +38,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attainment", type=float, default=0.995, metavar="X", help="for that part of all requests; 0.995"
     )
-    parser.add_argument("--prices", metavar="FILE", help="a price list of your own (JSON); default: the catalogue's")
+    parser.add_argument("--prices", metavar="FILE", help="a price list of your own (JSON); default: the home's")
     parser.add_argument("--provider", action="append", metavar="NAME", help="only of these; may be repeated")
     parser.add_argument("--gpu", action="append", metavar="NAME", help="only these; may be repeated")
     parser.add_argument("--kind", action="append", metavar="NAME", help="kinds of price; default: on-demand")
@@ -74,9 +75,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace, session: Session) -> int:
     found = traces.read(Path(options.trace))
-    listed = (
-        offers.read(Path(options.prices)) if hasattr(options, "prices") else [offer.price for offer in prices.offers()]
-    )
+    listed = offers.read(Path(options.prices)) if hasattr(options, "prices") else _known(session)
     offered = offers.choose(
         listed,
         kinds=getattr(options, "kind", ["on-demand"]),
@@ -112,6 +111,15 @@ def _run(options: argparse.Namespace, session: Session) -> int:
 def _known_before(trace: Trace, options: argparse.Namespace) -> Trace:
     """A share that is given goes before the trace's ids."""
     return traces.cached(trace, options.prefix_hit) if hasattr(options, "prefix_hit") else trace
+
+
+def _known(session: Session) -> list[Price]:
+    """The home's prices in the one currency that offers are compared in."""
+    listed = price_list.known(session)
+    found = [price for price in listed if price.per_gpu_hour.currency == offers.CURRENCY]
+    if len(found) < len(listed):
+        session.say(f"{len(listed) - len(found)} prices in other currencies than {offers.CURRENCY} are left out.")
+    return found
 
 
 @contextmanager

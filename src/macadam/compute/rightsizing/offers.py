@@ -11,7 +11,7 @@ from macadam.compute.catalogue.prices import Price
 from macadam.compute.rightsizing.types import Offer
 from macadam.errors import InvalidInput, NotFound, SourceInvalid
 
-_CURRENCY = "USD"
+CURRENCY = "USD"
 _LARGEST = 10_000_000  # bytes of a price list
 
 
@@ -54,10 +54,10 @@ def choose(
             continue
         if (wanted and price.gpu not in wanted) or price.gpu not in gpus.gpus():
             continue
-        if price.per_gpu_hour.currency != _CURRENCY:
+        if price.per_gpu_hour.currency != CURRENCY:
             raise InvalidInput(
                 f"{price.instance} of {price.provider} is priced in {price.per_gpu_hour.currency}.",
-                next_step=f"Give all prices in {_CURRENCY}: amounts in several currencies cannot be compared.",
+                next_step=f"Give all prices in {CURRENCY}: amounts in several currencies cannot be compared.",
             )
         hourly = price.per_gpu_hour.micros * price.gpus
         if hourly > 0 and ((price.gpu, price.gpus) not in best or hourly < best[price.gpu, price.gpus][0]):
