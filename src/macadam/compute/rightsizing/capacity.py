@@ -104,17 +104,21 @@ def _spared(counts: Sequence[int], most: float) -> frozenset[int]:
     return frozenset(spared)
 
 
-def iteration(pace: Speed, together: int, prompt: float, output: float, cached: float = 0.0) -> float:
+def iteration(
+    pace: Speed, together: int, prompt: float, output: float, cached: float = 0.0, begun: float | None = None
+) -> float:
     """Seconds of an iteration in which `together` requests of one size run steadily: each gets a token, and the share
     of new prompts that keeps their number is read beside, but for their first `cached` tokens. It is the mean time a token.
+    begun: requests of which the prompt is read in an iteration, if it is another number.
     """
-    arriving = together * (prompt - cached) / output
+    new = together / output if begun is None else begun
+    arriving = new * (prompt - cached)
     tokens = max(1, round(together + arriving))
     return (
         pace.fixed
-        + pace.matrices(tokens, round(together + together / output))
+        + pace.matrices(tokens, round(together + new))
         + pace.attend * together * (prompt + output / 2)
-        + pace.prompt(max(1, round(prompt - cached)), round(cached)) * together / output
+        + pace.prompt(max(1, round(prompt - cached)), round(cached)) * new
         + (pace.kv + pace.exchange) * together
         + pace.exchange * arriving
     )
@@ -154,7 +158,8 @@ def works(pace: Speed, engine: Engine, wanted: Demand, slo: Slo) -> tuple[float,
 
 
 def _kept(pace: Speed, engine: Engine, bucket: Bucket, slo: Slo, n: int) -> bool:
-    if iteration(pace, n, bucket.prompt, bucket.output, bucket.cached) > slo.tpot:
+    # A request's own prompt is read before its first token: only those of the others come between its further ones.
+    if iteration(pace, n, bucket.prompt, bucket.output, bucket.cached, (n - 1) / bucket.output) > slo.tpot:
         return False
     read = max(1.0, bucket.prompt - bucket.cached)
     chunks = math.ceil(read / max(1, engine.budget - n))

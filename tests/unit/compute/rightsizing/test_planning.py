@@ -162,6 +162,18 @@ def test_more_together_take_longer_and_serve_more() -> None:
     )
 
 
+def test_a_long_prompt_with_a_short_answer_does_not_wait_for_itself() -> None:
+    """Alone, its prompt is read before the first token and not between the further ones."""
+    pace = roofline.speed(
+        Replica(llm=llms.find("llama-3.1-8b"), gpu=gpus.find("a100-sxm-80gb")), Engine(), Efficiency()
+    )
+    bucket = capacity.Bucket(kind=0, prompt=10_000, output=5, rate=1.0)
+    slo = Slo(ttft=3.0, tpot=0.1)
+    assert capacity.iteration(pace, 1, bucket.prompt, bucket.output) > slo.tpot
+    assert capacity.together(pace, Engine(), bucket, slo) == 1
+    assert capacity.work(pace, Engine(), bucket, slo) < 2.0
+
+
 def test_gpus_that_share_a_layer_pay_for_what_they_tell_each_other() -> None:
     engine = Engine()
     llm = llms.find("llama-3.1-8b")
