@@ -11,7 +11,9 @@ from unit.compute.telemetry import prometheus
 from macadam.compute.telemetry import fold, recordings, remote_read
 from macadam.compute.telemetry.dcgm import Translator
 from macadam.compute.telemetry.exposition import Parser
-from macadam.compute.telemetry.types import Sample, to_table
+from macadam.compute.telemetry.types import RATES, THROTTLED, Sample, to_table
+from macadam.compute.waterfall import energy, profiles
+from macadam.compute.waterfall.energy import Span
 from macadam.errors import InvalidInput, SourceInvalid, TooLarge
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -22,6 +24,9 @@ SCRAPE = (
     f"DCGM_FI_PROF_SM_ACTIVE{{{LABELS}}} 0.81 1763640000000\n"
     f"DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{{LABELS}}} 1.5e+10\n"
     f'DCGM_FI_DEV_FB_USED{{{LABELS},GPU_I_ID="7"}} 40000\nDCGM_FI_DEV_FB_FREE{{{LABELS},GPU_I_ID="7"}} 41000\n'
+    f"DCGM_FI_DEV_CLOCKS_EVENT_REASONS{{{LABELS}}} 68\n"
+    f"DCGM_FI_PROF_NVLINK_TX_BYTES{{{LABELS}}} 2e11\nDCGM_FI_PROF_NVLINK_RX_BYTES{{{LABELS}}} 1e11\n"
+    f'DCGM_FI_DEV_POWER_USAGE{{{LABELS},GPU_I_PROFILE="3g.40gb",GPU_I_ID="7"}} 400\n'
 ).encode()
 
 
@@ -34,9 +39,13 @@ def judged(samples: list[Sample]) -> None:
     for row in usage.to_pylist():
         assert 0 < row["seconds"] <= 60
         assert 0 <= row["share"] <= 1 + 1e-9
-        for name in ("gpu_active", "sm_active", "energy_joules"):
+        for name in ("gpu_active", "sm_active", "energy_joules", *RATES, *THROTTLED, "slice", "host_cores"):
             assert row[name] is None or math.isfinite(row[name])
             assert row["suspect"] or row[name] is None or row[name] >= 0
+        assert sum(row[name] or 0.0 for name in THROTTLED) <= 1 + 1e-6
+        assert row["slice"] is None or 0 < row["slice"] <= 1
+    profiles.by_owner(usage)
+    energy.by_owner(usage, pue=Span.exactly(1), grams_per_kwh=None)
 
 
 def scrape(data: bytes) -> str:
