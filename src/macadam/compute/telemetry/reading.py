@@ -48,16 +48,19 @@ def usage(
     project: str,
     step: Step = "hour",
     device: str = "",
+    columns: tuple[str, ...] = (),
 ) -> "pa.Table":
     """Rows of `usage_schema` that begin in the interval (aware instants, end excluded).
 
     granted: 'telemetry:read' on 'project:PROJECT'. project: only its rows; '*': all, also what nobody owns. step 'hour' has
-    intervals of an hour, 'minute' of one minute. device: only this one. Raises NotAuthorised, InvalidInput, Busy.
+    intervals of an hour, 'minute' of one minute. device: only this one. columns: only these, among them start and project.
+    Raises NotAuthorised, InvalidInput, Busy.
     """
     granted.require(f"project:{project}", PERMISSION)
     first, last = require_aware(start, "start"), require_aware(end, "end")
     _bounded(first, last, step)
-    rows = _steadily(ports, first, last, lambda sql, pointers: _usage(ports, sql, pointers, first, last, step, device))
+    asked = _Asked(start=first, end=last, step=step, device=device, columns=columns)
+    rows = _steadily(ports, first, last, lambda sql, pointers: _usage(ports, sql, pointers, asked))
     at, kind = rows.column("start"), usage_schema().field("start").type
     wanted = pc.and_(pc.greater_equal(at, pa.scalar(first, kind)), pc.less(at, pa.scalar(last, kind)))
     if project != "*":
@@ -129,7 +132,7 @@ def findings(ports: Ports, granted: Granted, start: datetime, end: datetime, *, 
                 found += sealing.folded(hours, hour, owners.known_pods(sql), held).findings
         if project == "*":
             return found
-        rows = _usage(ports, sql, pointers, store.hour_of(start), end + HOUR, "hour", "")
+        rows = _usage(ports, sql, pointers, _Asked(start=store.hour_of(start), end=end + HOUR, step="hour"))
         return _heard_by(project, found, rows)
 
     found = _steadily(ports, start, end, read)
@@ -174,13 +177,21 @@ def _steadily(ports: Ports, start: datetime, end: datetime, read: Callable[[sa.C
     raise Busy("The series change faster than they can be read.", next_step="Ask again in a minute.")
 
 
-def _usage(
-    ports: Ports, sql: sa.Connection, pointers: Pointers, start: datetime, end: datetime, step: Step, device: str
-) -> "pa.Table":
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of usage. device: '' for all; columns: () for all."""
+
+    start: datetime
+    end: datetime
+    step: Step
+    device: str = ""
+    columns: tuple[str, ...] = ()
+
+
+def _usage(ports: Ports, sql: sa.Connection, pointers: Pointers, asked: _Asked) -> "pa.Table":
     series = Store(ports.settings.home)
     waiting = series.waiting()
-    live = [hour for hour in waiting if start < hour + HOUR and hour < end]
-    found = list(_sealed(series, pointers, start, end, step, device))
+    live = [hour for hour in waiting if asked.start < hour + HOUR and hour < asked.end]
+    found = list(_sealed(series, pointers, asked))
     if live:
         hours = Hours(series, pointers, waiting)
         pods = owners.known_pods(sql)
@@ -191,18 +202,18 @@ def _usage(
         found = [_without_hours(table, skip) for table in found]
         for hour in sorted(open_):
             rows = sealing.folded(hours, hour, pods, owners.around(sql, hour)).usage
-            rows = rows.filter(pc.equal(rows.column("device"), device)) if device else rows
-            found.append(fold.rollup(rows, fold.HOUR) if step == "hour" else rows)
-    return pa.concat_tables(found) if found else usage_schema().empty_table()
+            rows = rows.filter(pc.equal(rows.column("device"), asked.device)) if asked.device else rows
+            rows = fold.rollup(rows, fold.HOUR) if asked.step == "hour" else rows
+            found.append(rows.select(asked.columns) if asked.columns else rows)
+    empty = usage_schema().empty_table()
+    return pa.concat_tables(found) if found else (empty.select(asked.columns) if asked.columns else empty)
 
 
-def _sealed(
-    series: Store, pointers: Pointers, start: datetime, end: datetime, step: Step, device: str
-) -> "Iterable[pa.Table]":
-    width = timedelta(days=1) if step == "hour" else HOUR
+def _sealed(series: Store, pointers: Pointers, asked: _Asked) -> "Iterable[pa.Table]":
+    width = timedelta(days=1) if asked.step == "hour" else HOUR
     for (level, at), file in sorted(pointers.items()):
-        if level == step and at < end and start < at + width:
-            yield store.read(series.path(level, file.name), device=device)
+        if level == asked.step and at < asked.end and asked.start < at + width:
+            yield store.read(series.path(level, file.name), device=asked.device, columns=asked.columns)
 
 
 def _without_hours(rows: "pa.Table", hours: "pa.Array[Any]") -> "pa.Table":
@@ -225,6 +236,13 @@ def _samples(ports: Ports, pointers: Pointers, start: datetime, end: datetime, d
     at, kind = found.column("at"), sample_schema().field("at").type
     inside = pc.and_(pc.greater_equal(at, pa.scalar(start, kind)), pc.less(at, pa.scalar(end, kind)))
     return Frame(found.filter(inside), judged=False).rows
+
+
+OF_LINES = (
+    "device", "node", "model", "start", "seconds", "project", "owner", "share", "gpu_active", "sm_active", "tensor_active",
+    "dram_active", "memory_bytes", "energy_joules", "suspect",
+)  # fmt: skip
+"""What `lines` looks at."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

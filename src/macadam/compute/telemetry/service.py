@@ -379,7 +379,14 @@ def _lines(context: Context, request: ReadUsage) -> tuple[reading.Line, ...]:
     granted = context.authorise(reading.PERMISSION, f"project:{request.project}")
     start, end = _interval(request.start, request.end, context.call.now)
     rows = reading.usage(
-        context.ports, granted, start, end, project=request.project, step=request.step, device=request.device
+        context.ports,
+        granted,
+        start,
+        end,
+        project=request.project,
+        step=request.step,
+        device=request.device,
+        columns=reading.OF_LINES,
     )
     return tuple(reading.lines(rows, request.by))
 

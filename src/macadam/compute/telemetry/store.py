@@ -254,8 +254,11 @@ class Store:
         return self._root / "incoming"
 
 
-def read(path: Path, *, device: str = "", between: tuple[datetime, datetime] | None = None) -> "pa.Table":
-    """A file of the series. device: only its rows. between: only samples of that time, end excluded.
+def read(
+    path: Path, *, device: str = "", between: tuple[datetime, datetime] | None = None, columns: tuple[str, ...] = ()
+) -> "pa.Table":
+    """A file of the series. device: only its rows. between: only samples of that time, end excluded. columns: only these,
+    which every release has written; else all, those that are missing as null.
 
     Raises FileNotFoundError, IntegrityError.
     """
@@ -264,9 +267,9 @@ def read(path: Path, *, device: str = "", between: tuple[datetime, datetime] | N
         filters += [("at", ">=", between[0]), ("at", "<", between[1])]
     try:
         if filters:
-            found: pa.Table = pq.read_table(path, filters=filters, partitioning=None)
+            found: pa.Table = pq.read_table(path, columns=list(columns) or None, filters=filters, partitioning=None)
         else:
-            found = pq.ParquetFile(path).read()
+            found = pq.ParquetFile(path).read(columns=list(columns) or None)
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
@@ -274,6 +277,8 @@ def read(path: Path, *, device: str = "", between: tuple[datetime, datetime] | N
             f"{path} cannot be read: {error}.",
             next_step="Run macadam gpu seal, which sets damaged deliveries aside, and macadam gpu verify.",
         ) from error
+    if columns:
+        return found.select(columns)
     return brought_up(found, sample_schema() if "at" in found.column_names else usage_schema())
 
 
