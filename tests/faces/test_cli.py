@@ -290,3 +290,46 @@ def test_the_same_command_goes_to_a_server_when_one_is_named(
     code, out, _ = run("projects", "show", "flights", "--url", "http://x", "--token", admin, "--json")
     assert (code, json.loads(out)["name"]) == (0, "flights")
     assert not Path("home").exists()
+
+
+def test_a_pattern_is_told_in_words_and_a_choice_with_what_there_is(run: Run) -> None:
+    run("projects", "create", "p")
+    code, _, err = run("cost", "breakdown", "--project", "p", "--month", "May")
+    assert (code, "Expected YYYY-MM; empty: this month, UTC - at `$.month`" in err) == (2, True)
+    code, _, err = run("jobs", "list", "--project", "p", "--state", "odd")
+    assert (code, "it is one of nothing, cancelled, failed, open" in err) == (2, True)
+
+
+def test_where_everything_can_be_asked_for_that_is_said(run: Run) -> None:
+    code, _, err = run("gpu", "list")
+    assert code == 2
+    assert "--project '*'" in err
+
+
+def test_a_groups_page_is_folded_to_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ("jobs", "cost", "gpu", "quotas"):
+        _, out, _ = run(group, "--help")
+        assert all(len(line) <= 80 for line in out.splitlines()), group
+
+
+def test_what_a_job_is_called_with_is_no_option_of_ours(run: Run) -> None:
+    code, out, err = run("jobs", "start", "--project", "nobody", "--", "python", "--json")
+    assert (code, out) == (6, "")
+    assert err.startswith("Error: There is no project 'nobody'.")
+
+
+def test_a_picture_that_could_not_be_written_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    for words in (
+        ("simulate", "packing", "--nodes", "missing", "--pods", "missing"),
+        ("simulate", "queue", "--jobs", "missing", "--gpus", "4"),
+        ("simulate", "spot", "--zones", "missing", "--deadline", "72"),
+        ("rightsize", "llm", "--trace", "missing", "--model", "missing", "--slo", "1,1"),
+        ("rightsize", "elastic", "--trace", "missing", "--capacity", "2", "--hourly", "1"),
+        ("decide", "train", "--question", "missing"),
+    ):
+        code, _, err = run(*words, "--plot", str(tmp_path / "nowhere" / "p.svg"))
+        assert code == 2
+        assert "nowhere for p.svg" in err, words
+        code, _, err = run(*words, "--plot", str(tmp_path))
+        assert "is a directory" in err, words

@@ -88,3 +88,58 @@ def test_a_list_of_jobs_fits_a_narrow_terminal_with_whole_ids(
     assert "waiting" in said
     assert "macadam jobs explain ID" in said
     assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_prices_bills_and_charges_show_their_amounts_on_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    home = ["--home", str(tmp_path / "home")]
+    assert cli.main(["projects", "create", "research", *home]) == 0
+    (tmp_path / "bill.csv").write_text(BILL)
+    capsys.readouterr()
+
+    def said(*words: str) -> str:
+        assert cli.main([*words, *home]) == 0
+        out = capsys.readouterr().out
+        assert all(len(line) <= 80 for line in out.splitlines() if not line.startswith("Not shown")), out
+        return out
+
+    assert "a GPU-hour" in said("cost", "prices", "--project", "research", "--gpu", "H100 SXM")
+    imported = said("cost", "import", "bill.csv")
+    assert "55.04 USD" in imported
+    assert "macadam cost allocate --month 2026-10" in imported
+    assert "55.04 USD" in said("cost", "bills")
+    assert said("cost", "charges", "--project", "research").count("55.04 USD") == 4
+    assert "research" in said("cost", "map", "--rules", '[{"project": "research", "sub_account": "90*"}]')
+    assert said("budgets", "set", "--project", "research", "--amount", "200", "--hard")
+    listed = said("budgets", "list", "--project", "research")
+    assert "200.00 USD" in listed
+    assert "yes" in listed
+
+
+BILL = (
+    "BilledCost,EffectiveCost,ListCost,ContractedCost,BillingAccountId,BillingAccountName,BillingCurrency,BillingPeriodStart,"
+    "BillingPeriodEnd,ChargePeriodStart,ChargePeriodEnd,ChargeCategory,ChargeClass,ChargeDescription,InvoiceIssuerName,"
+    "PricingQuantity,PricingUnit,ProviderName,PublisherName,ServiceCategory,ServiceName,ResourceId,SubAccountId,SkuPriceDetails,Tags\n"
+    "55.04,55.04,55.04,55.04,1234,Example,USD,2026-10-01T00:00:00Z,2026-11-01T00:00:00Z,2026-10-03T05:00:00Z,"
+    "2026-10-03T06:00:00Z,Usage,,p5.48xlarge,AWS,1,Hours,AWS,AWS,Compute,Amazon EC2,i-1,5678,"
+    '"{""InstanceType"": ""p5.48xlarge""}","{""project"": ""research""}"\n'
+)
+
+
+def test_why_a_job_waits_is_told_in_lines_without_what_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = ["--home", str(tmp_path / "home"), "--project", "p"]
+    assert cli.main(["projects", "create", "p", "--home", str(tmp_path / "home")]) == 0
+    capsys.readouterr()
+    assert cli.main(["jobs", "estimate", "--seconds", "3600", *home]) == 0
+    out = capsys.readouterr().out
+    assert "waiting (next)" in out
+    assert "It starts with the queue's next turn." in out
+    assert "macadam up" in out
+    assert "missing" not in out
+    assert " -" not in out

@@ -66,6 +66,7 @@ _MOST_TEXT = 400
 _MOST_DETAILS = 16 * 1024
 """Bytes of a refusal's details in a leaf, of the 64 KiB that one may have."""
 
+_AT_FIELD = re.compile(r" - at `\$\.([a-z_]+)`\Z")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 """NUL as JSON escapes it; an even number of backslashes before it are other characters."""
 
@@ -391,10 +392,25 @@ def _validated(operation: Operation, arguments: Mapping[str, object], *, lax: bo
         return msgspec.convert(dict(arguments), operation.request, strict=not lax)
     except msgspec.ValidationError as error:
         raise InvalidInput(
-            f"The request for {operation.name} does not fit: {error}.",
+            f"The request for {operation.name} does not fit: {_in_words(operation, str(error))}.",
             next_step=f"See `macadam {operation.cli} --help` for its fields.",
             details={"operation": operation.name},
         ) from error
+
+
+def _in_words(operation: Operation, said: str) -> str:
+    """What the field's own description or choices say, in place of a pattern or of nothing."""
+    where = _AT_FIELD.search(said)
+    found = [one for one in msgspec.structs.fields(operation.request) if where and one.encode_name == where[1]]
+    if not found:
+        return said
+    plain = msgspec.inspect.type_info(found[0].type)
+    if said.startswith("Expected `str` matching regex") and isinstance(plain, msgspec.inspect.Metadata):
+        about = (plain.extra_json_schema or {}).get("description", "")
+        return f"Expected {about} - at `$.{where[1]}`" if where and about else said
+    if said.startswith("Invalid enum value") and isinstance(plain, msgspec.inspect.LiteralType):
+        return f"{said}: it is one of {', '.join(str(one) or 'nothing' for one in plain.values)}"
+    return said
 
 
 def _filled(template: str, arguments: object) -> str:

@@ -8,7 +8,9 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -20,6 +22,7 @@ from macadam.faces.fields import Field
 from macadam.faces.session import Session, Verb, add_options
 from macadam.lazy import lazy
 from macadam.operations import Operation
+from macadam.values import Somewhere
 
 if TYPE_CHECKING:
     import difflib
@@ -124,6 +127,8 @@ GROUP_VERBS: dict[str, tuple[str, str]] = {
     ),
 }
 _INTERRUPTED = 130  # what shells expect after SIGINT
+_ALL = "Give --project NAME, or --project '*' for everything, which takes a role in all projects."
+_LEAST_ABOUT = 40  # characters for what a command does, however narrow the terminal is
 _BROKEN_PIPE = 141  # and after SIGPIPE
 
 
@@ -325,10 +330,16 @@ def _arguments(operation: Operation, chosen: argparse.Namespace, session: Sessio
     if missing:
         raise InvalidInput(
             f"`macadam {operation.cli}` needs {', '.join(missing)}.",
-            next_step=f"See `macadam {operation.cli} --help`.",
+            next_step=_ALL
+            if "--project" in missing and _takes_all(operation)
+            else f"See `macadam {operation.cli} --help`.",
             details={"fields": [flag[2:].replace("-", "_") for flag in missing]},
         )
     return found
+
+
+def _takes_all(operation: Operation) -> bool:
+    return any(field.name == "project" and field.type == Somewhere for field in fields.of_request(operation.request))
 
 
 def _from_file(field: Field, text: str) -> str:
@@ -415,8 +426,14 @@ def _verbs_in(group: str) -> dict[str, str]:
 
 
 def _lines(rows: Mapping[str, str]) -> list[str]:
-    width = max(map(len, rows), default=0)
-    return [f"  {name:{width}}  {about}" for name, about in rows.items()]
+    """As wide as the terminal, with what does not fit below its own beginning."""
+    names = max(map(len, rows), default=0)
+    width = max(shutil.get_terminal_size().columns, names + _LEAST_ABOUT)
+    said = []
+    for name, about in rows.items():
+        below = " " * (names + 4)
+        said.append(textwrap.fill(about, width, initial_indent=f"  {name:{names}}  ", subsequent_indent=below))
+    return said
 
 
 def _unknown(what: str, word: str, known: Iterable[str], page: str) -> InvalidInput:

@@ -17,7 +17,7 @@ from macadam.compute.rightsizing.explained import Terms
 from macadam.compute.rightsizing.questions import Question
 from macadam.compute.rightsizing.verdicts import Verdict
 from macadam.errors import InvalidInput
-from macadam.faces import price_list
+from macadam.faces import pictures, price_list
 from macadam.faces.session import Session, Verb
 from macadam.lazy import lazy
 from macadam.values import utc_now
@@ -108,6 +108,7 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         return 0
     if not hasattr(options, "question"):
         raise InvalidInput("No question was given.", next_step="macadam decide train --example > question.yaml")
+    plot = pictures.wanted(options)
     question = read(Path(options.question))
     listed = price_list.known(session, kind="on-demand") if question.gpu_hour_usd is None else ()
     rent = _rent(question, listed)
@@ -121,8 +122,8 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         meanings=explained.MEANINGS,
         sources=tuple(_sources(question, rent, serving)),
     )
-    if hasattr(options, "plot"):
-        _draw(answer, Path(options.plot))
+    if plot:
+        _draw(answer, plot)
     if session.json:
         session.show(answer)
         return 0
@@ -265,10 +266,7 @@ def _draw(answer: Answer, path: Path) -> None:
         title="USD over the months, medians",
         about=answer.task,
     )
-    try:
-        path.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+    pictures.save(path, picture)
 
 
 TRAIN = Verb(configure=_configure, run=_run)

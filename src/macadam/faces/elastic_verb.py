@@ -10,6 +10,7 @@ from macadam import plots
 from macadam.compute.rightsizing import elastic, traces
 from macadam.compute.rightsizing.elastic import Elastic, Scaling
 from macadam.errors import InvalidInput
+from macadam.faces import pictures
 from macadam.faces.session import Session, Verb
 from macadam.values import parse_duration
 
@@ -30,6 +31,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
+    plot = pictures.wanted(options)
     scaling = Scaling(
         capacity=options.capacity,
         hourly=_micros(options.hourly),
@@ -43,8 +45,8 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     # More requests in the same time, rather than the same in less: the day keeps its length.
     arrivals = [rate * options.load for rate in elastic.rates(trace, scaling.step)]
     found = elastic.plan(arrivals, scaling)
-    if hasattr(options, "plot"):
-        _draw(found, Path(options.plot))
+    if plot:
+        _draw(found, plot)
     if session.json:
         session.show(found)
         return 0
@@ -88,10 +90,7 @@ def _draw(found: Elastic, path: Path) -> None:
         "needed": [(step.start / 60, float(step.needed)) for step in found.steps],
     }
     picture = plots.lines(series, title="Replicas", x_label="minutes", y_label="replicas", step=True)
-    try:
-        path.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+    pictures.save(path, picture)
 
 
 ELASTIC = Verb(configure=_configure, run=_run)

@@ -5,6 +5,7 @@ Shows what a platform knows, what this machine's driver says (--local), or a rec
 
 import argparse
 import contextlib
+import os
 import socket
 import sys
 import time
@@ -25,6 +26,7 @@ from macadam.compute.telemetry.requests import Device, ListDevices
 from macadam.compute.telemetry.types import Sample, to_table
 from macadam.errors import InvalidInput, NotFound
 from macadam.faces.session import Session, Verb
+from macadam.faces.tables import NO_DEVICES
 from macadam.lazy import lazy
 from macadam.ports import Node
 from macadam.settings import Settings
@@ -102,8 +104,10 @@ def _print(frame: Frame, session: Session) -> None:
     if session.json:
         session.show(frame)
         return
-    console = rich_console.Console(width=None if sys.stdout.isatty() else _PIPE)
+    console = rich_console.Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
     console.print(_table(frame, console.width))
+    if not frame.devices:
+        session.say(NO_DEVICES)
 
 
 def _live(frames: Iterator[Frame], every: float, *, pace: bool) -> None:

@@ -49,7 +49,7 @@ def as_text(value: object, *, title: str = "", ranked: bool = False) -> None:
     if isinstance(plain, (list, tuple)):
         _records(plain, title, ranked=ranked)
     elif isinstance(plain, dict):
-        _record(plain, title)
+        _record(plain, title, ranked=ranked)
     elif plain is not None:
         line(str(plain))
 
@@ -102,7 +102,7 @@ def console(*, stderr: bool = False) -> "rich_console.Console":
     return rich_console.Console(file=file, width=width, highlight=False, markup=False, soft_wrap=False)
 
 
-def _records(rows: Sequence[object], title: str, *, ranked: bool = False) -> None:
+def _records(rows: Sequence[object], title: str, *, ranked: bool = False, within: bool = True) -> None:
     if not rows:
         line("None.")
         return
@@ -113,7 +113,7 @@ def _records(rows: Sequence[object], title: str, *, ranked: bool = False) -> Non
         return
     out = console()
     table = rich_table.Table(title=title or None, box=rich_box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    telling = _telling(records)
+    telling = _telling(records, within=within)
     names = _fitting(records, telling, out.width, ranked=ranked)
     fits = _space(records, names) <= out.width
     for name in names:
@@ -128,10 +128,13 @@ def _records(rows: Sequence[object], title: str, *, ranked: bool = False) -> Non
         line(f"Not shown: {', '.join(left_out)}. --json has everything.")
 
 
-def _telling(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields that tell rows apart: not those empty in all, nor what the reference or the question says already."""
+def _telling(records: Sequence[Mapping[str, Any]], *, within: bool = True) -> list[str]:
+    """The fields that tell rows apart: not those empty in all, nor what the reference or the question says already.
+
+    within: the rows are of one project, as whoever asked knows.
+    """
     names = list(dict.fromkeys(name for row in records for name in row))
-    said = {"id", "project"} if "ref" in names else {"project"} if len(names) > 1 else set()
+    said = {"id", "project"} if "ref" in names else {"project"} if len(names) > 1 and within else set()
     several = {name for name in said if len({str(row.get(name)) for row in records}) > 1 and "ref" not in names}
     return [n for n in names if (n not in said or n in several) and any(not _is_empty(row.get(n)) for row in records)]
 
@@ -166,7 +169,7 @@ def _cells(records: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     return [cell(row.get(name), short=True) for row in records]
 
 
-def _record(value: Mapping[str, Any], title: str) -> None:
+def _record(value: Mapping[str, Any], title: str, *, ranked: bool = False) -> None:
     """Plain fields in two columns; lists of records below, as tables of their own."""
     tables = {
         k: v
@@ -183,7 +186,7 @@ def _record(value: Mapping[str, Any], title: str) -> None:
             table.add_row(name.replace("_", " "), rich_text.Text(cell(inside)))
     console().print(table)
     for name, rows in tables.items():
-        _records(rows, name.replace("_", " "))
+        _records(rows, name.replace("_", " "), ranked=ranked, within="project" in value)
 
 
 def cell(value: object, *, short: bool = False) -> str:

@@ -13,7 +13,7 @@ from macadam.compute.jobs import past
 from macadam.compute.jobs.types import Job, JobCost, ListJobs, ShowJobCosts
 from macadam.compute.simulation import queueing
 from macadam.errors import InvalidInput
-from macadam.faces import printing
+from macadam.faces import pictures, printing
 from macadam.faces.session import Session, Verb
 from macadam.operations import load, of_request
 from macadam.values import Money
@@ -33,14 +33,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
+    plot = pictures.wanted(options)
     names = _names(getattr(options, "policy", ["default"]))
     jobs = queueing.read_jobs(Path(options.jobs))
     with printing.progress() as progress:
         runs = [queueing.run(jobs, options.gpus, name, cost=options.cost, progress=progress) for name in names]
-    if hasattr(options, "plot"):
+    if plot:
         curves = {summary.policy: found for summary, outcome in runs if (found := queueing.curve(jobs, outcome))}
         about = f"{len(jobs)} jobs of {len(set(jobs.tenant))} tenants on {options.gpus} GPUs"
-        _draw(Path(options.plot), curves, about)
+        _draw(plot, curves, about)
     if session.json:
         session.show([summary for summary, _ in runs])
         return 0
@@ -97,10 +98,7 @@ def _draw(path: Path, curves: "dict[str, list[tuple[float, float]]]", about: str
         y_label="% of jobs",
         x_scale="log",
     )
-    try:
-        path.write_text(drawn, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+    pictures.save(path, drawn)
 
 
 def _configure_replay(parser: argparse.ArgumentParser) -> None:

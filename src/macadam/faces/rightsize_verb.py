@@ -17,7 +17,7 @@ from macadam.compute.rightsizing.measured import Fit, Row
 from macadam.compute.rightsizing.report import Choice, Report
 from macadam.compute.rightsizing.types import Efficiency, Engine, Slo, Trace
 from macadam.errors import InvalidInput
-from macadam.faces import price_list, printing
+from macadam.faces import pictures, price_list, printing
 from macadam.faces.session import Session, Verb
 
 
@@ -74,6 +74,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
+    plot = pictures.wanted(options)
     found = traces.read(Path(options.trace))
     listed = offers.read(Path(options.prices)) if hasattr(options, "prices") else _known(session)
     offered = offers.choose(
@@ -98,8 +99,8 @@ def _run(options: argparse.Namespace, session: Session) -> int:
             with_sensitivity=not getattr(options, "no_sensitivity", False),
             progress=progress,
         )
-    if hasattr(options, "plot"):
-        _draw(said, Path(options.plot))
+    if plot:
+        _draw(said, plot)
     if session.json:
         session.show(said)
         return 0
@@ -307,10 +308,7 @@ def _draw(said: Report, path: Path) -> None:
         title="USD an hour for the promise",
         about=f"first token {said.slo.ttft:g} s, further {said.slo.tpot:g} s, {said.slo.attainment:.1%} of {said.requests} requests",
     )
-    try:
-        path.write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+    pictures.save(path, picture)
 
 
 LLM = Verb(configure=_configure, run=_run)

@@ -106,12 +106,12 @@ class Session:
 
     def show_answer(self, operation: Operation, value: object) -> None:
         """Prints what an operation answered: as it is with --json, else as people look at it."""
-        rows = None if self.json else tables.shaped(operation.name, value)
-        if rows is None:
+        shape = None if self.json else tables.shaped(operation.name, value)
+        if shape is None:
             self.show(value)
             return
-        printing.as_text(rows, ranked=True)
-        if said := tables.hint(operation.name, rows):
+        printing.as_text(shape, ranked=True)
+        if said := tables.hint(operation.name, shape):
             self.say(said)
 
     def say(self, text: str) -> None:

@@ -12,7 +12,7 @@ from macadam.compute.scheduling.spot import Name as SpotName
 from macadam.compute.scheduling.spot import Policy as SpotPolicy
 from macadam.compute.simulation import packing, spot
 from macadam.errors import InvalidInput
-from macadam.faces import printing
+from macadam.faces import pictures, printing
 from macadam.faces.session import Session, Verb
 from macadam.values import parse_duration
 
@@ -40,6 +40,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
+    plot = pictures.wanted(options)
     names = _names(getattr(options, "policy", ["balanced"]), _NAMES)
     machines, pods = packing.read_nodes(Path(options.nodes)), packing.read_pods(Path(options.pods))
     with printing.progress() as progress:
@@ -52,8 +53,8 @@ def _run(options: argparse.Namespace, session: Session) -> int:
             capability=packing.capability(machines),
             progress=progress,
         )
-    if hasattr(options, "plot"):
-        _plot(Path(options.plot), found)
+    if plot:
+        _plot(plot, found)
     if session.json:
         session.show(found)
         return 0
@@ -92,14 +93,7 @@ def _plot(path: Path, found: packing.Study) -> None:
         x_label="GPUs demanded, % of all",
         y_label="% of all GPUs",
     )
-    _save(path, drawn)
-
-
-def _save(path: Path, drawn: str) -> None:
-    try:
-        path.write_text(drawn, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror}.", next_step="Name another place.") from error
+    pictures.save(path, drawn)
 
 
 def _configure_spot(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +155,7 @@ def _hours(text: str) -> float:
 
 
 def _run_spot(options: argparse.Namespace, session: Session) -> int:
+    plot = pictures.wanted(options)
     zones = spot.read_zones([Path(name) for name in options.zones])
     job = Job(
         work=options.work * _HOUR,
@@ -181,8 +176,8 @@ def _run_spot(options: argparse.Namespace, session: Session) -> int:
             price=options.spot_price,
             progress=progress,
         )
-    if hasattr(options, "plot"):
-        _save(Path(options.plot), _spot_picture(found, names, job))
+    if plot:
+        pictures.save(plot, _spot_picture(found, names, job))
     if session.json:
         session.show(found)
         return 0

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -17,22 +18,42 @@ _NAME = 24  # characters of a command that stands for a name
 _WHOLE = 1000  # thousandths
 
 
-def shaped(operation: str, value: object, now: datetime | None = None) -> list[Row] | None:
-    """Rows of an answer that has a shape of its own for people, else None. operation: its name in the table of operations."""
-    shape = _SHAPES.get(operation)
-    if shape is None or not isinstance(value, (list, tuple)):
-        return None
-    at = now or utc_now()
-    return [shape(msgspec.to_builtins(one), at) for one in value]
+def shaped(operation: str, value: object, now: datetime | None = None) -> Row | list[Row] | None:
+    """An answer that has a shape of its own for people: rows of a list, or a record; else None. operation: its name in the table."""
+    plain, at = msgspec.to_builtins(value), now or utc_now()
+    if operation in _LISTS and isinstance(plain, (list, tuple)):
+        return [_LISTS[operation](one, at) for one in plain]
+    if operation in _RECORDS and isinstance(plain, dict):
+        return _RECORDS[operation](plain, at)
+    return None
 
 
-def hint(operation: str, rows: Sequence[Row]) -> str:
+def hint(operation: str, shape: Row | Sequence[Row]) -> str:
     """What to ask next, '' if nothing is obvious."""
+    rows = shape if isinstance(shape, (list, tuple)) else ()
     if operation == "compute.list_jobs" and any(row["state"] == "waiting" for row in rows):
         return "Why one waits, and until when: macadam jobs explain ID"
-    if operation in ("compute.list_advice", "compute.find_advice") and rows:
-        return "Risks, undo and what it rests on: --json. Next: macadam advice take ID, or dismiss ID --note WHY"
+    if operation in ("compute.list_advice", "compute.find_advice"):
+        return _ADVICE if rows else _NO_ADVICE
+    if operation == "compute.list_devices" and not rows:
+        return NO_DEVICES
+    if operation == "compute.import_bill" and isinstance(shape, dict):
+        months = sorted({str(bill["period"]) for bill in shape["bills"]})  # type: ignore[attr-defined] # rows of _bill
+        return "\n".join(
+            [
+                "Whose it is not: macadam cost unattributed",
+                *(f"Divide it: macadam cost allocate --month {m}" for m in months),
+            ]
+        )
     return ""
+
+
+_ADVICE = "Risks, undo and what it rests on: --json. Next: macadam advice take ID, or dismiss ID --note WHY"
+_NO_ADVICE = "It rests on what was seen of GPUs (macadam gpu usage) in sealed hours; macadam advice find looks anew."
+NO_DEVICES = (
+    "No device was seen in the last minutes. On this machine: macadam gpu top --local; "
+    "elsewhere: macadam gpu watch --exporter URL; how: docs/how-to/see-gpus.md"
+)
 
 
 def lasting(seconds: float) -> str:
@@ -104,12 +125,112 @@ def _advice(advice: Mapping[str, Any], _now: datetime) -> Row:
     }
 
 
-_SHAPES: dict[str, Callable[[Mapping[str, Any], datetime], Row]] = {
+def _price(offer: Mapping[str, Any], _now: datetime) -> Row:
+    return {
+        "a GPU-hour": offer["per_gpu_hour"],
+        "provider": offer["provider"],
+        "kind": offer["kind"],
+        "instance": offer["instance"],
+        "GPUs": offer["gpus"],
+        "dated": f"{offer['dated']}{' (old)' if offer['stale'] else ''}",
+        "GPU": offer["gpu"],
+        "region": offer.get("zone") or offer["region"],
+        "source": offer["source"],
+    }
+
+
+def _bill(bill: Mapping[str, Any], _now: datetime) -> Row:
+    gone = bill.get("withdrawn") or bill.get("replaced_by")
+    return {
+        "id": bill["id"],
+        "period": bill["period_start"][:7],
+        "billed": _sum(bill["billed"], bill["currency"]),
+        "effective": _sum(bill["effective"], bill["currency"]),
+        "unused": _sum(bill["unused"], bill["currency"]),
+        "account": bill["account"],
+        "issuer": bill["issuer"],
+        "charges": bill["charges"],
+        "counts": "no" if gone else "yes",
+    }
+
+
+def _charge(charge: Mapping[str, Any], _now: datetime) -> Row:
+    return {
+        "effective": charge["effective"],
+        "billed": charge["billed"],
+        "category": charge["category"] + (f", {charge['commitment']}" if charge["commitment"] else ""),
+        "resource": charge["resource"],
+        "start": charge["start"],
+        "GPUs": f"{charge['gpus']} {charge['model']}".strip() if charge["gpus"] else "",
+        "provider": charge["provider"],
+        "tags": charge["tags"],
+        "id": charge["id"],
+    }
+
+
+def _budget(state: Mapping[str, Any], _now: datetime) -> Row:
+    return {
+        "of": state["subject"] or "all of it",
+        "amount": _amount(state["amount"]),
+        "spent": _amount(state["spent"]),
+        "held": _amount(state["held"]),
+        "left": _amount(state["left"]),
+        "a": state["period"],
+        "stops": "yes" if state["hard"] else "no",
+        "forecast": _amount(state["forecast"]),
+        "not counted": state["others"],
+        "until": state["period_end"],
+    }
+
+
+def _delivery(delivery: Mapping[str, Any], now: datetime) -> Row:
+    shown = {name: value for name, value in delivery.items() if name not in ("files", "content", "originals", "bills")}
+    return {**shown, "bills": [_bill(bill, now) for bill in delivery["bills"]]}
+
+
+def _charges(page: Mapping[str, Any], now: datetime) -> Row:
+    return {**page, "charges": [_charge(charge, now) for charge in page["charges"]]}
+
+
+def _explanation(found: Mapping[str, Any], _now: datetime) -> Row:
+    shown: Row = {"job": found["job"], "state": f"{found['state']} ({found['reason']})", "why": found["words"]}
+    if found["missing"]:
+        shown["GPUs missing"] = _gpus(found["missing"])
+    for name in ("start", "end"):
+        shown[name] = _estimate(found[name]["likely"], found[name]["late"], found[name]["basis"])
+    shown["cost"] = _estimate(found["cost"]["likely"], found["cost"]["most"], found["cost"]["basis"])
+    rest = {"job", "state", "reason", "words", "missing", "ahead", "start", "end", "cost", "next_step"}
+    shown |= {name: value for name, value in found.items() if name not in rest and value not in (None, [], {}, "")}
+    return shown | ({"next": found["next_step"]} if found["next_step"] else {})
+
+
+def _estimate(likely: object, most: object, basis: str) -> object:
+    """Both bounds on a line of their own, and below what they rest on."""
+    if likely is None and most is None:
+        return basis or "not known"
+    if likely == most:
+        return {"known": likely, "from": basis}
+    return {"likely": likely, "at most": most if most is not None else "not known", "from": basis}
+
+
+_Shape = Callable[[Mapping[str, Any], datetime], Row]
+_LISTS: dict[str, _Shape] = {
     "compute.list_jobs": _job,
     "compute.list_quotas": _quota,
     "compute.list_cohorts": _cohort,
     "compute.list_advice": _advice,
     "compute.find_advice": _advice,
+    "compute.list_prices": _price,
+    "compute.list_bills": _bill,
+    "compute.list_budgets": _budget,
+}
+_RECORDS: dict[str, _Shape] = {
+    "compute.show_quota": _quota,
+    "compute.import_bill": _delivery,
+    "compute.list_charges": _charges,
+    "compute.list_unattributed": _charges,
+    "compute.explain_job": _explanation,
+    "compute.estimate_job": _explanation,
 }
 
 
@@ -124,6 +245,10 @@ def _most(limit: int | None) -> str:
 def _amount(money: Mapping[str, Any]) -> str:
     """To the cent: exact amounts are in `--json`."""
     return f"{money['micros'] / 1_000_000:,.2f} {money['currency']}"
+
+
+def _sum(decimal: str, currency: str) -> str:
+    return f"{Decimal(decimal):,.2f} {currency}"
 
 
 def _since(instant: str, now: datetime) -> str:

@@ -196,7 +196,7 @@ def find_quota(sql: sa.Connection, project: str) -> Quota:
     for quota in all_quotas(sql):
         if quota.project == project:
             return quota
-    raise NotFound(f"{project} has no quota.", next_step=f"macadam quotas set --project {project} --gpus N")
+    raise NotFound(f"{project} has no quota.", next_step=f"macadam quotas set {project} --gpus N")
 
 
 def all_quotas(sql: sa.Connection) -> tuple[Quota, ...]:
