@@ -70,6 +70,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             milli=row.milli,
             borrowed=borrowed,
             nodes=[place.node for place in places],
+            markets=[place.market for place in places],
             devices=[f"{device}={milli}" for place in places for device, milli in place.devices.items()],
             cpu_milli=sum(place.cpus for place in places),
             memory=sum(place.memory for place in places),

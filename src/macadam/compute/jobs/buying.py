@@ -4,7 +4,7 @@ Spans of time in which a market had machines stand in SQL, beside what attempts 
 but wishes that are costly to work out, and those only for a while.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -17,7 +17,7 @@ from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, MarketSpan
 from macadam.compute.scheduling import markets, spot
 from macadam.compute.scheduling.markets import ON_DEMAND, Asker, Bounds, Supply
 from macadam.errors import SettingInvalid
-from macadam.ports import Node
+from macadam.ports import Device, Node
 from macadam.settings import Jobs as Settings
 
 _SEEN = timedelta(days=14)
@@ -204,8 +204,9 @@ class _Free:
         mine = where(row) if row is not None and not row.wish else ""
         here = {place.node for place in row.places} if row is not None else set()
         stays = bool(mine) and here <= {node.name for node in self._nodes}
-        room = self._room(job, self._taken)
-        ever = self._room(job, {})
+        room = {market_of(node): False for node in self._nodes}
+        for market in room:
+            room[market] = self._has_room(job, [node for node in self._nodes if market_of(node) == market])
         for market in self._spot:
             room.setdefault(market, False)
         available = {
@@ -213,33 +214,37 @@ class _Free:
             for market, free in room.items()
             if markets.is_spot(market) and (free or (stays and market == mine))
         }
-        return Supply(
-            spot=self._spot,
-            available=available,
-            on_demand=ever.get(ON_DEMAND, False),
-            room=room.get(ON_DEMAND, False) or mine == ON_DEMAND,
+        return Supply(spot=self._spot, available=available, room=room.get(ON_DEMAND, False) or mine == ON_DEMAND)
+
+    def _has_room(self, job: Job, nodes: Sequence[Node]) -> bool:
+        """Whether these have what the job asks for, on as many machines as it wants. Where exactly, placing says."""
+        asked = job.spec.resources
+        if not asked.gpus:
+            return any(self._fits(job, node) for node in nodes)
+        free = [self._gpus(job, node) for node in nodes]
+        return (
+            sum(one >= asked.gpus // asked.nodes for one in free) >= asked.nodes
+            if asked.nodes
+            else sum(free) >= asked.gpus
         )
 
-    def _room(self, job: Job, taken: Mapping[str, int]) -> dict[str, bool]:
-        """Whether each market has what the job asks for, on however many machines."""
-        asked, found = job.spec.resources, {}
-        for market in {market_of(node) for node in self._nodes}:
-            nodes = [node for node in self._nodes if market_of(node) == market]
-            if asked.demand:
-                left = [
-                    WHOLE - taken.get(d.id, 0)
-                    for n in nodes
-                    for d in n.devices
-                    if not asked.models or d.model in asked.models
-                ]
-                found[market] = (
-                    any(one >= asked.milli for one in left) if asked.milli else left.count(WHOLE) >= asked.gpus
-                )
-            else:
-                found[market] = any(self._fits(job, node, free=not taken) for node in nodes)
-        return found
-
-    def _fits(self, job: Job, node: Node, *, free: bool) -> bool:
+    def _fits(self, job: Job, node: Node) -> bool:
+        """What goes on one machine: processors, and a part of a GPU if it asks for one."""
         asked = job.spec.resources
-        cpus, memory = (0, 0) if free else (self._cpus.get(node.name, 0), self._memory.get(node.name, 0))
-        return cpus + asked.cpu_milli <= node.cpus and memory + asked.memory <= node.memory
+        cpus, memory = self._left(node)
+        parts = [WHOLE - self._taken.get(one.id, 0) for one in self._accepted(job, node)]
+        has_gpu = not asked.milli or max(parts, default=0) >= asked.milli
+        return has_gpu and asked.cpu_milli <= cpus and asked.memory <= memory
+
+    def _gpus(self, job: Job, node: Node) -> int:
+        """How many of the whole GPUs that it asks for, each with its part of processors and memory."""
+        asked, (cpus, memory) = job.spec.resources, self._left(node)
+        free = sum(one.id not in self._taken for one in self._accepted(job, node))
+        return max(0, min(free, cpus * asked.gpus // asked.cpu_milli, memory * asked.gpus // asked.memory))
+
+    def _accepted(self, job: Job, node: Node) -> list[Device]:
+        models = job.spec.resources.models
+        return [one for one in node.devices if not models or one.model in models]
+
+    def _left(self, node: Node) -> tuple[int, int]:
+        return node.cpus - self._cpus.get(node.name, 0), node.memory - self._memory.get(node.name, 0)

@@ -43,13 +43,12 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
 
 class Supply(msgspec.Struct, frozen=True, kw_only=True):
     """What there is for a job. spot: all markets of spot that are known, those first that had it longest; available: of these,
-    where it could have its GPUs now (or has them) → for how long there was spot without a break. on_demand: whether any machine
-    on demand is large enough, free or not; room: whether one is free now.
+    where it could have its GPUs now (or has them) → for how long there was spot without a break. room: whether it could have them on
+    demand now (or has them).
     """
 
     spot: tuple[str, ...]
     available: dict[str, float] = {}
-    on_demand: bool = True
     room: bool = True
 
 
