@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from macadam.access.types import CreateProject
 from macadam.compute.catalogue import prices
 from macadam.faces import price_list
 from macadam.faces.cli import main
 from macadam.faces.session import Session
+from macadam.testing import Http, open_platform, token_of
 from macadam.values import utc_now
 
 HEADER = "provider,region,instance,gpu,gpus,kind,currency,dated,source,per_gpu_hour\n"
@@ -49,6 +51,21 @@ def test_a_row_of_nonsense_is_named_at_the_terminal_and_nothing_is_taken(
     said = capsys.readouterr()
     assert "line 2, per_gpu_hour is '-1'" in said.out + said.err
     assert main(["cost", "prices", "import", "ours.csv", "--from", "papyrus"]) != 0
+
+
+def test_prices_are_imported_and_asked_for_over_http(tmp_path: Path) -> None:
+    (tmp_path / "ours.csv").write_text(HEADER + "cheapco,north,box,H100 SXM,8,spot,USD,2026-11-01,ours,0.75\n")
+    with open_platform() as platform, Http(platform) as http:
+        platform.call(CreateProject(project="research"))
+        admin, viewer = token_of(platform, "ann", {"*": "admin"}), token_of(platform, "bob", {"research": "viewer"})
+        asked = {"path": str(tmp_path / "ours.csv"), "from": "csv"}
+        assert http.request("POST", "/api/v1/prices/file", token=viewer, json=asked).status == 403
+        taken = http.request("POST", "/api/v1/prices/file", token=admin, json=asked)
+        assert (taken.status, taken.json()["prices"]) == (200, 1)
+        found = http.request("GET", "/api/v1/projects/research/prices?gpu=H100%20SXM&kind=spot&limit=1", token=viewer)
+        assert [(one["provider"], one["stale"]) for one in found.json()] == [("cheapco", True)]
+        asked |= {"from": "papyrus"}
+        assert http.request("POST", "/api/v1/prices/file", token=admin, json=asked).status == 400
 
 
 def test_a_study_makes_no_home_where_there_is_none(home: Path) -> None:
