@@ -77,7 +77,22 @@ def test_a_command_is_submitted_as_it_is_typed_and_followed_to_its_end(
     capfd.readouterr()
     run = [sys.executable, "-m", "macadam.faces.cli", "jobs", "run"]
     with subprocess.Popen(run, stdout=subprocess.DEVNULL) as queue:
-        words = ["--gpus", "1", "--memory", "256M", "--files", str(tmp_path / "code"), "--follow"]
+        words = [
+            "--deadline",
+            "2h",
+            "--checkpoint",
+            "--checkpoint-every",
+            "10m",
+            "--grace",
+            "5",
+            "--gpus",
+            "1",
+            "--memory",
+            "256M",
+            "--files",
+            str(tmp_path / "code"),
+            "--follow",
+        ]
         try:
             assert cli.main(["jobs", "start", *words, "--", "python", "job.py", "--epochs", "3"]) == 1
         finally:

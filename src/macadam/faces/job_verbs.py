@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -20,8 +21,19 @@ from macadam.faces import printing
 from macadam.faces.cli import files_below
 from macadam.faces.session import Session, Verb
 from macadam.operations import of_request
-from macadam.values import parse_duration, utc_now
+from macadam.values import parse_duration, parse_instant, utc_now
 
+_AS_TYPED = (
+    "name",
+    "priority",
+    "time_limit",
+    "max_restarts",
+    "checkpoint",
+    "checkpoint_every",
+    "deadline",
+    "grace",
+    "preemptible",
+)
 _SIZE = re.compile(r"^(\d{1,12})([KMGT]?)(?:i?B)?\Z")
 _PAUSE = 0.5  # s between two looks at a log
 _AT_ONCE = 2.0  # s; what starts within them did not wait
@@ -68,6 +80,26 @@ def _configure_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", action="store_true", default=False, help="keep MACADAM_CHECKPOINT from attempt to attempt"
     )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_seconds,
+        default=0.0,
+        metavar="TIME",
+        help="that it saves by itself; default: when asked",
+    )
+    parser.add_argument(
+        "--deadline", type=_until, default=None, metavar="TIME", help="an instant (RFC 3339), or so long from now: 30h"
+    )
+    parser.add_argument(
+        "--grace", type=_seconds, default=30.0, metavar="TIME", help="to save in when it is asked to end; default: 30"
+    )
+    parser.add_argument(
+        "--no-preemptible",
+        dest="preemptible",
+        action="store_false",
+        default=True,
+        help="never stop it for others, nor put it on spot",
+    )
     parser.add_argument("--files", default="", metavar="DIR", help="send the text files below it; it runs among them")
     parser.add_argument("--follow", action="store_true", default=False, help="print its log until it has ended")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="behind --, so that its options are its own")
@@ -87,7 +119,7 @@ def _start(options: argparse.Namespace, session: Session) -> int:
         "command": options.command,
         "resources": resources,
         "files": _files(options.files),
-        **{one: getattr(options, one) for one in ("name", "priority", "time_limit", "max_restarts", "checkpoint")},
+        **{one: getattr(options, one) for one in _AS_TYPED},
     }
     job: Job = session.call(of_request(SubmitJob), request)
     if options.follow:
@@ -122,6 +154,16 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no time")
     return seconds
+
+
+def _until(text: str) -> datetime:
+    """An instant, or a duration from now."""
+    try:
+        return parse_instant(text) if "T" in text else utc_now() + parse_duration(text)
+    except (InvalidInput, OverflowError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither an instant, such as 2026-11-23T08:00:00Z, nor a duration, such as 30h"
+        ) from error
 
 
 def _files(folder: str) -> dict[str, str]:
