@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -157,7 +158,9 @@ def test_the_fleet_is_sized_on_one_part_and_judged_on_the_other() -> None:
 
 
 def test_a_fleet_for_calm_hours_is_seen_to_break_its_promise_in_busy_ones() -> None:
-    """The later half brings three times as much: the earlier half cannot know, and the answer says that it was broken."""
+    """The later half brings three times as much: the earlier half cannot know, and the answer says that it was broken. Where
+    another fleet held, it is the answer, though it costs more.
+    """
     calm = conversation(2, 300, 1)
     busy = traces.faster(conversation(2, 900, 2), 3)
     both = Trace(
@@ -171,6 +174,16 @@ def test_a_fleet_for_calm_hours_is_seen_to_break_its_promise_in_busy_ones() -> N
     assert said.best.judged is not None
     assert said.best.judged.attained < said.best.attained
     assert said.best.judged.standing == "missed"
+    dear = msgspec.structs.replace(OFFERS[2], hourly=6_000_000)
+    large = report.rightsize(
+        both, llms.find("llama-3.1-8b"), SLO, [OFFERS[1], dear], engine=Engine(), efficiency=Efficiency(), with_sensitivity=False,
+        hold="later",
+    )  # fmt: skip
+    assert said.best.hourly.micros < large.best.hourly.micros
+    assert large.best.judged is not None
+    assert large.best.judged.attained >= SLO.attainment
+    assert large.best_single == "a100-sxm-80gb"
+    assert {single.gpu for single in large.singles} == {"a10g-24gb", "a100-sxm-80gb"}
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="needs the public Azure trace in ../shared/data/llm")
