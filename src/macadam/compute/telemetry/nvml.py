@@ -239,27 +239,33 @@ class NvmlCollector:
             nvml.nvmlGpmSampleFree(before)
 
     def _metrics(self, before: Any, after: Any) -> dict[str, Any]:
-        asked = [*_GPM.values(), *(metric for pair in _GPM_RATES.values() for metric in pair)]
-        wanted = pynvml.c_nvmlGpmMetricsGet_t()
-        wanted.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        wanted.numMetrics = len(asked)
-        wanted.sample1, wanted.sample2 = before, after
-        for place, metric in enumerate(asked):
-            wanted.metrics[place].metricId = metric
-        if self._ask(self._nvml.nvmlGpmMetricsGet, wanted) is None:
-            return {}
-        told = {
-            metric: wanted.metrics[place].value
-            for place, metric in enumerate(asked)
-            if wanted.metrics[place].nvmlReturn == pynvml.NVML_SUCCESS
-        }
-        ratios = {name: told[metric] / 100 for name, metric in _GPM.items() if metric in told}
-        rates = {
+        ratios = list(_GPM.values())
+        rates = [metric for pair in _GPM_RATES.values() for metric in pair]
+        # A driver that refuses the whole question for what it does not know of links is asked for the rest.
+        told = self._told(before, after, [*ratios, *rates]) or self._told(before, after, ratios)
+        found = {name: told[metric] / 100 for name, metric in _GPM.items() if metric in told}
+        traffic = {
             name: (told[sent] + told[received]) * _MIB
             for name, (sent, received) in _GPM_RATES.items()
             if sent in told and received in told
         }
-        return {**ratios, **rates}
+        return {**found, **traffic}
+
+    def _told(self, before: Any, after: Any, metrics: list[int]) -> dict[int, float]:
+        """By metric, what GPM says of the time between two of its samples; without those that the device lacks."""
+        wanted = pynvml.c_nvmlGpmMetricsGet_t()
+        wanted.version = pynvml.NVML_GPM_METRICS_GET_VERSION
+        wanted.numMetrics = len(metrics)
+        wanted.sample1, wanted.sample2 = before, after
+        for place, metric in enumerate(metrics):
+            wanted.metrics[place].metricId = metric
+        if self._ask(self._nvml.nvmlGpmMetricsGet, wanted) is None:
+            return {}
+        return {
+            metric: wanted.metrics[place].value
+            for place, metric in enumerate(metrics)
+            if wanted.metrics[place].nvmlReturn == pynvml.NVML_SUCCESS
+        }
 
     def _processes(self, handle: Handle) -> tuple[Process, ...] | None:
         found = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)

@@ -1,6 +1,7 @@
 """What is read of NVIDIA devices, with recordings standing in at the library's boundary."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pynvml
 import pytest
@@ -38,6 +39,19 @@ def test_traffic_over_links_is_bytes_per_second_in_both_directions() -> None:
         both, one_way = reader.read()
     assert (both.pcie, both.nvlink) == (4000 * 2**20, 80_000 * 2**20)
     assert (one_way.pcie, one_way.nvlink) == (None, None)
+
+
+def test_a_driver_that_refuses_to_be_asked_about_links_still_tells_the_rest() -> None:
+    class Older(RecordedNvml):
+        def nvmlGpmMetricsGet(self, metrics: Any) -> Any:  # noqa: N802 - the library's name
+            if any(metric.metricId >= 20 for metric in metrics.metrics[: metrics.numMetrics]):
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+            return super().nvmlGpmMetricsGet(metrics)
+
+    with collector(Older(h100())) as reader:
+        reader.read()
+        (seen,) = reader.read()
+    assert (seen.sm_active, seen.tensor_active, seen.nvlink, seen.pcie) == (0.8825, 0.625, None, None)
 
 
 def test_one_metric_that_a_device_lacks_is_unknown_and_the_others_are_there() -> None:

@@ -135,5 +135,13 @@ def test_links_are_parts_of_the_whole_or_unknown(nvlink, pcie, count, nodes, nam
     assert found.links is None or count > 1
 
 
+def test_between_machines_gpus_talk_over_pcie_too():
+    rates = {"nvlink": 90e9, "pcie": 100e9}
+    assert links.traffic(H100, **rates, gpus=16, nodes=2) == links.Traffic(links=pytest.approx(100 / 126), bus=None)
+    assert links.traffic(H100, **rates, gpus=8, nodes=1) == links.Traffic(links=0.1, bus=pytest.approx(100 / 126))
+    without = gpus.find("h100-pcie-80gb")
+    assert links.traffic(without, **rates, gpus=2, nodes=1) == links.Traffic(links=pytest.approx(100 / 126), bus=None)
+
+
 def test_a_rate_that_no_link_carries_is_not_measured():
     assert links.traffic(H100, nvlink=5e12, pcie=5e12, gpus=8, nodes=1) == links.Traffic(links=None, bus=None)

@@ -96,7 +96,7 @@ def test_runs_and_endpoints_count_for_the_models_that_their_leaves_name(tmp_path
     leaves = [
         said("models.train", "run:a", 0, model="detector"),
         said("serving.deploy", "endpoint:live", 0, ("model:detector@1",)),
-        said("serving.deploy", "endpoint:live", 0, ("model:foreign@1",), project="speech"),
+        said("serving.deploy", "endpoint:live", 2.5, ("model:foreign@1",), project="speech"),
         said("serving.deploy", "endpoint:live", 1, ("model:detector@2",)),
         said("serving.deploy", "endpoint:mixed", 0, ("model:detector@2",)),
         said("serving.deploy", "endpoint:mixed", 3.5, ("model:other@1",)),
