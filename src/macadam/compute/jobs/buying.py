@@ -24,6 +24,7 @@ _SEEN = timedelta(days=14)
 """Before that, markets were others."""
 _LOOK_EVERY = 600.0  # s; what is expected of spot changes slowly
 _PLANS = 1  # costly wishes in one turn; the others wish as they did, or by uniform progress
+_QUICK = spot.Policy(name="uniform-progress")
 _ASKED = ("preempted", "node", "moved", "money")  # endings of attempts that were asked to save
 _KILLED = 137  # their grace was over
 _LOST = ("node", "lost")
@@ -46,8 +47,11 @@ class Buyer:
         self._lasts: dict[tuple[str, str], tuple[datetime, list[float]]] = {}
         self._plans = 0
 
-    def bounds(self, sql: sa.Connection, picture: Picture) -> dict[str, Bounds]:
-        """By the id of each job that waits or runs; {} where no spot machine has been seen for weeks: then nothing is bounded."""
+    def bounds(self, sql: sa.Connection, picture: Picture, first: str = "") -> dict[str, Bounds]:
+        """By the id of each job that waits or runs; {} where no spot machine has been seen for weeks: then nothing is bounded.
+
+        first: the job whose wish is to be worked out in any case.
+        """
         seen = registry.market_spans(sql, picture.now - _SEEN)
         if not seen:
             return {}
@@ -57,33 +61,41 @@ class Buyer:
         running = {row.job: row for row in picture.attempts}
         jobs = {job.id: job for job in (*picture.waiting, *picture.jobs.values())}
         found = {
-            job.id: self._bounds(sql, job, running.get(job.id), free, market, picture.now) for job in jobs.values()
+            job: self._bounds(sql, jobs[job], running.get(job), free, market, picture.now)
+            for job in sorted(jobs, key=lambda job: job != first)
         }
         self._wishes = {job: wish for job, wish in self._wishes.items() if job in jobs}
+        self._lasts = {like: kept for like, kept in self._lasts.items() if self._is_fresh(kept[0], picture.now)}
         return found
+
+    def _is_fresh(self, at: datetime, now: datetime) -> bool:
+        return (now - at).total_seconds() < self._step
 
     def _bounds(
         self, sql: sa.Connection, job: Job, row: AttemptRow | None, free: "_Free", market: spot.Market, now: datetime
     ) -> Bounds:
-        asker = self._asker(sql, job, row, now)
+        asker, supply = self._asker(sql, job, row, now), free.supply(job, row)
+        chooses = bool(asker.where or supply.available or supply.room)
 
         def wish(one: spot.Job, standing: spot.Standing) -> str:
+            if not chooses:  # there is nothing to be had: what it would wish for is all the same
+                return spot.wished(one, standing, market, _QUICK)
             return self._wish(job.id, one, standing, market, now)
 
-        return markets.bounds(asker, free.supply(job, row), wish, step=self._step)
+        return markets.bounds(asker, supply, wish, step=self._step)
 
     def _wish(self, job: str, one: spot.Job, standing: spot.Standing, market: spot.Market, now: datetime) -> str:
         """The policy's. It is kept for a step, while what it could choose from is the same: plans take a tenth of a second."""
         key = standing.where, tuple(sorted(standing.available))
         known = self._wishes.get(job)
-        if known is not None and known[0] == key and (now - known[1]).total_seconds() < self._step:
+        same = known is not None and known[0] == key
+        if known is not None and same and self._is_fresh(known[1], now):
             return known[2]
-        policy = self._policy
-        if policy.name == "expected-cost":
+        if self._policy.name == "expected-cost":
             if self._plans >= _PLANS:
-                return spot.wished(one, standing, market, spot.Policy(name="uniform-progress"))
+                return known[2] if known is not None and same else spot.wished(one, standing, market, _QUICK)
             self._plans += 1
-        wish = spot.wished(one, standing, market, policy)
+        wish = spot.wished(one, standing, market, self._policy)
         self._wishes[job] = key, now, wish
         return wish
 
@@ -111,7 +123,7 @@ class Buyer:
         """So long it runs nine times of ten, else its time limit; to three digits, as plans are made for each length."""
         key = job.project, job.spec.likeness
         known = self._lasts.get(key)
-        if known is None or (now - known[0]).total_seconds() > self._step:
+        if known is None or not self._is_fresh(known[0], now):
             like = [one.attained for one in registry.finished_like(sql, *key)]
             known = self._lasts[key] = now, like
         late = history.expected(known[1], job.spec.time_limit, ran).late

@@ -167,7 +167,7 @@ def _picture(
         quotas=quotas,
         spent={project: one.spent for project, one in counted.items()},
     )
-    return msgspec.structs.replace(seen, markets=Buyer(ports.settings.jobs).bounds(sql, seen))
+    return msgspec.structs.replace(seen, markets=Buyer(ports.settings.jobs).bounds(sql, seen, job.id))
 
 
 def _machines(ports: Ports) -> tuple[Node, ...]:
