@@ -198,7 +198,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             wish="",
             restarts=restarts,
             preemptions=job.preemptions + (verdict.ending == "preempted"),
-            attained=job.attained + row.seconds,
+            attained=max(job.attained, job.standing + row.seconds),
             spent=self._sum(job.spent, row.cost),
             ready=settling.ready_after(restarts - 1, self.restart_delay, self.now) if verdict.restart else None,
             ended=None if verdict.state == "waiting" else row.ended,

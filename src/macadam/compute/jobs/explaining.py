@@ -119,8 +119,8 @@ def _durations(sql: sa.Connection, seen: Picture) -> dict[str, Durations]:
         key = job.project, job.spec.likeness
         if key not in known:
             known[key] = [one.attained for one in registry.finished_like(sql, *key)]
-        ran = job.attained + max(0.0, (seen.now - began.get(job.id, seen.now)).total_seconds())
-        found[job.id] = history.expected(known[key], job.spec.time_limit, ran)
+        ran = job.standing + max(0.0, (seen.now - began.get(job.id, seen.now)).total_seconds())
+        found[job.id] = history.expected(known[key], job.spec.time_limit, max(job.attained, ran))
     return found
 
 
@@ -182,13 +182,13 @@ def _running(sql: sa.Connection, ports: Ports, job: Job, desk: Desk) -> Explanat
     now = desk.now
     row = registry.find_attempt(sql, job.attempt_id)
     began = row.began or row.started
-    lasts = history.of(sql, job, job.attained + max(0.0, (now - began).total_seconds()))
+    lasts = history.of(sql, job, max(job.attained, job.standing + max(0.0, (now - began).total_seconds())))
     words = f"Attempt {job.attempt} runs since {_instant(began)} on {', '.join(place.node for place in row.places)}."
     if job.state == "stopping":
         words = f"It is asked to stop: {job.message or job.wish}."
     elif bound := _picture(sql, ports, Memory(), job, desk, {}).markets.get(job.id):
         words = f"{words} {bound.words}".rstrip()
-    left = [None if whole is None else max(0.0, whole - job.attained) for whole in (lasts.likely, lasts.late)]
+    left = [None if whole is None else max(0.0, whole - job.standing) for whole in (lasts.likely, lasts.late)]
     return Explanation(
         job=job.ref,
         state=job.state,

@@ -70,11 +70,7 @@ def _steps(jobs: int) -> int:
 def _after(now: float, state: State, decision: Decision) -> State:
     stopped = {one.id for one in decision.preemptions}
     started = {one.id: one.placement for one in decision.starts}
-    back = tuple(
-        msgspec.structs.replace(one.work, attained=one.attained(now), preemptions=one.work.preemptions + 1)
-        for one in state.running
-        if one.work.id in stopped
-    )
+    back = tuple(one.stopped(now) for one in state.running if one.work.id in stopped)
     begun = tuple(
         Running(work=work, placement=started[work.id], started=now) for work in state.waiting if work.id in started
     )

@@ -5,6 +5,7 @@ Pure. Jobs without GPUs are not scheduling's: they get the processors and memory
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from math import inf
 
 import msgspec
 
@@ -137,17 +138,24 @@ def _elapsed(row: AttemptRow, picture: Picture) -> float:
     return max(0.0, (picture.now - row.started).total_seconds())
 
 
-def work(job: Job, picture: Picture, rate: Rate | None = None) -> Work:
-    """rate: what it costs where it is, None for what it costs at most."""
+def work(job: Job, picture: Picture, rate: Rate | None = None, *, starting: float = 0.0) -> Work:
+    """rate: what it costs where it is, None for what it costs at most. starting: seconds that its attempt took to begin, which the next
+    will take too. Each stop of a job that keeps a checkpoint is thought to have lost what it may have: nobody says what it really lost.
+    """
     spec, rate = job.spec, rate or picture.bounds.get(job.id)
+    # What asks it to save and end gives it `grace` for that; one that saves nothing has nothing to wait for.
+    cost = starting + (spec.grace if spec.checkpoint else 0.0)
+    stands = max(0.0, job.standing - (job.preemptions + job.restarts) * (spec.checkpoint_every + cost))
     return msgspec.structs.replace(
         asked(job),
         priority=job.priority,
         preemptible=spec.preemptible,
         deadline=spec.deadline.timestamp() if spec.deadline else 0,
-        time_limit=job.attained + spec.time_limit if spec.time_limit else 0,  # each attempt has its own
-        checkpoint_every=spec.checkpoint_every,
-        attained=job.attained,
+        time_limit=stands + spec.time_limit if spec.time_limit else 0,  # each attempt has its own
+        checkpoint_every=spec.checkpoint_every if spec.checkpoint else inf,
+        checkpoint_cost=cost,
+        attained=stands,
+        reached=job.attained,
         preemptions=job.preemptions,
         group=spec.likeness,
         micros_per_gpu_hour=-(-rate.nanos // spec.resources.demand) if rate else 0,
@@ -204,8 +212,9 @@ def _due(job: Job, picture: Picture) -> float | None:
 
 
 def running(row: AttemptRow, picture: Picture) -> Running:
+    starting = max(0.0, (row.began - row.started).total_seconds()) if row.began else 0.0
     return Running(
-        work=work(picture.jobs[row.job], picture, row.rate),
+        work=work(picture.jobs[row.job], picture, row.rate, starting=starting),
         placement=tuple(_slot(place, picture) for place in row.places if place.milli),
         started=row.started.timestamp(),
     )

@@ -125,7 +125,8 @@ class Spec(Value, frozen=True, kw_only=True):
 
 class Job(Value, frozen=True, kw_only=True):
     """One job. attempt: the number of the newest one, 0 = none yet. restarts: attempts that died and were tried again;
-    preemptions: attempts that were stopped for somebody else. attained: seconds that attempts have run in all. spent: what
+    preemptions: attempts that were stopped for somebody else. attained: seconds that attempts have run, all together where it keeps a checkpoint,
+    else the longest of them, as each begins anew: at its end, how long it takes. spent: what
     they have cost so far, by what they held, None if no price is known. ending: how the last attempt ended; message: more about it. ready: not started before.
     wish: why it is asked to stop; grace: seconds, if its canceller gave others than its own.
     """
@@ -158,6 +159,11 @@ class Job(Value, frozen=True, kw_only=True):
     @property
     def attempt_id(self) -> str:
         return f"{self.id}.{self.attempt}"
+
+    @property
+    def standing(self) -> float:
+        """Seconds of work that the next attempt goes on from."""
+        return self.attained if self.spec.checkpoint else 0.0
 
 
 class Place(Value, frozen=True, kw_only=True):

@@ -1,19 +1,20 @@
 """Who starts, who stops and why the others wait: one pure function for the live queue, replay of history and studies.
 
 1. What a budget or a lost machine ends is stopped.
-2. Jobs that are due on their tenant's own share (`promise`) are held: they get GPUs whoever else must stop, and go on.
+2. Jobs that are due on their tenant's own share (`promise`) are held: they get GPUs whoever else must stop, and go on. What one has run
+   already it need not run again, so it is held that much later.
 3. Jobs that nothing is promised and that have waited for `ageing` go before all who borrow, in order of submission.
-4. The others start in order, as limits and room allow. The first that does not fit may stop those that rank behind it; a tenant may
-   take back what it lends; what passes the first is the policy's backfill.
+4. The others start in order, as limits and room allow. The first that does not fit may stop those that rank behind it, as far as that
+   gains more than it loses and each loses little of what it ran (`order.bearable`); a tenant may take back what it lends; what passes
+   the first is the policy's backfill.
+Whoever stops others stops those first whose stop is worth most (`order.worth`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
-import msgspec
-
 from macadam.compute.scheduling.first_fit import FirstFit
-from macadam.compute.scheduling.order import LEVELS, level, rank, tolerated
+from macadam.compute.scheduling.order import EARLY, LEVELS, bearable, bearable_from, level, rank, tolerated, worth
 from macadam.compute.scheduling.quota import Limits
 from macadam.compute.scheduling.types import (
     WHOLE,
@@ -32,6 +33,7 @@ from macadam.compute.scheduling.types import (
 )
 
 Key = tuple[float, float, float, str]
+Behind = tuple[float, float, float, float, str]
 _IN_GPUS = {"limit", "cohort"}
 _WHY = {
     "due": "{by} is due on {owner}'s own share.",
@@ -79,7 +81,7 @@ class _Round:
         self.held: set[str] = set()
         self.aged: set[str] = set()
         self.moves = 0  # starts and stops so far: what was found out stays true until the next
-        self.ranks: dict[str, float] = {}  # of what runs
+        self.worths: dict[str, tuple[float, float]] = {}  # of what runs: what a stop is worth, and less what it costs
         self.last: tuple[int, list[Running]] = -1, []
         self.stuck: dict[tuple[object, ...], tuple[int, float, Wait | None]] = {}
         # Thousandths of GPUs of those models that were bought there.
@@ -93,19 +95,20 @@ class _Round:
         waiting = {work.id: work for work in [*self.state.waiting, *self._take_stock()]}
         for work in self._due():
             waiting.update((stopped.id, stopped) for stopped in self._hold(work))
-        for work in self._grow_old():
+        for work in self._grow_old(waiting):
             waiting.update((stopped.id, stopped) for stopped in self._yield_to(work))
         queue = [self._entry(work) for work in waiting.values() if work.id not in self.running]
         heapify(queue)
         while queue:
             key, work = heappop(queue)
             for stopped in self._consider(work, key[1]):
+                waiting[stopped.id] = stopped
                 heappush(queue, self._entry(stopped))
         return Decision(
             starts=tuple(self.starts.values()),
             preemptions=tuple(self.preemptions.values()),
             waits=self.waits,
-            look_again=self._look_again(),
+            look_again=self._look_again([work for work in waiting.values() if work.id not in self.running]),
         )
 
     # --- 1 what runs
@@ -132,7 +135,7 @@ class _Round:
     # --- 2 promises
 
     def _due(self) -> list[Work]:
-        """What is due, in order, as far as it fits into its tenant's own share."""
+        """What is due, in order, as far as it fits into its tenant's own share, and has no time to lose."""
         works = [*(running.work for running in self.running.values()), *self.state.waiting]
         due = [(at, work.submitted, work.id, work) for work in works if (at := self._due_at(work)) <= self.now]
         taken: dict[str, int] = {}
@@ -142,7 +145,7 @@ class _Round:
             if work.demand > self.limits.own(work.tenant):
                 continue  # nothing is promised to what is larger than the share
             taken[owner] = taken.get(owner, 0) + work.demand
-            if taken[owner] <= self.limits.own(work.tenant):
+            if taken[owner] <= self.limits.own(work.tenant) and self._held_at(work) <= self.now:
                 chosen.append(work)
         self.held.update(work.id for work in chosen)
         return chosen
@@ -153,6 +156,15 @@ class _Round:
         if work.due is not None:
             return work.due
         return work.submitted + (self.policy.ageing if self.limits.unlimited else self.policy.patience)
+
+    def _held_at(self, work: Work) -> float:
+        """From when on it must run to end no later than on its tenant's share, where it starts with nothing done; of what runs, from
+        when on a stop would make it miss that.
+        """
+        one = self.running.get(work.id)
+        if one is None:
+            return self._due_at(work) + work.attained
+        return self._due_at(work) + one.attained(self.now) - one.price(self.now) - EARLY
 
     def _hold(self, work: Work) -> list[Work]:
         """Gives it GPUs, if it has none. Returns whom that stopped."""
@@ -166,10 +178,10 @@ class _Round:
 
     # --- 3 what waited long
 
-    def _grow_old(self) -> list[Work]:
+    def _grow_old(self, waiting: Mapping[str, Work]) -> list[Work]:
         """What is larger than its tenant's share, so that nothing is promised to it, and was submitted `ageing` ago, in order."""
-        works = [*(running.work for running in self.running.values()), *self.state.waiting]
-        old = [one for one in works if self._ages_at(one) <= self.now]
+        works = {**waiting, **{name: running.work for name, running in self.running.items()}}
+        old = [one for one in works.values() if self._ages_at(one) <= self.now]
         self.aged.update(one.id for one in old)
         return sorted(old, key=lambda one: (one.submitted, one.id))
 
@@ -230,7 +242,7 @@ class _Round:
             return
         if self.blocked is None and self.policy.preempt == "order":
             most = tolerated(self._rank(work, work.attained), self.policy)
-            yield [one for one in self._junior() if self.ranks[one.work.id] > most], "order"
+            yield [one for one in self._junior() if self.worths[one.work.id][0] > most and self._bearable(one)], "order"
         if self.policy.preempt == "lower-priority":
             mine = [one for one in self._junior() if one.work.tenant == work.tenant]
             yield [one for one in mine if one.work.priority < work.priority], "priority"
@@ -268,10 +280,16 @@ class _Round:
         """What may be stopped for the order's sake: what has waited long goes on until an owner wants its GPUs back."""
         return [one for one in self._stoppable() if one.work.id not in self.aged] if self.aged else self._stoppable()
 
-    def _behind(self, one: Running) -> Key:
-        if one.work.id not in self.ranks:
-            self.ranks[one.work.id] = self._rank(one.work, one.attained(self.now))
-        return self._past(one.work), self.ranks[one.work.id], one.work.submitted, one.work.id
+    def _behind(self, one: Running) -> Behind:
+        work = one.work
+        if work.id not in self.worths:
+            price = one.price(self.now)
+            ranked = self._rank(work, one.attained(self.now))
+            self.worths[work.id] = worth(ranked, price, work.demand, self.policy.order), -price * work.demand
+        return self._past(work), *self.worths[work.id], work.submitted, work.id
+
+    def _bearable(self, one: Running) -> bool:
+        return bearable(one.price(self.now), one.ran(self.now), one.work.preemptions, self.policy)
 
     def _make_room(self, work: Work, victims: Sequence[Running], reason: str) -> list[Work] | None:
         """Starts it, stopping as few as will do; None, and nothing stopped, if all of them would not do."""
@@ -301,7 +319,7 @@ class _Round:
 
     def _again(self, running: Running) -> Work:
         """As it waits after this."""
-        return msgspec.structs.replace(running.work, attained=running.attained(self.now))
+        return running.stopped(self.now)
 
     def _room(self, work: Work) -> Placement | None:
         return None if self.limits.why_not(work) else self.places.place(work)
@@ -334,6 +352,7 @@ class _Round:
     def _start(self, work: Work, placement: Placement) -> None:
         before = self.limits.borrowed(work.tenant)
         running = Running(work=work, placement=placement, started=self.now)
+        self.worths.pop(work.id, None)  # what it was worth in the stretch before
         self.moves += 1
         self.running[work.id] = running
         self.limits.add(running)
@@ -414,15 +433,15 @@ class _Round:
             return max(0.0, work.seconds - attained)
         return self.estimates.remaining(work, attained, 0.9) if self.estimates else float("inf")
 
-    def _look_again(self) -> float | None:
-        """The next instant at which the answer may be another although nothing happens."""
-        instants = [self._due_at(work) for work in self.state.waiting]
-        instants += [self._ages_at(work) for work in self.state.waiting]
+    def _look_again(self, waiting: Iterable[Work]) -> float | None:
+        """The next instant at which the answer may be another although nothing happens. waiting: whoever goes on waiting."""
+        instants = [at for work in waiting for at in (self._held_at(work), self._ages_at(work))]
         if self.waits and self.policy.preempt == "order":
             for one in self.running.values():
-                passed = level(one.attained(self.now))
+                passed = level(one.work.age(one.attained(self.now)))
                 if passed < len(LEVELS):
                     instants.append(one.started + LEVELS[passed] - one.work.attained)
+                instants.append(one.started + bearable_from(one.work, one.ran(self.now), self.policy))
         exhausts = self.limits.exhausts_at()
         later = [
             at for at in [*instants, *([exhausts] if exhausts is not None else [])] if self.now < at < float("inf")

@@ -31,8 +31,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     that will do, () = any. nodes: over how many machines the GPUs are spread evenly, 0 = as they fit. cpu_milli and
     memory (bytes): of the whole gang. submitted: when. priority: higher goes first where the policy asks for it.
     preemptible: may be stopped and started again. deadline: when it should be done, 0 = none. time_limit: seconds after
-    which it is stopped, 0 = none. checkpoint_every, checkpoint_cost: seconds; what a preemption loses is what ran since the
-    last checkpoint plus the cost. attained: seconds it has run so far. preemptions: how often it was stopped. group: whose
+    which it is stopped, 0 = none. checkpoint_every: seconds between its own saves, 0 = it saves when it is asked to stop, infinity = never.
+    checkpoint_cost: seconds that each stop costs besides: to save, to start anew, to load. attained: seconds that it has run and that stand;
+    reached: the most that it had run before a stop lost a part, 0 = no more than `attained`: it is known to take longer.
+    preemptions: how often it was stopped. group: whose
     durations are alike (such as the entry point), '' = only tenant and GPUs. micros_per_gpu_hour: its price; before it is placed, that
     of the dearest GPUs that will do. grace: seconds that it may go on after it was asked to stop, for which money is kept. seconds: how
     long it really runs, known to studies only (0 = unknown); no policy but `oracle` reads it. due: when its tenant's own share would have started it (`promise.due_times`), infinity = not yet, None =
@@ -57,6 +59,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_every: float = 0
     checkpoint_cost: float = 0
     attained: float = 0
+    reached: float = 0
     preemptions: int = 0
     group: str = ""
     micros_per_gpu_hour: int = 0
@@ -75,13 +78,14 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         seconds = (
             self.deadline,
             self.time_limit,
-            self.checkpoint_every,
             self.checkpoint_cost,
             self.attained,
+            self.reached,
             self.grace,
             self.seconds,
         )
-        if not (isfinite(self.submitted) and all(0 <= each < inf for each in seconds)) or self.due != self.due:
+        numbers = isfinite(self.submitted) and all(0 <= each < inf for each in seconds) and self.checkpoint_every >= 0
+        if not numbers or self.due != self.due:
             raise InvalidInput(
                 f"Work {self.id!r} was submitted at {self.submitted}, with {', '.join(map(str, seconds))} s to be kept.",
                 next_step="Give instants and seconds that are numbers, 0 or more.",
@@ -102,6 +106,16 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         """The markets to look at together, one try after the other."""
         alone = tuple((market,) for market in self.markets) if len(self.markets) > 1 else ()
         return (*alone, self.markets)
+
+    def age(self, attained: float) -> float:
+        """Seconds that it is known to last at least, where `attained` stand."""
+        return max(attained, self.reached)
+
+    def price(self, ran: float) -> float:
+        """Seconds that a stop costs after a stretch of `ran` seconds: what it has not saved, and to save and start anew."""
+        if self.checkpoint_every == inf:
+            return ran + self.checkpoint_cost
+        return (ran % self.checkpoint_every if self.checkpoint_every else 0.0) + self.checkpoint_cost
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,8 +153,26 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     started: float
 
     def attained(self, now: float) -> float:
-        """Seconds it has run in all."""
-        return self.work.attained + max(0.0, now - self.started)
+        """Seconds it has run that stand, those of this stretch included."""
+        return self.work.attained + self.ran(now)
+
+    def ran(self, now: float) -> float:
+        """Seconds of this stretch."""
+        return max(0.0, now - self.started)
+
+    def price(self, now: float) -> float:
+        """Seconds that a stop costs now."""
+        return self.work.price(self.ran(now))
+
+    def stopped(self, now: float) -> Work:
+        """As it waits after a stop. A stretch loses no more than itself, so that what stood before stands."""
+        ran, reached = self.ran(now), self.attained(now)
+        return msgspec.structs.replace(
+            self.work,
+            attained=reached - min(ran, self.work.price(ran)),
+            reached=self.work.age(reached),
+            preemptions=self.work.preemptions + (ran > 0),
+        )
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +244,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     ageing: seconds after which a job that nothing is promised counts as due where there are no quotas, and goes before all who borrow
     where there are: no starvation. half_life: seconds in
     which past use counts half in the fair share of borrowed GPUs, 0 = past use does not count. margin: a job is stopped for the
-    order's sake only if its rank is more than so many times that of who gets its GPUs.
+    order's sake only if its rank, less what the stop costs, is more than so many times that of who gets its GPUs. loss, trial: and only if the
+    stop costs at most this part of what the stretch ran or, the first time that it is stopped, at most `trial` seconds; `priority` alone
+    is an order for which any loss is taken.
     """
 
     order: Order = "gittins"
@@ -223,13 +257,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     ageing: float = 14 * 86400
     half_life: float = 0
     margin: float = 2.0
+    loss: float = 0.1
+    trial: float = 60.0
 
     def __post_init__(self) -> None:
-        seconds = self.patience, self.ageing, self.half_life
-        if not (all(each >= 0 for each in seconds) and self.margin >= 1):
+        seconds = self.patience, self.ageing, self.half_life, self.trial
+        if not (all(each >= 0 for each in seconds) and self.margin >= 1 and 0 < self.loss <= 1):
             raise InvalidInput(
-                f"The policy has patience {self.patience}, ageing {self.ageing}, half-life {self.half_life}, margin {self.margin}.",
-                next_step="Give seconds of 0 or more, and a margin of 1 or more.",
+                f"The policy has patience {self.patience}, ageing {self.ageing}, half-life {self.half_life}, trial {self.trial}, "
+                f"margin {self.margin} and loss {self.loss}.",
+                next_step="Give seconds of 0 or more, a margin of 1 or more, and a part of up to 1 that may be lost.",
             )
 
 
@@ -260,6 +297,10 @@ class Estimates(Protocol):
         """The order's key: the least expected GPU-seconds per finished job, given that it has run `attained` without finishing.
         Lower goes first.
         """
+        ...
+
+    def usual(self, work: Work) -> float:
+        """How long such work runs at the median."""
         ...
 
     def remaining(self, work: Work, attained: float, quantile: float = 0.5) -> float:

@@ -1,8 +1,8 @@
 """Simulates a queue of jobs on a pool of GPUs, event by event: the decisions of `scheduling.decide`, kept up instead of made anew.
 
-Where topology does not matter and quotas are promises without limits, a decision changes little from event to event. So the waiting
-jobs lie in one heap for each number of GPUs and the running ones in a heap with the last in order on top, and an event costs
-O(log n). A property test holds these decisions against those of `decide`; what else policies can say is left to `replay`.
+Where topology does not matter, quotas are promises without limits and jobs save when they are asked to stop, a decision changes little from
+event to event. So the waiting jobs stand in `lines` and the running ones in heaps with the one whose stop is worth most on top, and an event
+costs O(log n). Property tests hold each start and end against those of `decide`; what else policies can say is left to `replay`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +12,18 @@ from math import isfinite
 
 import msgspec
 
-from macadam.compute.scheduling.estimates import History
-from macadam.compute.scheduling.order import LEVELS, level, reached, tolerated
+from macadam.compute.scheduling.estimates import History, Learned
+from macadam.compute.scheduling.order import EARLY, LEVELS, bearable, bearable_from, level, reached, tolerated, worth
 from macadam.compute.scheduling.promise import Share
-from macadam.compute.scheduling.types import Policy, Work
+from macadam.compute.scheduling.types import WHOLE, Policy, Work
+from macadam.compute.simulation.lines import STEPS, ByLane, First, Fixed, Lines
 from macadam.errors import InvalidInput
 
-_NEW, _WAITING, _RUNNING, _DONE = range(4)
-_END, _LEVEL, _ENTER, _LEAVE = range(4)
+_END, _LEVEL, _HOLD, _RIPE, _ENTER, _LEAVE, _AGE = range(7)
 _NEVER = float("inf")
-_SERVED = [reached(passed) for passed in range(len(LEVELS) + 1)]
+_SERVED = [reached(passed) for passed in range(STEPS)]
+Running = tuple[float, int, int]
+"""(less what a stop is worth, GPUs, less the job): whoever is to be stopped first sorts first."""
 
 
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,27 +58,33 @@ class Simulation:
         n = len(jobs)
         self.free, self.now = gpus, 0.0
         self.todo = list(jobs.seconds)
-        self.attained = [0.0] * n
+        self.attained = [0.0] * n  # that stand
+        self.reached = [0.0] * n  # that it is known to last at least, as of its last stop
         self.passed = [0] * n
-        self.key = [0.0] * n
         self.since = [0.0] * n
-        self.state = bytearray(n)
-        self.held = bytearray(n)  # has claimed its tenant's own share: is not stopped again
-        self.stamp = [0] * n
-        self.began = [-1.0] * n
-        self.finished = [0.0] * n
+        self.waiting, self.running = bytearray(n), bytearray(n)
+        self.aged = bytearray(n)
+        self.stopped = bytearray(n)  # whether it ever was
+        self.stamp = [0] * n  # of stretches
+        self.ripe = bytearray(n)  # has run for so long that it may be stopped for the order's sake
+        self.entry: list[Running | None] = [None] * n  # of what runs and may be stopped
+        self.began, self.finished = [-1.0] * n, [0.0] * n
         self.events: list[tuple[float, int, int, int]] = []
         self.sizes = sorted(set(jobs.gpus))
-        self.waiting: dict[int, list[tuple[float, int, int]]] = {size: [] for size in self.sizes}
-        self.running: list[tuple[float, int, int]] = []
+        self.junior: list[Running] = []  # what may be stopped for the order's sake; entries that count no more included
         self.preemptive = policy.preempt == "order"
-        self.stoppable = self.preemptive or policy.reclaim != "never"
+        self.owes = policy.reclaim != "never" or bool(promised)
+        self.unripe = bearable_from(
+            Work(id="", tenant="", submitted=0.0, checkpoint_cost=cost, preemptions=1), 0.0, policy
+        )
+        self.tried = bearable(cost, 0.0, 0, policy)
         self.claims: list[int] = []  # due since the last decision
+        self.old: list[int] = []  # have aged and not ended
         self.dirty = False  # something has happened since that may change it
         self.stretches: list[tuple[int, float, float]] = []
         self.preemptions, self.lost = 0, 0.0
         self._promises(promised)
-        self._tables()
+        self._ranks()
 
     def _promises(self, promised: dict[str, int]) -> None:
         """Numbers the tenants and gives each what it was promised; where nothing is, all share one promise: the pool."""
@@ -84,29 +92,60 @@ class Simulation:
         names = {name: at for at, name in enumerate(sorted(set(tenants)))}
         self.owner = [names[name] for name in tenants]
         self.shares = [Share(promised.get(name, 0) if promised else self.free) for name in names]
+        self.used = [0] * len(names)
+        self.ages = bool(promised)
         self.delay = self.policy.patience if promised else self.policy.ageing
         self.due = [-1.0] * len(self.jobs)
 
-    def _tables(self) -> None:
-        """Gives each lane (jobs with the same estimates) its ranks by level."""
-        order = self.policy.order
+    def _ranks(self) -> None:
+        """Gives each lane (jobs with the same estimates) its ranks by level, and each its waiting line."""
+        order, jobs = self.policy.order, self.jobs
         self.history = History() if order in {"gittins", "shortest"} else None
         lanes: dict[tuple[str, int], int] = {}
-        self.lane = [lanes.setdefault(each, len(lanes)) for each in zip(self.jobs.tenant, self.jobs.gpus, strict=True)]
+        self.lane = [lanes.setdefault(each, len(lanes)) for each in zip(jobs.tenant, jobs.gpus, strict=True)]
         self.lanes = [Work(id="", tenant=tenant, gpus=gpus, submitted=0.0) for tenant, gpus in lanes]
-        self.fixed = {"fifo": self.jobs.submitted, "oracle": self.jobs.seconds}.get(order)
-        self.table = [self._table(work) for work in self.lanes]
+        self.members: list[set[int]] = [set() for _ in lanes]  # what runs
+        self.learned: list[Learned | None] = [None] * len(lanes)
+        self.fixed = {"fifo": jobs.submitted, "oracle": jobs.seconds}.get(order)
+        self.least: list[list[float]] = []  # less what a stop is worth, by lane and levels passed
+        if self.fixed is not None:
+            self.lines: Lines = Fixed(self.fixed, jobs.gpus, self.waiting)
+            return
+        self.by_lane = ByLane(self.lane, [work.gpus for work in self.lanes], self.waiting)
+        self.lines = self.by_lane
+        self.least = [[0.0] * STEPS for _ in lanes]
+        for lane in range(len(lanes)):
+            self._rank(lane, _SERVED)
+        self._learn(range(len(lanes)))
 
-    def _table(self, work: Work) -> list[float]:
-        """The rank of one GPU's work by the number of levels passed."""
+    def _rank(self, lane: int, ranks: Sequence[float]) -> None:
+        """The ranks of one GPU's work of that lane are these from now on, by levels passed."""
+        demand = self.lanes[lane].demand
+        weighed = [one * demand / WHOLE for one in ranks]
+        self.by_lane.rank(lane, weighed)
+        self.least[lane] = [-worth(one, self.cost, demand, self.policy.order) for one in weighed]
+
+    def _least(self, ranked: float, job: int) -> float:
+        return -worth(ranked, self.cost, self.jobs.gpus[job] * WHOLE, self.policy.order)
+
+    def _learn(self, lanes: Sequence[int]) -> None:
+        """Ranks those lanes anew of which history now says something else."""
         if self.history is None:
-            return _SERVED
-        if self.policy.order == "shortest":
-            return [self.history.remaining(work, 0.0)] * len(_SERVED)
-        return self.history.table(work.tenant, work.gpus, work.group)
+            return
+        for lane in lanes:
+            work = self.lanes[lane]
+            learned = self.history.learned(work.tenant, work.gpus, work.group)
+            if learned is self.learned[lane]:
+                continue
+            self.learned[lane] = learned
+            ranks = learned.ranks if self.policy.order == "gittins" else [learned.median] * STEPS
+            self._rank(lane, ranks)
+            for job in self.members[lane]:
+                if self.entry[job] is not None:
+                    self._expose(job)
 
     def run(self, progress: Callable[[int], None] | None = None) -> Outcome:
-        submitted, events, n = self.jobs.submitted, self.events, len(self.jobs)
+        submitted, events, n, stamps = self.jobs.submitted, self.events, len(self.jobs), self.stamp
         at, done = 0, 0
         while at < n or events:
             if at < n and (not events or submitted[at] < events[0][0]):
@@ -115,10 +154,18 @@ class Simulation:
                 at += 1
             else:
                 self.now, kind, job, stamp = heappop(events)
-                self._happen(kind, job, stamp)
-                done += kind == _END
-                if progress and kind == _END and not done % 10_000:
-                    progress(done)
+                if kind > _RIPE:
+                    self._happen(kind, job, stamp)
+                elif stamp == stamps[job]:  # else it has stopped or started since
+                    if kind == _LEVEL:
+                        self._pass(job)
+                    elif kind == _END:
+                        self._end(job)
+                        done += 1
+                        if progress and not done % 10_000:
+                            progress(done)
+                    else:
+                        self._bring(kind, job)
             # All that happens at one instant is decided on together.
             if self.dirty and not (at < n and submitted[at] == self.now) and not (events and events[0][0] == self.now):
                 self.dirty = False
@@ -133,19 +180,23 @@ class Simulation:
 
     # --- events
 
-    def _happen(self, kind: int, job: int, stamp: int) -> None:
-        """An event; of what a job does while it runs, only if it still runs that stretch."""
+    def _bring(self, kind: int, job: int) -> None:
+        """Time has made it what may be stopped for the order's sake, or what has no time to lose."""
+        if kind == _RIPE:
+            self._ripen(job)
+        else:
+            self.claims.append(job)
+            self.dirty = True
+
+    def _happen(self, kind: int, job: int, gpus: int) -> None:
+        """What has nothing to do with what the job does meanwhile."""
         if kind == _ENTER:
             self._enter(job)
         elif kind == _LEAVE:
-            self.shares[job].leave(stamp)
+            self.shares[job].leave(gpus)
             self._advance(job)
-        elif stamp == self.stamp[job]:
-            if kind == _END:
-                self._end(job)
-                self.dirty = True
-            else:
-                self._pass(job)
+        else:
+            self._grow_old(job)
 
     def _arrive(self, job: int) -> None:
         self._wait(job)
@@ -154,78 +205,126 @@ class Simulation:
                 heappush(self.events, (self.now + self.delay, _ENTER, job, 0))
             else:
                 self._enter(job)
+        if self.ages and self.jobs.gpus[job] > self.shares[self.owner[job]].gpus:
+            heappush(self.events, (self.now + self.policy.ageing, _AGE, job, 0))
         # Whoever waits already did not fit before, and needs no second look.
         if self.jobs.gpus[job] <= self.free or self.preemptive:
             self.dirty = True
 
     def _end(self, job: int) -> None:
-        self.state[job] = _DONE
-        self.stamp[job] += 1
+        self._pause(job)
         self.finished[job] = self.now
-        self.free += self.jobs.gpus[job]
-        self.stretches.append((job, self.since[job], self.now))
-        lane = self.lane[job]
+        self.dirty = True
+        if self.aged[job]:
+            self.old.remove(job)
         if self.history is not None:
-            work = self.lanes[lane]
+            work, before = self.lanes[self.lane[job]], self.history.anybody
             self.history.add(work.tenant, work.gpus, work.group, self.jobs.seconds[job])
-            self.table[lane] = self._table(work)
+            known = self.history.anybody is before
+            self._learn((self.lane[job],) if known else range(len(self.lanes)))
         if self.due[job] >= 0:
             self._note_end(job)
 
     def _pass(self, job: int) -> None:
         """A running job has passed a level: its rank is another. Only if it is a worse one can that change a decision."""
-        before = self.key[job]
-        self.passed[job] += 1
-        self.stamp[job] += 1
-        self._rank(job)
-        self._schedule(job)
-        self.dirty |= self.key[job] > before
+        entry = self.entry[job]
+        if entry is not None:  # it is not held
+            passed = self.passed[job] = self.passed[job] + 1
+            least = self.least[self.lane[job]][passed]
+            if least < entry[0]:
+                self.dirty = True
+            entry = self.entry[job] = least, entry[1], entry[2]
+            if self.ripe[job]:
+                heappush(self.junior, entry)
+        self._foresee(job)
 
     # --- states of a job
 
-    def _rank(self, job: int) -> None:
-        if self.fixed is not None:
-            self.key[job] = self.fixed[job]
-        else:
-            self.key[job] = self.table[self.lane[job]][self.passed[job]] * self.jobs.gpus[job]
-
     def _wait(self, job: int) -> None:
-        self.state[job] = _WAITING
-        self._rank(job)
-        heappush(self.waiting[self.jobs.gpus[job]], (self.key[job], job, self.stamp[job]))
+        self.waiting[job] = 1
+        self.lines.join(job, self.passed[job])
+        if self.due[job] >= 0:
+            latest = max(self.now, self.due[job] + self.attained[job])
+            heappush(self.events, (latest, _HOLD, job, self.stamp[job]))
 
     def _start(self, job: int) -> None:
-        self.state[job] = _RUNNING
+        self.waiting[job], self.running[job] = 0, 1
+        self.lines.leave(job)
         self.stamp[job] += 1
         self.since[job] = self.now
         self.free -= self.jobs.gpus[job]
+        self.used[self.owner[job]] += self.jobs.gpus[job]
         if self.began[job] < 0:
             self.began[job] = self.now
-        self._schedule(job)
+        self.members[self.lane[job]].add(job)
+        self.ripe[job] = 0
+        if self._keep(job) or not (self.preemptive or self.owes):
+            self._foresee(job)
+            return
+        if self.preemptive and not self.aged[job]:
+            self.ripe[job] = self.tried and not self.stopped[job]
+            if not self.ripe[job] and self.unripe < self.todo[job]:
+                heappush(self.events, (self.now + self.unripe, _RIPE, job, self.stamp[job]))
+        self._expose(job)
+        self._foresee(job)
 
-    def _schedule(self, job: int) -> None:
+    def _foresee(self, job: int) -> None:
         """Notes when a running job ends or, if it may be stopped until then, passes its next level."""
         end = self.since[job] + self.todo[job]
-        if self.stoppable and not self.held[job]:
-            heappush(self.running, (-self.key[job], -job, self.stamp[job]))
-            passed = self.passed[job]
-            if self.fixed is None and passed < len(LEVELS):
-                levels_up = self.since[job] + LEVELS[passed] - self.attained[job]
-                if levels_up < end:
-                    heappush(self.events, (levels_up, _LEVEL, job, self.stamp[job]))
-                    return
+        passed = self.passed[job]
+        if self.entry[job] is not None and self.fixed is None and passed < len(LEVELS):
+            at = self.since[job] + LEVELS[passed] - self.attained[job]
+            if at < end:
+                heappush(self.events, (at, _LEVEL, job, self.stamp[job]))
+                return
         heappush(self.events, (end, _END, job, self.stamp[job]))
 
-    def _stop(self, job: int) -> None:
-        ran = self.now - self.since[job]
-        self.free += self.jobs.gpus[job]
+    def _expose(self, job: int) -> None:
+        """Notes what the stop of a running job is worth from now on, to whoever may make it."""
+        least = (
+            self.least[self.lane[job]][self.passed[job]] if self.fixed is None else self._least(self.fixed[job], job)
+        )
+        entry = self.entry[job] = least, self.jobs.gpus[job], -job
+        if self.ripe[job]:
+            heappush(self.junior, entry)
+
+    def _ripen(self, job: int) -> None:
+        """It may be stopped for the order's sake from now on, unless it is held."""
+        if (entry := self.entry[job]) is not None:
+            self.ripe[job] = 1
+            heappush(self.junior, entry)
+            self.dirty = True
+
+    def _keep(self, job: int) -> bool:
+        """Holds a running job whose stop would make it end later than on its tenant's own share."""
+        latest = self.due[job] + self.attained[job] - self.cost - EARLY
+        if self.due[job] < 0 or self.since[job] < latest:
+            return False
+        self.entry[job] = None
+        return True
+
+    def _pause(self, job: int) -> None:
+        """It gives its GPUs back."""
+        self.running[job] = 0
+        self.entry[job] = None
         self.stamp[job] += 1
+        self.free += self.jobs.gpus[job]
+        self.used[self.owner[job]] -= self.jobs.gpus[job]
+        self.members[self.lane[job]].remove(job)
+        if self.now > self.since[job]:
+            self.stretches.append((job, self.since[job], self.now))
+
+    def _stop(self, job: int) -> None:
+        self._pause(job)
+        ran = self.now - self.since[job]
         if ran:
             lost = min(ran, self.cost)
-            self.attained[job] += ran
-            self.passed[job] = level(self.attained[job])
+            stood = self.attained[job] + ran
+            self.reached[job] = max(self.reached[job], stood)
+            self.attained[job] = stood - lost
+            self.passed[job] = level(self.reached[job])
             self.todo[job] += lost - ran
-            self.stretches.append((job, self.since[job], self.now))
+            self.stopped[job] = 1
             self.preemptions += 1
             self.lost += lost * self.jobs.gpus[job]
         elif self.began[job] == self.now:
@@ -235,75 +334,100 @@ class Simulation:
     # --- decisions
 
     def _settle(self) -> None:
-        """Sees that what is due runs and goes on running, then fills what is left.
-
-        What is held never exceeds what is promised, so that room can always be made.
-        """
-        claims, self.claims = sorted(self.claims), []
-        for job in claims:
-            self.held[job] = 1
-            if self.state[job] == _RUNNING:
-                self.stamp[job] += 1
-                self._schedule(job)
-        for job in claims:
-            if self.state[job] == _WAITING:
-                self._make_room(self.jobs.gpus[job], -_NEVER)
+        """Sees that what is due runs and goes on running and that what has aged runs if it can, then fills what is left."""
+        if self.claims:
+            self._claim()
+        for job in self.old:
+            if self.waiting[job] and self._make_room(self.jobs.gpus[job], of_borrowers=True):
                 self._start(job)
         self._fill()
 
+    def _claim(self) -> None:
+        """What is held never exceeds what is promised, so that room can always be made."""
+        claims, self.claims = sorted(self.claims, key=lambda job: (self.due[job], job)), []
+        for job in claims:
+            if self.running[job]:
+                self._keep(job)
+        for job in claims:
+            if not self.waiting[job]:
+                continue
+            latest = self.due[job] + self.attained[job]
+            if latest <= self.now:
+                self._make_room(self.jobs.gpus[job])
+                self._start(job)
+            else:
+                heappush(self.events, (latest, _HOLD, job, self.stamp[job]))
+
     def _fill(self) -> None:
         """Starts whoever goes first, stopping who goes after it, until nothing changes."""
-        while True:
-            first, fitting = self._tops()
-            if first is None:
-                return
-            if fitting is not first and not (self.preemptive and self._displace(first)):
-                if fitting is None or self.policy.backfill == "none":
+        while (first := self.lines.first()) is not None:
+            if self.jobs.gpus[first[1]] > self.free and not (self.preemptive and self._displace(first)):
+                fitting = None if self.policy.backfill == "none" else self._fitting()
+                if fitting is None:
                     return
                 first = fitting
-            self._start(first[1])  # its entry is removed when it comes to the top
+            self._start(first[1])
 
-    def _tops(self) -> tuple[tuple[float, int, int] | None, tuple[float, int, int] | None]:
-        """Who is first of all that wait, and who is first of those that fit."""
-        first = fitting = None
+    def _fitting(self) -> First | None:
+        """Who is first of those that fit."""
+        found = None
         for size in self.sizes:
-            heap = self.waiting[size]
-            while heap and heap[0][2] != self.stamp[heap[0][1]]:
-                heappop(heap)
-            if heap and (first is None or heap[0] < first):
-                first = heap[0]
-            if size <= self.free:  # the sizes ascend: the first of those that fit
-                fitting = first
-        return first, fitting
-
-    def _displace(self, first: tuple[float, int, int]) -> bool:
-        """Makes room for the first by stopping the last in order, if enough of them rank `margin` behind it."""
-        return self._make_room(self.jobs.gpus[first[1]], tolerated(first[0], self.policy))
-
-    def _make_room(self, gpus: int, above: float) -> bool:
-        heap, room = self.running, self.free
-        chosen: list[tuple[float, int, int]] = []
-        while room < gpus and heap:
-            last = heap[0]
-            if last[2] != self.stamp[-last[1]] or self.state[-last[1]] != _RUNNING:
-                heappop(heap)
-            elif -last[0] > above:
-                chosen.append(heappop(heap))
-                room += self.jobs.gpus[-last[1]]
-            else:
+            if size > self.free:
                 break
-        if room < gpus:
+            top = self.lines.first(size)
+            if top is not None and (found is None or top < found):
+                found = top
+        return found
+
+    def _displace(self, first: First) -> bool:
+        """Makes room for the first by stopping those whose stop is worth most, if it is worth enough."""
+        heap, below = self.junior, -tolerated(first[0], self.policy)
+        room, missing = self.free, self.jobs.gpus[first[1]]
+        chosen: list[Running] = []
+        while room < missing and heap and (last := heap[0])[0] < below:
+            heappop(heap)
+            job = -last[2]
+            if self.entry[job] is last and not self.aged[job]:
+                chosen.append(last)
+                room += last[1]
+        if room < missing:
             for entry in chosen:
                 heappush(heap, entry)
             return False
-        for entry in reversed(chosen):
-            size = self.jobs.gpus[-entry[1]]
-            if room - size >= gpus:  # it need not stop after all
-                room -= size
-                heappush(heap, entry)
-            else:
-                self._stop(-entry[1])
+        for entry in self._stop_least(chosen, room - missing):
+            heappush(heap, entry)
         return True
+
+    def _make_room(self, gpus: int, *, of_borrowers: bool = False) -> bool:
+        """The same for whom that is owed, by any right to stop or only by that to stop borrowers."""
+        room, chosen = self.free, []
+        if room >= gpus:
+            return True
+        over = [used - share.gpus for used, share in zip(self.used, self.shares, strict=True)]
+        victims = [entry for lane in self.members for job in lane if (entry := self.entry[job]) is not None]
+        for entry in sorted(victims):
+            job = -entry[2]
+            if of_borrowers and (self.aged[job] or over[self.owner[job]] <= 0):
+                continue
+            over[self.owner[job]] -= entry[1]
+            chosen.append(entry)
+            room += entry[1]
+            if room >= gpus:
+                break
+        if room >= gpus:
+            self._stop_least(chosen, room - gpus)
+        return room >= gpus
+
+    def _stop_least(self, chosen: list[Running], spare: int) -> list[Running]:
+        """Stops them, but for those that need not stop after all, which it returns; the last chosen are spared first."""
+        spared = []
+        for entry in reversed(chosen):
+            if entry[1] <= spare:
+                spare -= entry[1]
+                spared.append(entry)
+            else:
+                self._stop(-entry[2])
+        return spared
 
     # --- promises
 
@@ -313,19 +437,26 @@ class Simulation:
         self._advance(self.owner[job])
 
     def _advance(self, owner: int) -> None:
-        """Holds what is due on a tenant's own share."""
+        """Notes what is due on a tenant's own share."""
         for job in self.shares[owner].due():
             self.due[job] = self.now
-            if self.state[job] == _DONE:
-                self._note_end(job)
-            else:
+            if self.waiting[job] or self.running[job]:
                 self.claims.append(job)
                 self.dirty = True
+            else:
+                self._note_end(job)
 
     def _note_end(self, job: int) -> None:
         """Of a job that is done, so that its length is known."""
         end = max(self.now, self.due[job] + self.jobs.seconds[job])
         heappush(self.events, (end, _LEAVE, self.owner[job], self.jobs.gpus[job]))
+
+    def _grow_old(self, job: int) -> None:
+        """It goes before all who borrow, unless it has ended."""
+        if self.waiting[job] or self.running[job]:
+            self.aged[job] = 1
+            self.old.append(job)  # they age in order of submission
+            self.dirty = True
 
 
 def simulate(

@@ -32,24 +32,28 @@ _NEVER = float("inf")
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """How one job went. began, ended: instants of its first start and of its end; preemptions: how often it was stopped."""
+    """How one job went. began, ended: instants of its first start and of its end; preemptions: how often it was stopped; lost: seconds
+    that it ran and that did not stand.
+    """
 
     id: str
     began: float
     ended: float
     preemptions: int
+    lost: float = 0.0
 
 
 class _Job:
-    """One job on its way. todo: seconds of service that it still needs as of its last start."""
+    """One job on its way. todo: seconds of service that it still needs as of its last start. lost: seconds so far."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, cost: float) -> None:
         if not work.seconds > 0:
             raise InvalidInput(f"Job {work.id!r} ran for {work.seconds} seconds.", next_step="Leave it out.")
-        self.work = msgspec.structs.replace(work, due=_NEVER)
+        self.work = msgspec.structs.replace(work, due=_NEVER, checkpoint_cost=work.checkpoint_cost or cost)
         self.todo = work.seconds
         self.running: Running | None = None
         self.began = self.ended = -1.0
+        self.lost = 0.0
         self.stamp = 0
 
     def set_due(self, at: float) -> None:
@@ -59,7 +63,7 @@ class _Job:
 
 
 class Replay:
-    """A queue over time. cost: seconds of work that each preemption loses."""
+    """A queue over time. cost: seconds that each preemption loses beside what work has not saved, where it says nothing of its own."""
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class Replay:
 
         watch: is called with each instant, state and decision.
         """
-        self._jobs = [_Job(work) for work in sorted(works, key=lambda work: (work.submitted, work.id))]
+        self._jobs = [_Job(work, self.cost) for work in sorted(works, key=lambda work: (work.submitted, work.id))]
         arrived, again = 0, _NEVER
         while True:
             arrives = self._jobs[arrived].work.submitted if arrived < len(self._jobs) else _NEVER
@@ -108,7 +112,8 @@ class Replay:
                 again = self._decide(watch)
         done = [job for job in self._jobs if job.ended >= 0]
         return [
-            Ended(id=job.work.id, began=job.began, ended=job.ended, preemptions=job.work.preemptions) for job in done
+            Ended(id=one.work.id, began=one.began, ended=one.ended, preemptions=one.work.preemptions, lost=one.lost)
+            for one in done
         ]
 
     # --- what happens
@@ -182,15 +187,15 @@ class Replay:
 
     def _stop(self, at: int) -> None:
         job = self._jobs[at]
-        ran = self._pay(job)
+        ran, running = self._pay(job), job.running
         job.stamp += 1
         job.running = None
         self._waiting[job.work.id] = at
-        if ran:
-            job.todo += min(ran, self.cost) - ran
-            job.work = msgspec.structs.replace(
-                job.work, attained=job.work.attained + ran, preemptions=job.work.preemptions + 1
-            )
+        if running and ran:
+            lost = min(ran, job.work.price(ran))
+            job.todo += lost - ran
+            job.lost += lost
+            job.work = running.stopped(self.now)
         elif job.began == self.now:
             job.began = -1.0  # it was started at this very instant, and is not after all
 

@@ -240,8 +240,18 @@ def test_a_machine_that_goes_away_is_left_in_time_and_gets_no_new_work(bench: Be
     assert bench.now(stubborn).state == "running"
 
 
-def test_nothing_starts_on_gpus_whose_job_was_only_asked_to_stop(bench: Bench) -> None:
+def test_what_would_lose_all_its_work_is_not_stopped_for_a_shorter_one(bench: Bench) -> None:
     long = bench.submit(resources=Resources(gpus=4))
+    bench.turn()
+    bench.clock.pass_time(timedelta(hours=10))
+    short = bench.submit(resources=Resources(gpus=4))
+    for _ in range(3):
+        bench.turn()
+    assert [bench.now(one).state for one in (long, short)] == ["running", "waiting"]
+
+
+def test_nothing_starts_on_gpus_whose_job_was_only_asked_to_stop(bench: Bench) -> None:
+    long = bench.submit(resources=Resources(gpus=4), checkpoint=True)
     bench.turn()
     bench.clock.pass_time(timedelta(hours=10))
     short = bench.submit(resources=Resources(gpus=4))

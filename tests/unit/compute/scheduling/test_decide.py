@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from macadam.compute.scheduling import decide as deciding
 from macadam.compute.scheduling.decide import decide
+from macadam.compute.scheduling.order import rank
 from macadam.compute.scheduling.types import (
     WHOLE,
     Decision,
@@ -75,6 +76,8 @@ def works(draw: st.DrawFn) -> list[Work]:
                 preemptible=draw(st.sampled_from([True, True, False])),
                 time_limit=draw(st.sampled_from([0.0, 3000.0])),
                 seconds=float(draw(st.integers(1, 3000))),
+                checkpoint_every=draw(st.sampled_from([0.0, 0.0, 100.0, 700.0, math.inf])),
+                checkpoint_cost=draw(st.sampled_from([0.0, 5.0, 30.0, 200.0])),
             )
         )
     return made
@@ -172,8 +175,8 @@ def test_an_owner_gets_its_own_gpus_at_once_from_borrowers_that_can_be_stopped(j
     def watch(now: float, state: State, decision: Decision) -> None:
         running = {one.work.id for one in after(now, state, decision)}
         for work in state.waiting:
-            if work.due is not None and work.due <= now:
-                assert work.id in running, "what is due on its own share runs"
+            if work.due is not None and work.due + work.attained <= now:
+                assert work.id in running, "what is due on its own share and has no time to lose runs"
         assert all(share[work.tenant] >= work.demand for work in state.waiting if (work.due or 0) <= now)
 
     ended = Replay(nodes, policy, owned).run(stoppable, watch)
@@ -396,3 +399,100 @@ def test_a_large_job_beside_an_endless_stream_of_borrowers_ends() -> None:
     large = Work(id="large", tenant="a", gpus=4, seconds=500.0, submitted=10.0)
     ended = {one.id: one for one in Replay(FOUR, policy, SHARED).run([large, *stream])}
     assert ended["large"].ended <= 10 + 3000 + 500 + 100
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    works(),
+    st.builds(
+        Policy,
+        order=st.sampled_from(["fifo", "least-attained", "gittins", "oracle"]),
+        loss=st.sampled_from([0.05, 0.1, 0.5]),
+        trial=st.sampled_from([0.0, 60.0]),
+        margin=st.sampled_from([1.0, 2.0]),
+        ageing=st.just(2000.0),
+    ),
+    st.just(()) | quotas,
+)
+def test_for_the_orders_sake_no_job_loses_more_than_its_part_of_what_it_ran_and_one_trial(
+    jobs: list[Work], policy: Policy, owned: tuple[Quota, ...]
+) -> None:
+    lost: dict[str, float] = defaultdict(float)
+    ran: dict[str, float] = defaultdict(float)
+    stood: dict[str, float] = defaultdict(float)
+
+    def watch(now: float, state: State, decision: Decision) -> None:
+        running = {one.work.id: one for one in state.running}
+        for work in state.waiting:
+            assert work.attained >= stood[work.id] - 1e-6, "what stood before a stretch stands after it"
+            stood[work.id] = work.attained
+        for preempt in decision.preemptions:
+            one = running[preempt.id]
+            ran[preempt.id] += one.ran(now)
+            if preempt.reason == "order":
+                lost[preempt.id] += min(one.ran(now), one.price(now))
+                assert lost[preempt.id] <= policy.loss * ran[preempt.id] + policy.trial + 0.01
+                assert one.work.checkpoint_every < math.inf or not one.work.preemptions, "or it would lose all again"
+
+    Replay(NODES, policy, owned).run(jobs, watch)
+
+
+@pytest.mark.parametrize(("every", "stops"), [(0.0, 12), (200.0, 12), (math.inf, 1)])
+def test_a_long_job_gets_on_beside_an_endless_stream_of_short_ones(every: float, stops: int) -> None:
+    """Stopped at each of them, it would lose 30 s of the 29 s that it has between two."""
+    stream = [Work(id=f"s{n:04}", tenant="a", gpus=1, seconds=31.0, submitted=float(n * 60)) for n in range(150)]
+    long = Work(id="long", tenant="a", gpus=1, seconds=3000.0, submitted=10.0, checkpoint_every=every)
+    ended = {one.id: one for one in Replay((Node(name="n", gpus=1),), Policy()).run([long, *stream])}
+    assert ended["long"].ended < stream[-1].submitted
+    assert ended["long"].preemptions <= stops
+    assert ended["long"].lost <= 0.1 * (3000 + ended["long"].lost) + 60
+
+
+def test_of_equals_the_one_is_stopped_that_loses_least() -> None:
+    save = {"a": math.inf, "b": 1000.0, "c": 0.0}
+    running = tuple(
+        runs(work(name, name, checkpoint_every=every, checkpoint_cost=1.0), at, started=-4900.0)
+        for at, (name, every) in enumerate(save.items())
+    )
+    owned = (Quota(tenant="owner", gpus=3), *(Quota(tenant=name, gpus=0) for name in save))
+    for owed, expected in ((1, "c"), (2, "bc"), (3, "abc")):
+        state = State(
+            nodes=(Node(name="n", gpus=3),),
+            running=running,
+            waiting=(work("mine", "owner", gpus=owed, due=0.0),),
+            quotas=owned,
+        )
+        for order in ("fifo", "priority", "least-attained"):
+            decision = decide(0.0, state, Policy(order=order))
+            assert sorted(one.id for one in decision.preemptions) == list(expected)
+
+
+def test_a_stop_that_would_lose_more_than_the_shorter_job_gains_is_not_made() -> None:
+    running = (runs(work("long", gpus=2, checkpoint_cost=2000.0), 0, 1, started=-6000.0),)
+    state = State(nodes=(Node(name="n", gpus=2),), running=running, waiting=(work("new", gpus=2, attained=1000.0),))
+    policy = Policy(order="least-attained", loss=1.0)
+    assert not decide(0.0, state, policy).preemptions
+    cheap = (runs(work("long", gpus=2, checkpoint_cost=30.0), 0, 1, started=-6000.0),)
+    stopped = decide(0.0, msgspec.structs.replace(state, running=cheap), policy).preemptions
+    assert [one.id for one in stopped] == ["long"]
+
+
+def test_work_that_was_lost_is_no_progress_and_no_reason_to_think_it_short() -> None:
+    one = runs(work("x", checkpoint_every=math.inf, attained=0.0), 0)
+    again = one.stopped(5000.0)
+    assert (again.attained, again.reached, again.preemptions) == (0.0, 5000.0, 1)
+    assert rank(again, again.attained, "least-attained", None) > rank(work("y"), 1000.0, "least-attained", None)
+    saved = runs(work("x", checkpoint_every=600.0, checkpoint_cost=30.0), 0).stopped(5000.0)
+    assert (saved.attained, saved.reached) == (4800.0 - 30.0, 5000.0)
+
+
+def test_a_job_that_has_run_before_it_is_due_is_held_that_much_later() -> None:
+    owned = (Quota(tenant="a", gpus=1), Quota(tenant="b", gpus=0))
+    nodes = (Node(name="n", gpus=1),)
+    borrower = (runs(work("short", "b"), 0, started=100.0),)
+    mine = work("mine", "a", attained=400.0, due=100.0)
+    state = State(nodes=nodes, running=borrower, waiting=(mine,), quotas=owned)
+    policy = Policy(order="fifo", preempt="never")
+    early, late = decide(499.0, state, policy), decide(500.0, state, policy)
+    assert (early.preemptions, early.look_again) == ((), 500.0)
+    assert [(one.id, one.reason) for one in late.preemptions] == [("short", "due")]

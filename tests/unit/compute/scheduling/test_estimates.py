@@ -45,6 +45,18 @@ def test_without_any_history_those_that_had_the_least_service_go_first() -> None
     assert fresh < older
 
 
+def test_what_is_learned_does_not_depend_on_who_asked_meanwhile() -> None:
+    asked, silent = History(), History()
+    for at in range(300):
+        for history in (asked, silent):
+            history.add("ab"[at % 2], 1, "", 10.0 + 37 * (at * at % 101))
+        asked.index(work("a"), 0.0)
+        asked.usual(work("c"))
+    for tenant in "abc":
+        assert asked.learned(tenant, 1, "").ranks == silent.learned(tenant, 1, "").ranks
+        assert asked.usual(work(tenant)) == silent.usual(work(tenant))
+
+
 def test_what_a_job_still_needs_at_a_higher_quantile_is_never_less() -> None:
     history = History()
     for at in range(1, 500):
