@@ -263,6 +263,10 @@ class Link(Section):
     )
 
 
+_LEAST_GPU_HOUR = 1000
+"""µ$: a tenth of a cent. What is less was meant in whole units of the currency."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prices(Section):
     """What compute costs when no bill says better."""
@@ -299,6 +303,11 @@ class Prices(Section):
                 raise SettingInvalid(
                     f"MACADAM_PRICE_{name}_HOUR is {micros}.", next_step="Give millionths of the currency, or unset it."
                 )
+        if 0 < self.gpu_hour_micros < _LEAST_GPU_HOUR:  # a hard budget would never be reached
+            raise SettingInvalid(
+                f"MACADAM_PRICE_GPU_HOUR is {self.gpu_hour_micros}, which is {self.gpu_hour_micros / 1e6:f} {self.currency}.",
+                next_step=f"Give millionths: {self.gpu_hour_micros * 1_000_000} for {self.gpu_hour_micros}.00 {self.currency}.",
+            )
         if not re.fullmatch(r"[A-Z]{3}", self.currency):
             raise SettingInvalid(
                 f"MACADAM_PRICE_CURRENCY is {self.currency!r}.", next_step="Give an ISO 4217 code such as EUR."

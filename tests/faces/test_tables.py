@@ -6,8 +6,22 @@ from pathlib import Path
 import pytest
 
 from macadam.access.types import CreateProject
-from macadam.compute.jobs.types import Cohort, Job, Quota, QuotaState, Resources, Spec, SubmitJob
+from macadam.compute.jobs.types import (
+    AttemptRow,
+    Cohort,
+    Job,
+    JobPage,
+    LogText,
+    Place,
+    Quota,
+    QuotaState,
+    Resources,
+    Spec,
+    SubmitJob,
+)
+from macadam.errors import SettingInvalid
 from macadam.faces import cli, tables
+from macadam.settings import Settings
 from macadam.testing import open_platform
 from macadam.values import Money
 
@@ -143,3 +157,45 @@ def test_why_a_job_waits_is_told_in_lines_without_what_is_not_known(
     assert "macadam up" in out
     assert "missing" not in out
     assert " -" not in out
+
+
+def test_a_job_is_shown_by_what_was_said_of_it_and_its_attempts_by_how_they_ended() -> None:
+    place = Place(node="n1", devices={"gpu:a": 1000}, indexes=(0,), milli=1000, cpus=1000, memory=1)
+    first = {"id": "1.1", "job": "1", "project": "p", "number": 1, "places": (place,), "started": NOW, "seconds": 95.0}
+    ended = AttemptRow(**first, ended=NOW, ending="failed", exit_code=3, message="it ended with code 3")  # type: ignore[arg-type]
+    page = JobPage(
+        job=job(state="failed", ended=NOW, attempt=1, attained=95, message="it ended with code 3"), attempts=(ended,)
+    )
+    found = tables.shaped("compute.show_job", page, NOW)
+    assert isinstance(found, dict)
+    assert found["asks for"] == "GPUs: 2, cores: 1, memory: 1 GiB"
+    assert found["command"] == "python train.py"
+    assert "group" not in found, "what is as it always is stays unsaid"
+    (row,) = found["attempts"]  # type: ignore[misc] # rows
+    assert (row["ending"], row["ran"], row["on"], row["GPUs"], row["code"]) == ("failed", "1m35s", "n1", "1", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "said"),
+    [("a  b\n", True, "a  b"), ("", True, "It wrote nothing."), ("", False, "It has written nothing yet.")],
+)
+def test_a_log_is_its_text(text: str, ended: bool, said: str) -> None:  # noqa: FBT001 - a table
+    page = LogText(job="job:1", attempt=1, rank=0, text=text, next=0, ended=ended)
+    assert tables.shaped("compute.read_log", page) == said
+
+
+def test_a_price_that_was_meant_in_dollars_is_refused_with_what_to_write() -> None:
+    with pytest.raises(SettingInvalid, match=r"0\.000002 USD") as refused:
+        Settings.load({"MACADAM_PRICE_GPU_HOUR": "2"})
+    assert refused.value.next_step == "Give millionths: 2000000 for 2.00 USD."
+
+
+def test_a_file_without_any_sample_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs.csv").write_text("timestamp,duration\n2017,5\n")
+    assert cli.main(["gpu", "import", "jobs.csv", "--home", str(tmp_path / "home")]) == 2
+    assert "Nothing in jobs.csv is a sample" in capsys.readouterr().err
+    assert cli.main(["gpu", "top", "--replay", "jobs.csv", "--once"]) == 2
+    assert "Nothing in jobs.csv is a sample" in capsys.readouterr().err

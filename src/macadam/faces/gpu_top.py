@@ -105,8 +105,10 @@ def _print(frame: Frame, session: Session) -> None:
         session.show(frame)
         return
     console = rich_console.Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE)
-    console.print(_table(frame, console.width))
-    if not frame.devices:
+    if frame.devices:
+        console.print(_table(frame, console.width))
+    else:
+        session.say(_title(frame))
         session.say(NO_DEVICES)
 
 
@@ -174,7 +176,12 @@ def _replayed(path: Path, pause: float, *, once: bool) -> Iterator[Look]:
 def _turns(path: Path) -> Iterator[tuple[datetime, list[Sample]]]:
     """Samples of one turn lie closer together than a second."""
     turn: list[Sample] = []
-    samples = sorted((s for piece, _ in recordings.read(path, now=utc_now()) for s in piece), key=lambda s: s.at)
+    pieces = list(recordings.read(path, now=utc_now()))
+    samples = sorted((s for piece, _ in pieces for s in piece), key=lambda s: s.at)
+    if not samples and (problems := [said for _, found in pieces for said in found]):
+        raise InvalidInput(
+            f"Nothing in {path} is a sample: {problems[0]}", next_step="Record one: macadam gpu watch --record"
+        )
     for sample in samples:
         if turn and (sample.at - turn[0].at).total_seconds() >= 1:
             yield turn[-1].at, turn

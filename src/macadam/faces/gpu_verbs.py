@@ -46,6 +46,11 @@ def _import(options: argparse.Namespace, session: Session) -> int:
     for samples, problems in _pieces(options):
         told.problems += problems
         _deliver(samples, told, session)
+    if told.problems and not (told.samples or told.refused):
+        raise InvalidInput(
+            f"Nothing in {options.source} is a sample: {told.problems[0]}",
+            next_step="Give a recording (.jsonl), a table (.parquet), or what an exporter says at /metrics.",
+        )
     session.show(told) if session.json else _say(told, session)
     return 0
 

@@ -16,19 +16,20 @@ Row = dict[str, object]
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _NAME = 24  # characters of a command that stands for a name
 _WHOLE = 1000  # thousandths
+_GIB = 1 << 30
 
 
-def shaped(operation: str, value: object, now: datetime | None = None) -> Row | list[Row] | None:
-    """An answer that has a shape of its own for people: rows of a list, or a record; else None. operation: its name in the table."""
+def shaped(operation: str, value: object, now: datetime | None = None) -> Row | list[Row] | str | None:
+    """An answer that has a shape of its own for people: rows of a list, a record, or a text; else None. operation: its name in the table."""
     plain, at = msgspec.to_builtins(value), now or utc_now()
     if operation in _LISTS and isinstance(plain, (list, tuple)):
         return [_LISTS[operation](one, at) for one in plain]
     if operation in _RECORDS and isinstance(plain, dict):
         return _RECORDS[operation](plain, at)
-    return None
+    return _log(plain, at) if operation == "compute.read_log" else None
 
 
-def hint(operation: str, shape: Row | Sequence[Row]) -> str:
+def hint(operation: str, shape: Row | Sequence[Row] | str) -> str:
     """What to ask next, '' if nothing is obvious."""
     rows = shape if isinstance(shape, (list, tuple)) else ()
     if operation == "compute.list_jobs" and any(row["state"] == "waiting" for row in rows):
@@ -51,7 +52,7 @@ def hint(operation: str, shape: Row | Sequence[Row]) -> str:
 _ADVICE = "Risks, undo and what it rests on: --json. Next: macadam advice take ID, or dismiss ID --note WHY"
 _NO_ADVICE = "It rests on what was seen of GPUs (macadam gpu usage) in sealed hours; macadam advice find looks anew."
 NO_DEVICES = (
-    "No device was seen in the last minutes. On this machine: macadam gpu top --local; "
+    "Here no device was seen in the last minutes. On this machine: macadam gpu top --local; "
     "elsewhere: macadam gpu watch --exporter URL; how: docs/how-to/see-gpus.md"
 )
 
@@ -213,6 +214,61 @@ def _estimate(likely: object, most: object, basis: str) -> object:
     return {"likely": likely, "at most": most if most is not None else "not known", "from": basis}
 
 
+def _one_job(job: Mapping[str, Any], now: datetime) -> Row:
+    """What was said of it and has come of it: whatever is as it always is stays unsaid."""
+    row = _job(job, now)
+    spec, asked = job["spec"], job["spec"]["resources"]
+    shown: Row = {"job": job["ref"], "state": job["state"], "message": job["message"], "name": spec["name"]}
+    shown["command"] = " ".join(spec["command"])
+    shown["asks for"] = ", ".join(f"{name}: {cell}" for name, cell in _asked(asked).items())
+    limits = {"priority": job["priority"], "time limit": lasting(spec["time_limit"]) if spec["time_limit"] else ""}
+    shown |= {name: value for name, value in limits.items() if value}
+    shown |= {name.replace("_", " "): spec[name] for name in ("deadline", "group", "image", "bundle") if spec[name]}
+    shown |= {"submitted": job["submitted"], "by": row["by"]}
+    if job["attempt"]:
+        shown["attempts"] = f"{job['attempt']} ({job['restarts']} restarts, {job['preemptions']} preemptions)"
+    shown |= {"ran": row["ran"], "spent": row["spent"], "ended": job["ended"]}
+    return {name: value for name, value in shown.items() if value not in ("", None)}
+
+
+def _asked(asked: Mapping[str, Any]) -> Row:
+    found = {"GPUs": _gpus(asked["gpus"] * _WHOLE or asked["milli"]), "models": ", ".join(asked["models"])}
+    found |= {
+        "machines": asked["nodes"] or "",
+        "cores": f"{asked['cpus']:g}",
+        "memory": f"{asked['memory'] / _GIB:.3g} GiB",
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _page(page: Mapping[str, Any], now: datetime) -> Row:
+    attempts = [
+        {
+            "number": one["number"],
+            "started": one["started"],
+            "ended": one["ended"],
+            "ending": one["ending"] or (f"asked to stop: {one['wish']}" if one["wish"] else ""),
+            "ran": lasting(one["seconds"]) if one["ended"] else "",
+            "on": ", ".join(place["node"] for place in one["places"]),
+            "GPUs": _gpus(sum(place["milli"] for place in one["places"])),
+            "cost": one["cost"],
+            "code": one["exit_code"],
+            "message": one["message"],
+        }
+        for one in page["attempts"]
+    ]
+    return {
+        **{name: value for name, value in _one_job(page["job"], now).items() if name != "attempts"},
+        "attempts": attempts,
+    }
+
+
+def _log(page: Mapping[str, Any], _now: datetime) -> str:
+    """The text itself, as `kubectl logs` prints it."""
+    text = str(page["text"]).removesuffix("\n")
+    return text or ("It wrote nothing." if page["ended"] else "It has written nothing yet.")
+
+
 _Shape = Callable[[Mapping[str, Any], datetime], Row]
 _LISTS: dict[str, _Shape] = {
     "compute.list_jobs": _job,
@@ -225,6 +281,10 @@ _LISTS: dict[str, _Shape] = {
     "compute.list_budgets": _budget,
 }
 _RECORDS: dict[str, _Shape] = {
+    "compute.show_job": _page,
+    "compute.submit_job": _one_job,
+    "compute.cancel_job": _one_job,
+    "compute.set_priority": _one_job,
     "compute.show_quota": _quota,
     "compute.import_bill": _delivery,
     "compute.list_charges": _charges,

@@ -85,6 +85,10 @@ def _waiting(
     start = Span(likely=_later(seen.now, likely.seconds), late=_later(seen.now, late.seconds), basis=basis)
     end = Span(likely=_later(start.likely, lasts.likely), late=_later(start.late, lasts.late), basis=lasts.basis)
     wait = likely.wait or Wait(reason="behind", words="It starts with the queue's next turn.")
+    step = "" if likely.wait else "The queue runs with `macadam up`, or with `macadam jobs run`."
+    if wait.reason == "impossible":
+        start = Span(likely=None, late=None, basis="never, with the machines that there are")
+        step = f"Cancel it (`macadam jobs cancel {job.id}`), and ask for what there is."
     reason: str = "next" if likely.wait is None else wait.reason if job.spec.resources.demand else "no-processors"
     reason, words = _bounded(reason, wait, seen.markets.get(job.id))
     return Explanation(
@@ -97,7 +101,7 @@ def _waiting(
         cost=cost,
         ahead=wait.ahead,
         missing=wait.needs,
-        next_step="" if likely.wait else "The queue runs with `macadam up`, or with `macadam jobs run`.",
+        next_step=step,
     )
 
 
@@ -203,7 +207,9 @@ def _running(sql: sa.Connection, ports: Ports, job: Job, desk: Desk) -> Explanat
 def _ended(sql: sa.Connection, job: Job) -> Explanation:
     rows = registry.attempts_of(sql, job.id)
     began = rows[0].started if rows else None
-    how = f"It {job.state}" + (f" with code {job.exit_code}" if job.exit_code else "")
+    how = "It was cancelled" if job.state == "cancelled" else f"It {job.state}"
+    if job.exit_code and "code" not in job.message:
+        how += f" with code {job.exit_code}"
     return Explanation(
         job=job.ref,
         state=job.state,

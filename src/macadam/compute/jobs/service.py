@@ -208,7 +208,8 @@ def set_priority(tx: Transaction, request: SetPriority) -> Job:
     """Raises Conflict for a job that has ended."""
     job = registry.find_job(tx.sql, request.project, request.job)
     if job.ended is not None:
-        raise Conflict(f"{job.ref} has {job.state} already.", next_step="Submit it anew.")
+        how = "is" if job.state == "cancelled" else "has"
+        raise Conflict(f"{job.ref} {how} {job.state} already.", next_step="Submit it anew.")
     changed = msgspec.structs.replace(job, priority=request.priority)
     registry.save_job(tx.sql, changed)
     tx.record(job.ref, priority=changed.priority, before=job.priority)

@@ -296,6 +296,18 @@ def test_among_many_jobs_a_start_is_said_in_few_decisions_and_nearly_as_it_is_pl
     assert steps <= len(decided)
 
 
+def test_what_can_never_start_is_said_to_and_what_to_do(bench: Bench) -> None:
+    bench.submit(resources=Resources(gpus=4))
+    bench.turn()
+    said = bench.platform.call(ExplainJob(project="p", job=bench.submit(resources=Resources(gpus=400)).id))
+    assert (said.reason, said.start.likely, said.start.basis) == (
+        "impossible",
+        None,
+        "never, with the machines that there are",
+    )
+    assert "macadam jobs cancel" in said.next_step
+
+
 def test_what_lies_too_far_ahead_is_said_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(12):
         job = bench.submit(resources=Resources(gpus=4), time_limit=3600)
@@ -378,7 +390,7 @@ def test_a_running_job_a_paused_one_and_an_ended_one_are_explained(bench: Bench)
     bench.executor.end(f"{job.id}.2", exit_code=5)
     bench.turn()
     said = bench.platform.call(ExplainJob(project="p", job=job.id))
-    assert (said.reason, said.words) == ("ended", "It failed with code 5: it ended with code 5.")
+    assert (said.reason, said.words) == ("ended", "It failed: it ended with code 5.")
 
 
 def test_a_budget_without_room_is_named_as_the_reason(bench: Bench) -> None:
