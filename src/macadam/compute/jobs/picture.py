@@ -112,9 +112,9 @@ def committed(row: AttemptRow, picture: Picture, *, whole: bool = True) -> int:
 
 
 def needs(job: Job, picture: Picture) -> int:
-    """Micros that a job without GPUs may cost until its time limit, at most; without one, until it could be stopped again."""
-    rate = picture.bounds.get(job.id)
-    return rate.cost(max(HOLD_EVERY, job.spec.time_limit) + job.spec.grace + LATE).micros if rate else 0
+    """Micros that a job may cost until its time limit, at most; without one, until it could be stopped again."""
+    rate, soon = picture.bounds.get(job.id), 0 if job.spec.resources.demand else HOLD_EVERY
+    return rate.cost(max(soon, job.spec.time_limit) + job.spec.grace + LATE).micros if rate else 0
 
 
 def money(picture: Picture, project: str, *, whole: bool = True) -> int:

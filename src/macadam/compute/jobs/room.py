@@ -19,7 +19,7 @@ class Room:
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
         self._limits = Limits(picture.now.timestamp(), pictures.held(picture))
-        self._plain: Counter[str] = Counter()  # micros, of what was taken here without GPUs
+        self._promised: Counter[str] = Counter()  # micros that projects may have to pay for what was taken here
         self._devices: Counter[str] = Counter()
         self._cpus: Counter[str] = Counter()
         self._memory: Counter[str] = Counter()
@@ -41,18 +41,15 @@ class Room:
             self._limits.add(Running(work=work, placement=placement, started=self._picture.now.timestamp()))
         elif not self._can_pay(job):
             return False
+        self._promised[job.project] += pictures.needs(job, self._picture)
         self._hold(places)
         return True
 
     def _can_pay(self, job: Job) -> bool:
         """Whether the project's quota in money has room for a job without GPUs, which no limit in GPUs looks at."""
-        needs = pictures.needs(job, self._picture)
         limits = [one.money.micros for one in self._picture.quotas if one.project == job.project and one.money]
-        paid = pictures.money(self._picture, job.project) + self._plain[job.project]
-        if any(paid + needs > limit for limit in limits):
-            return False
-        self._plain[job.project] += needs
-        return True
+        paid = pictures.money(self._picture, job.project) + self._promised[job.project]
+        return all(paid + pictures.needs(job, self._picture) <= limit for limit in limits)
 
     def _is_free(self, places: tuple[Place, ...]) -> bool:
         return all(

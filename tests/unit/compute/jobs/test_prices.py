@@ -15,7 +15,7 @@ from macadam.compute.billing.budget_types import ListBudgets, SetBudget
 from macadam.compute.billing.schema import spend
 from macadam.compute.billing.types import ExchangeRate, ImportPrices, ImportRates
 from macadam.compute.catalogue.prices import Price
-from macadam.compute.jobs import past
+from macadam.compute.jobs import past, registry
 from macadam.compute.jobs import picture as pictures
 from macadam.compute.jobs.picture import HOLD_EVERY, Picture
 from macadam.compute.jobs.prices import Desk, Unpriced
@@ -499,6 +499,51 @@ def test_money_spent_in_a_window_is_never_above_the_limit_whatever_gpus_it_went_
         assert world.owed() <= limit
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hard_budget_and_a_quota_hold_in_sql_for_random_work_on_gpus_of_several_prices(
+    bench: Bench, seed: int
+) -> None:
+    """The live queue itself: jobs end when they like, at the latest their grace after their limit or after they were asked."""
+    draw, limit = random.Random(seed), 400_000
+    bench.executor.machines = (RENTED, MINE, machine("rack-2", L40S))
+    bench.platform.call(ImportPrices(prices=(price(1_200_000, L40S, instance="rack-2"),)))
+    bench.platform.call(SetBudget(project="p", amount="0.4", hard=True, period="year"))
+    bench.platform.call(SetQuota(tenant="q", gpus=6, money="0.4"))
+    ends: dict[str, float] = {}
+    asked: set[str] = set()
+    for _ in range(45):
+        if draw.random() < 0.4:
+            models = draw.choice([(), (A100,), (L40S, A100)])
+            lasts = {"time_limit": draw.choice([0, 20, 60]), "grace": draw.choice([0, 5, 30])}
+            bench.submit(draw.choice("pq"), Resources(gpus=draw.choice([1, 2]), models=models), **lasts)
+        bench.turn()
+        for one, order in bench.executor.orders.items():
+            if one not in ends:
+                most = order.time_limit + draw.uniform(0, order.grace) if order.time_limit else 1e6
+                ends[one] = bench.clock().timestamp() + min(draw.uniform(1, 300), most)
+            if one in bench.executor.stopped and one not in asked:
+                asked.add(one)
+                ends[one] = min(ends[one], bench.clock().timestamp() + draw.uniform(0, order.grace))
+        bench.clock.pass_time(timedelta(seconds=TURN))
+        for one, end in list(ends.items()):
+            if end <= bench.clock().timestamp() and bench.executor.attempts[one].state != "ended":
+                bench.executor.end(one, exit_code=75 if one in asked else 0, why="stopped" if one in asked else "")
+        assert max(paid(bench, project) for project in "pq") <= limit
+    (state,) = bench.platform.call(ListBudgets(project="p"))
+    quota = bench.platform.call(ShowQuota(project="q"))
+    assert 0 < state.spent.micros <= limit
+    assert 0 < quota.spent.micros <= limit
+
+
+def paid(bench: Bench, project: str) -> int:
+    """What all attempts have cost by now, those that run included."""
+    with bench.platform.ports.sql.read() as sql:
+        rows = registry.between(sql, NOON, NOON + timedelta(days=1), project)
+    held = [(row.rate, ((row.ended or bench.clock()) - row.started).total_seconds()) for row in rows]
+    assert all(rate for rate, _ in held)
+    return sum(rate.cost(seconds).micros for rate, seconds in held if rate)
+
+
 def test_a_job_that_was_stopped_may_run_for_its_whole_time_limit_again_and_is_held_to_that() -> None:
     world = World([machine("usual-0", A100)], [plain_job(time_limit=100.0, attained=90.0)], 10**9, 0)
     (waiting,) = pictures.state(world.picture()).waiting
@@ -514,6 +559,19 @@ def test_what_is_asked_to_stop_still_counts_as_paid_for_until_it_is_gone() -> No
     assert seen.running == ()
     assert seen.spent["p"].micros == world.rows["0"].rate.cost(1000 + 50 + pictures.LATE).micros  # type: ignore[union-attr]
     assert seen.spent["p"].gpu_seconds == 1000
+
+
+def test_two_that_start_in_one_turn_are_not_both_promised_the_same_money() -> None:
+    with_gpu, without = plain_job(grace=0.0), plain_job(grace=0.0)
+    spec = msgspec.structs.replace(without.spec, resources=Resources(cpus=2))
+    without = msgspec.structs.replace(without, id="1", ref="job:1", spec=spec)
+    world = World([machine("usual-0", A100)], [with_gpu, without], 0, 0)
+    seen = world.picture()
+    limit = max(pictures.needs(job, seen) for job in (with_gpu, without)) + 1
+    for both, expected in ((0, ["0"]), (limit, ["0", "1"])):
+        world = World([machine("usual-0", A100)], [with_gpu, without], limit + both, 0)
+        world.turn(0)
+        assert sorted(world.rows) == expected
 
 
 def plain_job(attained: float = 0, **more: float) -> Job:

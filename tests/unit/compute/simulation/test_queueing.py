@@ -175,3 +175,26 @@ def test_replaying_a_project_asks_for_its_jobs_and_says_so_where_there_are_none(
     assert main(["projects", "create", "ores", *home]) == 0
     assert main(["cost", "replay", "--project", "ores", *home]) != 0
     assert "no job that succeeded on GPUs" in capsys.readouterr().err
+
+
+def test_replaying_a_project_prices_its_pools_at_what_its_own_jobs_were_charged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = ["--home", str(tmp_path / "home")]
+    monkeypatch.setenv("MACADAM_GPUS", "1xl40s-48gb")
+    monkeypatch.setenv("MACADAM_PRICE_GPU_HOUR", "2000000")
+    monkeypatch.setenv("MACADAM_PRICE_CPU_HOUR", "0")
+    assert main(["projects", "create", "ores", *home]) == 0
+    start = ["jobs", "start", "--project", "ores", "--gpus", "1", "--memory", "64M"]
+    assert main([*start, *home, "--", "true"]) == 0
+    assert main(["jobs", "run", "--until-idle", *home]) == 0
+    capsys.readouterr()
+    assert main(["cost", "replay", "--project", "ores", "--json", *home]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["money"]["gpu_hour"]["micros"] == pytest.approx(
+        2_000_000, rel=0.01
+    )  # each attempt is rounded up to a micro
+    hours = found["elastic"]["elastic_gpu_hours"]
+    assert found["money"]["elastic"]["micros"] == pytest.approx(hours * 2_000_000, rel=0.01)
+    assert main(["cost", "replay", "--project", "ores", *home]) == 0
+    assert "what a GPU has cost its jobs on average" in capsys.readouterr().out
