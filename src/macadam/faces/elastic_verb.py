@@ -18,7 +18,9 @@ _SHOWN = 48  # steps that are printed
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trace", metavar="FILE", required=True, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens")
+    parser.add_argument(
+        "--trace", metavar="FILE", required=True, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens; or JSON lines"
+    )
     parser.add_argument("--capacity", type=float, required=True, metavar="X", help="requests/s that one replica serves")
     parser.add_argument("--hourly", required=True, metavar="USD", help="what one replica costs in an hour")
     parser.add_argument("--step", default="5m", metavar="TIME", help="between two looks; 5m")

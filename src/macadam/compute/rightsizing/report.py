@@ -169,9 +169,9 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
             sized=len(parts.sized),
             judged=len(parts.judged) if parts.judged else 0,
         ),
-        best=choice(asked, best, judged[best.fleet.replicas]),
+        best=choice(asked, best, trace, judged[best.fleet.replicas]),
         singles=tuple(
-            Single(gpu=kind, choice=choice(asked, widened[kind], judged[widened[kind].fleet.replicas]))
+            Single(gpu=kind, choice=choice(asked, widened[kind], trace, judged[widened[kind].fleet.replicas]))
             if kind in widened
             else Single(gpu=kind, choice=None, why=str(single[kind]))
             for kind in kinds
@@ -185,9 +185,11 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     )
 
 
-def choice(asked: Problem, plan: Plan, judged: Judged | None = None) -> Choice:
-    """A plan as it is reported. judged: what it kept on requests that it was not sized on."""
-    served, trace = plan.served, asked.trace
+def choice(asked: Problem, plan: Plan, trace: Trace, judged: Judged | None = None) -> Choice:
+    """A plan as it is reported. trace: all requests, of which the tokens are paid. judged: what it kept on those that it was not
+    sized on.
+    """
+    served = plan.served
     made = sum(trace.output)
     hours = trace.seconds / _HOUR
     micros = plan.fleet.hourly * hours
