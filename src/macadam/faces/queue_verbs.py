@@ -133,7 +133,8 @@ def _replay(options: argparse.Namespace, session: Session) -> int:
     if parts := sum(bool(job.spec.resources.milli) for job in own):
         session.say(f"{parts} of them asked for a part of a GPU; each counts as one GPU here.")
     session.say(
-        f"A pool of {found.found.gpus} under {name} pays {found.found.pool_gpu_hours:,.0f}: {_less(found.saved)}."
+        f"A pool of {found.found.gpus} under {name} pays {found.found.pool_gpu_hours:,.0f}: {_less(found.saved)}. "
+        f"No schedule could save more than {100 * found.saved_at_most:.1f}% with so many GPUs."
     )
     session.say(
         f"Up to {found.elastic.gpus} GPUs rented by the hour, 8 at a time, pay {found.elastic.elastic_gpu_hours:,.0f}: "

@@ -34,6 +34,7 @@ _LONGEST = 36_525 * 86400.0  # seconds that a trace may span
 _MOST = 2**31  # GPUs
 _HOUR = 3600.0
 _STEPS = 4
+_HALVINGS = 2
 _BLOCK = 8  # GPUs of a machine: what an elastic pool rents at once
 
 Name = Literal["default", "gittins", "least-attained", "shortest", "fifo-backfill", "fifo", "oracle", "static"]
@@ -85,7 +86,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 class Saving(msgspec.Struct, frozen=True, kw_only=True):
     """The same work for less. baseline: static shares, first come first served; found: the smallest bill among the pools that were tried, at
-    a mean and p95 that are no worse. saved, saved_elastic: parts of the baseline's GPU-hours.
+    a mean and p95 that are no worse. saved, saved_elastic: parts of the baseline's GPU-hours; saved_at_most: what no schedule could exceed
+    in a fixed pool of the size that was found (`least_paid`).
     """
 
     baseline: Summary
@@ -94,6 +96,7 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
     work_gpu_hours: float
     saved: float
     saved_elastic: float
+    saved_at_most: float
 
 
 def read_jobs(path: Path) -> Jobs:
@@ -317,15 +320,7 @@ def save(
             "Some jobs are larger than their tenant's share, and never run in the baseline.",
             next_step=f"Give a pool of {sum(_largest(jobs).values())} GPUs or more.",
         )
-    tried = []
-    largest = max(jobs.gpus)
-    steps = (ceil(gpus * (least + (1 - least) * step / _STEPS)) for step in range(_STEPS + 1))
-    sizes = sorted({max(largest, size) for size in steps})
-    for done, size in enumerate(sizes):
-        tried.append(run(jobs, size, name, cost=cost)[0])
-        if progress:
-            progress("pools", done + 1, len(sizes))
-    fitting = [one for one in tried if one.mean <= baseline.mean and one.p95 <= baseline.p95]
+    fitting = _fitting(jobs, gpus, name, baseline, cost, least, progress)
     if not fitting:
         raise InvalidInput(f"No pool of up to {gpus} GPUs is as fast.", next_step="Give another policy.")
     found = min(fitting, key=lambda one: (one.pool_gpu_hours, one.mean))
@@ -337,7 +332,44 @@ def save(
         work_gpu_hours=sum(need * seconds for need, seconds in zip(jobs.gpus, jobs.seconds, strict=True)) / _HOUR,
         saved=1 - found.pool_gpu_hours / baseline.pool_gpu_hours,
         saved_elastic=1 - cheapest.elastic_gpu_hours / baseline.pool_gpu_hours,
+        saved_at_most=1 - least_paid(jobs, found.gpus) / baseline.pool_gpu_hours,
     )
+
+
+def _fitting(
+    jobs: Jobs, gpus: int, name: Name, baseline: Summary, cost: float, least: float, progress: Progress | None
+) -> list[Summary]:
+    """Pools that are no slower than the baseline: some from `least` of it to all of it, then those halfway to the best one's neighbours."""
+    steps = (ceil(gpus * (least + (1 - least) * step / _STEPS)) for step in range(_STEPS + 1))
+    todo = sorted({max(*jobs.gpus, size) for size in steps})
+    total = len(todo) + 2 * _HALVINGS
+    tried: dict[int, Summary] = {}
+    fitting: list[Summary] = []
+    for _ in range(1 + _HALVINGS):
+        for size in todo:
+            tried[size] = run(jobs, size, name, cost=cost)[0]
+            if progress:
+                progress("pools", len(tried), total)
+        fitting = [one for one in tried.values() if one.mean <= baseline.mean and one.p95 <= baseline.p95]
+        if not fitting:
+            break
+        best, sizes = min(fitting, key=lambda one: (one.pool_gpu_hours, one.mean)).gpus, sorted(tried)
+        at = sizes.index(best)
+        halfway = {(best + other) // 2 for other in sizes[max(0, at - 1) : at + 2]}
+        todo = sorted(halfway - set(sizes))
+    return fitting
+
+
+def least_paid(jobs: Jobs, gpus: int) -> float:
+    """GPU-hours that a fixed pool costs from the first submission to the last end under any schedule: even one that knows what comes, splits
+    jobs over all GPUs and moves them for nothing has yet to do, after each instant, what is submitted from then on.
+    """
+    end, rest = 0.0, 0.0
+    for job in reversed(range(len(jobs))):
+        at, seconds = jobs.submitted[job], jobs.seconds[job]
+        rest += jobs.gpus[job] * seconds
+        end = max(end, at + seconds, at + rest / gpus)
+    return gpus * (end - jobs.submitted[0]) / _HOUR
 
 
 def ample(jobs: Jobs) -> int:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from macadam.compute.simulation import queueing
 from macadam.compute.simulation.queue import Jobs
@@ -152,8 +154,24 @@ def test_replaying_a_file_says_what_the_same_work_costs(trace: Path, capsys: pyt
     assert main(["cost", "replay", "--jobs", str(trace), "--gpus", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["found"]["gpus"] <= 4
-    assert found["saved"] >= 0
+    assert 0 <= found["saved"] <= found["saved_at_most"]
     assert found["work_gpu_hours"] == pytest.approx(5 + 120 / 3600)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 3000), st.integers(1, 4)), min_size=1, max_size=12),
+    st.sampled_from(["default", "fifo-backfill", "oracle"]),
+)
+def test_no_schedule_pays_less_for_a_pool_than_the_least_that_is_said(
+    rows: list[tuple[int, int, int]], name: queueing.Name
+) -> None:
+    submitted, seconds, gpus = zip(*sorted(rows), strict=True)
+    tenants = ["ab"[at % 2] for at in range(len(rows))]
+    jobs = Jobs(submitted=list(submitted), seconds=list(seconds), gpus=list(gpus), tenant=tenants)
+    summary, _ = queueing.run(jobs, 8, name)
+    assert queueing.least_paid(jobs, 8) <= summary.pool_gpu_hours + 1e-9
+    work = sum(need * long for need, long in zip(gpus, seconds, strict=True)) / 3600
+    assert queueing.least_paid(jobs, 8) >= work - 1e-9
 
 
 def test_a_policy_that_is_not_known_is_refused_with_those_that_are(
