@@ -19,7 +19,7 @@ deliveries = sa.Table(
 )
 
 # One row for each issuer, account, billing period and currency of a delivery. replaced_by: the delivery that says it anew;
-# withdrawn: when somebody said that it was imported by mistake. A bill that is neither is current, and only such are counted.
+# withdrawn: when somebody said that it was imported by mistake; restored: when it last began to count again. A bill that is neither is current, and only such are counted.
 bills = sa.Table(
     "billing_bills",
     metadata,
@@ -32,6 +32,7 @@ bills = sa.Table(
     sa.Column("replaced_by", sa.String(36)),
     sa.Column("withdrawn", Instant),
     sa.Column("withdrawn_because", sa.Text),
+    sa.Column("restored", Instant),
     sa.Column("at", Instant, nullable=False),
     sa.Column("document", Json, nullable=False),
     sa.Index("ix_billing_bills_issuer_account_period_start", "issuer", "account", "period_start"),

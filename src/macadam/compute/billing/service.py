@@ -144,7 +144,7 @@ def _repeat(tx: Transaction, known: Delivery, files: str, spent: dict[str, store
     for one in back:
         if one.key not in spent:
             raise Conflict("Bills were withdrawn while this one was read.", next_step="Import it again.")
-        store.restore(tx.sql, one.bill)
+        store.restore(tx.sql, one.bill, tx.now)
         store.keep_spent(tx.sql, one.bill, spent[one.key])
     ids = tuple(one.bill.id for one in back)
     tx.record(

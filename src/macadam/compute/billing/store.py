@@ -73,7 +73,7 @@ def stored(sql: sa.Connection, *, everything: bool = False, limit: int = 0, bill
     """Bills, the newest period first; those that do not count only if `everything` or one is asked for by id."""
     b = bill_table.c
     asked = (
-        sa.select(b.document, b.replaced_by, b.withdrawn, b.withdrawn_because, delivery_table.c.charges)
+        sa.select(b.document, b.replaced_by, b.withdrawn, b.withdrawn_because, b.restored, delivery_table.c.charges)
         .join(delivery_table, delivery_table.c.id == bill_table.c.delivery)
         .order_by(bill_table.c.period_start.desc(), bill_table.c.at.desc(), bill_table.c.id)
     )
@@ -84,6 +84,7 @@ def stored(sql: sa.Connection, *, everything: bool = False, limit: int = 0, bill
     found = []
     for row in sql.execute(asked.limit(limit) if limit else asked):
         state = {"replaced_by": row.replaced_by or "", "withdrawn": row.withdrawn, "why": row.withdrawn_because or ""}
+        state["restored"] = row.restored
         read = msgspec.structs.replace(msgspec.convert(row.document, Bill), **state)
         found.append(Stored(bill=read, key=key_of(read), object=row.charges))
     return found
@@ -154,10 +155,10 @@ def restorable(sql: sa.Connection, delivery: Delivery) -> list[Stored]:
     return [one for one in out if not _overlapping(sql, one.bill)]
 
 
-def restore(sql: sa.Connection, bill: Bill) -> None:
+def restore(sql: sa.Connection, bill: Bill, at: datetime) -> None:
     """Lets a bill count again; what it charges to whom is kept apart, with `keep_spent`."""
     changed = sa.update(bill_table).where(bill_table.c.id == bill.id)
-    sql.execute(changed.values(replaced_by=None, withdrawn=None, withdrawn_because=None))
+    sql.execute(changed.values(replaced_by=None, withdrawn=None, withdrawn_because=None, restored=at))
 
 
 def withdraw(sql: sa.Connection, bill: Bill, at: datetime, why: str) -> tuple[str, ...]:

@@ -90,6 +90,7 @@ class Bill(Value, frozen=True, kw_only=True):
     """The charges of one issuer to one account in one billing period and currency. billed, effective: exact sums, decimal
     text. unused: of the effective cost, what was paid in advance and not used. replaced_by: the delivery that says this
     bill anew, '' if none does. withdrawn: when it was said to be a mistake, and why. Only what is neither is counted.
+    restored: when it last began to count again.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Bill(Value, frozen=True, kw_only=True):
     replaced_by: str = ""
     withdrawn: datetime | None = None
     why: str = ""
+    restored: datetime | None = None
 
     @property
     def billed_micros(self) -> int:

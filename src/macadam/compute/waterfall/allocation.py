@@ -201,7 +201,8 @@ def changed(sql: sa.Connection, made: Allocation) -> str:
     if not set(made.bills) <= set(standing):
         return "bills that it was made from: later deliveries say them anew, or they were withdrawn"
     month, start, end = month_of(made.month, made.at)
-    later = billing.charging(sql, start.date(), end.date()) & {one.id for one in standing.values() if one.at >= made.at}
+    since = {one.id for one in standing.values() if (one.restored or one.at) >= made.at}
+    later = billing.charging(sql, start.date(), end.date()) & since
     return f"the bills: more of {month} came" if later - set(made.bills) else ""
 
 

@@ -74,7 +74,7 @@ def test_the_same_file_again_brings_it_back(platform: Platform, tmp_path: Path) 
     withdraw(platform, first.bills[0])
     again = take(platform, path)
     assert (again.id, again.repeated, again.restored) == (first.id, True, (first.bills[0].id,))
-    assert again.bills[0].withdrawn is None
+    assert (again.bills[0].withdrawn, again.bills[0].restored) == (None, NOW)
     assert spent(platform) == (Money(micros=20_000_000),)
     shuffled = write_csv(tmp_path / "other.csv.gz", [usage(2, **FLIGHTS), usage(1, **FLIGHTS)])
     assert take(platform, shuffled).restored == ()

@@ -13,7 +13,7 @@ from unit.compute.waterfall import clusters
 from macadam import testing
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
-from macadam.compute.billing.types import ImportBill, MapCharges
+from macadam.compute.billing.types import ImportBill, MapCharges, WithdrawBill
 from macadam.compute.telemetry import service as telemetry
 from macadam.compute.telemetry.requests import DeclarePods, PodOwner
 from macadam.compute.waterfall import allocation, cascade
@@ -190,6 +190,22 @@ def test_figures_whose_bills_or_rules_were_changed_since_say_so(tmp_path):
         corrected = [hour(1, 0, BillingAccountId="another", BilledCost="1", EffectiveCost="1")]
         opened.call(ImportBill(path=str(bills.write_csv(tmp_path / "new.csv", corrected)), lenient=True))
         assert "anew" in shown(opened).outdated
+
+
+def test_figures_say_that_a_bill_of_theirs_was_withdrawn_and_that_one_came_back(tmp_path):
+    with testing.open_platform(tmp_path / "home", clock=Clock(NOW)) as opened:
+        furnish(opened, tmp_path)
+        another = bills.write_csv(tmp_path / "another.csv", [hour(1, 0, BillingAccountId="another")])
+        (mistake,) = opened.call(ImportBill(path=str(another), lenient=True)).bills
+        before = opened.call(AllocateCosts(month=MONTH))
+        opened.call(WithdrawBill(bill=mistake.id, reason="another company's"))
+        assert "withdrawn" in shown(opened).outdated
+        without = opened.call(AllocateCosts(month=MONTH))
+        assert shown(opened).outdated == ""
+        assert before.bill[0].micros - without.bill[0].micros == mistake.effective_micros
+        assert opened.call(ImportBill(path=str(another), lenient=True)).restored == (mistake.id,)
+        assert "more of 2026-11 came" in shown(opened).outdated
+        assert opened.call(AllocateCosts(month=MONTH)).bill == before.bill
 
 
 def test_a_bill_that_is_replaced_while_it_is_divided_is_not_divided(tmp_path, monkeypatch):
