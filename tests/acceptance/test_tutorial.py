@@ -52,7 +52,7 @@ SHOWN = {
     "share-gpus": "traces of a cluster, see unit/compute/simulation",
     "sign-in-with-oidc": "an identity provider, see faces/test_login",
     "use-postgres": "a Postgres server, see test_road_on_postgres",
-    "use-spot": "traces of spot machines, see unit/compute/simulation",
+    "use-spot": "spot machines and traces of them, see test_spot_jobs and unit/compute/simulation",
     "write-policies": "time between two people, see unit/access",
 }
 _BLOCK = re.compile(r"^```(sh|sh background|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
