@@ -336,7 +336,10 @@ def run(home: Path, *words: str) -> int:
     return cli.main([*words, "--home", str(home)])
 
 
-def test_a_recording_is_imported_watched_and_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_is_imported_watched_and_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # narrower ones leave the model out
     home, recording = tmp_path / "home", tmp_path / "seen.jsonl"
     lines = b"\n".join(msgspec.json.encode(s) for s in from_table(whole().slice(0, 400)))
     recording.write_bytes(lines)
