@@ -109,6 +109,55 @@ def test_a_file_that_is_no_question_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "--example" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a: &a [1, 1]\nb: &b [*a, *a]\n", "refers to a part of itself"),
+        ("a: &a\n  b: *a\n", "refers to a part of itself"),
+        ("a: " + "[" * 5000 + "]" * 5000, "is no question"),
+        ("task: t\nmonths: 1\nmonths: 2\n", "line 3: months is said twice"),
+        ("ways:\n- name: a\n  kind: api\n  name: b\n", "line 4: name is said twice"),
+    ],
+)
+def test_a_question_that_unfolds_without_end_or_contradicts_itself_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, word: str
+) -> None:
+    (tmp_path / "q.yaml").write_text(text)
+    assert cli.main(["decide", "train", "--question", str(tmp_path / "q.yaml")]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_measurements_of_a_gpu_that_is_not_offered_are_said_to_change_nothing(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "model_id": "llama-3.1-8b", "num_prompts": 100, "request_rate": "inf", "max_concurrency": 8, "duration": 60.0, "completed": 100,
+        "total_input_tokens": 50_000, "total_output_tokens": 20_000, "mean_ttft_ms": 80.0, "mean_tpot_ms": 22.0,
+    }  # fmt: skip
+    (files / "bench.json").write_text(json.dumps(row))
+    assert rightsize(files, "--no-sensitivity", "--measured", f"h100-sxm-80gb={files / 'bench.json'}") == 0
+    assert "No machine with h100-sxm-80gb is offered" in capsys.readouterr().out
+
+
+def test_requests_longer_than_what_the_model_reads_are_refused_as_an_engine_would(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"2026-11-01 10:{n:02}:00,{5000 if n < 3 else 500},10" for n in range(20)]
+    (files / "trace.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(lines) + "\n")
+    assert rightsize(files, "--no-sensitivity", "--model", "llama-2-7b") == 2
+    assert "3 of 20 requests have more than 4,096 tokens" in capsys.readouterr().err
+    wanted = ("--no-sensitivity", "--model", "llama-2-7b", "--attainment", "0.8", "--holdout", "none", "--json")
+    assert rightsize(files, *wanted) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    assert (best["refused"], best["attained"]) == (3, 0.85)
+
+
+def test_a_chunk_that_no_engine_has_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for chunk in ("0", "9" * 400):
+        assert rightsize(files, "--chunk", chunk) == 2
+        assert "--chunk" in capsys.readouterr().err
+
+
 def test_replicas_follow_the_load(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["rightsize", "elastic", "--trace", str(files / "trace.csv"), "--capacity", "1.5", "--hourly", "2.50"]
     assert cli.main([*words, "--step", "30s", "--up", "0s", "--down", "1m", "--plot", str(files / "e.svg")]) == 0

@@ -137,10 +137,32 @@ def read(path: Path) -> Question:
     try:
         if path.stat().st_size > _LARGEST:
             raise InvalidInput(f"{path} is larger than any question.", next_step="Start from --example.")
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return msgspec.convert(_ranges(said), Question)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)
+        ):  # a few of them can stand for billions
+            raise InvalidInput(f"{path} refers to a part of itself (*name).", next_step="Write it out each time.")
+        _said_once(yaml.compose(text), path)
+        return msgspec.convert(_ranges(yaml.safe_load(text)), Question)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise InvalidInput(f"{path} is no question: {error}.", next_step="Start from --example.") from error
+
+
+def _said_once(node: "yaml.Node | None", path: Path) -> None:
+    """YAML takes the last of two; which was meant is not known. Raises InvalidInput with the line."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise InvalidInput(
+                    f"{path}, line {key.start_mark.line + 1}: {name} is said twice.", next_step="Leave one out."
+                )
+            seen.add(name)
+            _said_once(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _said_once(value, path)
 
 
 def _ranges(said: object) -> object:

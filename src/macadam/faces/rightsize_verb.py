@@ -53,7 +53,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--prefix-hit",
         type=float,
         metavar="X",
-        help="part of each prompt that is cached, 0 to 1; from the trace if it has ids of blocks, else 0",
+        help="part of each prompt that is cached, 0 up to but not 1; from the trace if it has ids of blocks, else 0",
     )
     parser.add_argument(
         "--holdout",
@@ -222,6 +222,12 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
         if gpu not in {fit.gpu for fit in said.fits}
     ]
     lines += [text for fit in said.fits for text in _fit(fit)]
+    offered = {single.gpu for single in said.singles}
+    lines += [
+        f"  No machine with {fit.gpu} is offered: what was measured on it changes nothing here."
+        for fit in said.fits
+        if fit.gpu not in offered
+    ]
     lines += [
         "",
         (

@@ -6,6 +6,7 @@ not guessed.
 """
 
 import importlib.resources
+import reprlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ _KNOWN = {
 }  # model_type → whether q, k and v have biases
 _BYTES = {"float16": 2.0, "bfloat16": 2.0, "float32": 4.0, "float8_e4m3fn": 1.0}
 _LARGEST_CONFIG = 1_000_000  # bytes
+_LARGEST_COUNT = 1_000_000_000  # of anything in a model's shape
 
 
 class Llm(msgspec.Struct, frozen=True, kw_only=True):
     """One architecture. ffn: width of the feed-forward (of one expert). experts, experts_used: in each layer, and of
     them for one token. tied: the output uses the input's embedding. weight_bytes: of one weight as published. sources
     and dated: where the shape stands and when it was read. published: parameters as its makers count them, 0 if not
-    known. Raises InvalidInput.
+    known. context: tokens of prompt and answer beyond which no version under these names reads, 0 if not known. Raises InvalidInput.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Llm(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: float = 2.0
     names: tuple[str, ...] = ()
     published: float = 0
+    context: int = 0
     source: str = ""
     dated: str = ""
 
@@ -143,7 +146,7 @@ def from_config(text: bytes, *, name: str, source: str = "") -> Llm:
     """Reads a config.json. Raises InvalidInput if something is missing or of a kind that is not understood."""
     try:
         said = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"The model's config is not JSON: {error}.", next_step="Give its config.json.") from error
     kind = said.get("model_type")
     if kind not in _KNOWN:
@@ -166,15 +169,29 @@ def from_config(text: bytes, *, name: str, source: str = "") -> Llm:
         tied=said.get("tie_word_embeddings") is True,
         biased=_KNOWN[str(kind)],
         weight_bytes=_weight_bytes(said),
+        context=_context(said),
         source=source,
     )
+
+
+def _context(said: dict[str, Any]) -> int:
+    """Llama 3.1's way to scale positions counts them in; others multiply what the file says."""
+    if said.get("max_position_embeddings") is None:
+        return 0
+    positions, scaling = _count(said, "max_position_embeddings"), said.get("rope_scaling")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) == "llama3":
+        return positions
+    factor = scaling.get("factor")
+    return int(positions * factor) if isinstance(factor, (int, float)) and 1 <= factor <= _LARGEST_COUNT else 0
 
 
 def _count(said: dict[str, Any], key: str, default: int | None = None) -> int:
     found = said.get(key)
     found = default if found is None else found
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise InvalidInput(f"The model's {key} is {found!r}.", next_step="Give the config.json as it was published.")
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= _LARGEST_COUNT:
+        raise InvalidInput(
+            f"The model's {key} is {reprlib.repr(found)}.", next_step="Give the config.json as it was published."
+        )
     return found
 
 

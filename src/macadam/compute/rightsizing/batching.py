@@ -103,6 +103,8 @@ class Machine:
     def fits(self, request: int) -> bool:
         """Whether it could ever run here."""
         tokens = self._prompt[request] + self._output[request]
+        if 0 < self._speed.context < tokens:
+            return False
         return -(-tokens // self._block) < self._all_blocks * (1 - _WATERMARK)
 
     def arrive(self, request: int, at: float) -> None:

@@ -57,12 +57,18 @@ def weights_read(replica: Replica, engine: Engine) -> float:
 def _flops(replica: Replica, prompt: int, output: int) -> float:
     llm = replica.llm
     through = prompt + output - 1  # the last token that is made goes through no layer
-    pairs = prompt * (prompt + 1) / 2 + sum(range(prompt, prompt + output - 1))
+    pairs = prompt * (prompt + 1) / 2 + _contexts(prompt, output)
     return (
         2 * llm.layer_parameters_used * through
         + 2 * llm.head_parameters * output
         + 4 * llm.layers * llm.heads * llm.head_dim * pairs
     )
+
+
+def _contexts(prompt: int, output: int) -> float:
+    """Tokens that stand before each token made but the first, summed over all of them."""
+    further = output - 1
+    return further * prompt + further * (further - 1) / 2
 
 
 def _spared(replica: Replica, cached: int) -> float:
@@ -73,7 +79,7 @@ def _spared(replica: Replica, cached: int) -> float:
 
 
 def _kv_moved(replica: Replica, engine: Engine, prompt: int, output: int) -> float:
-    reads = prompt + sum(range(prompt, prompt + output - 1))
+    reads = prompt + _contexts(prompt, output)
     return (reads + prompt + output - 1) * _kv(replica, engine)
 
 

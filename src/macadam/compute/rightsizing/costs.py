@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam.compute.catalogue import gpus, llms, tokens
+from macadam.compute.catalogue.llms import Llm
 from macadam.compute.rightsizing import capacity, planning, roofline, training
 from macadam.compute.rightsizing.capacity import Bucket
 from macadam.compute.rightsizing.questions import Question, Way
@@ -124,7 +125,7 @@ def bought(question: Question, way: Way, cached: Any) -> Any:
 
 def hosted(question: Question, way: Way, rent: Rent) -> Hosted:
     """The fewest GPUs that keep the promise. Raises InvalidInput if none do."""
-    llm, engine, slo = llms.read(way.model), Engine(), Slo(ttft=question.ttft, tpot=question.tpot)
+    llm, engine, slo = _asked(question, way), Engine(), Slo(ttft=question.ttft, tpot=question.tpot)
     gpu = rent.gpu or question.gpu
     offer = Offer(name=gpu, gpu=gpus.find(gpu).name, gpus=rent.machine or _TOGETHER, hourly=1)
     prompt = question.prompt + way.extra_prompt
@@ -138,6 +139,17 @@ def hosted(question: Question, way: Way, rent: Rent) -> Hosted:
         f"{way.name}: {llm.name} keeps no first token in {question.ttft:g} s and {question.tpot:g} s for each further on {gpu}.",
         next_step="Relax ttft and tpot, shorten the prompt, or choose another gpu.",
     )
+
+
+def _asked(question: Question, way: Way) -> Llm:
+    """The way's model. Raises InvalidInput if a request is longer than what it reads."""
+    llm, longest = llms.read(way.model), question.prompt + way.extra_prompt + question.output
+    if 0 < llm.context < longest:
+        raise InvalidInput(
+            f"{way.name}: a request of {longest} tokens is longer than the {llm.context} that {llm.name} reads.",
+            next_step="Shorten prompt or extra_prompt, or choose a model that reads more.",
+        )
+    return llm
 
 
 def replicas(question: Question, seconds: Any, requests: Any) -> Any:
@@ -199,6 +211,7 @@ def _training(question: Question, way: Way, rent: Rent) -> float:
 
 def cheapest_of(question: Question, way: Way, rents: Sequence[Rent]) -> Rent:
     """The one on which that way is hosted for least: a small model needs no large GPU. Raises InvalidInput if it runs on none."""
+    _asked(question, way)
     found: dict[float, Rent] = {}
     for rent in rents:
         try:

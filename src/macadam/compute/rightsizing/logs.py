@@ -5,22 +5,19 @@ a request is refused with its line; what is none (an error, a health check) is l
 a load that was counted too small is worse than no answer.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from macadam.compute.rightsizing import arrivals
 from macadam.errors import SourceInvalid, TooLarge
 
-MOST_ROWS = 5_000_000
 MOST_TOKENS = 10_000_000  # of one request; above, a column was mistaken for another
 MOONCAKE_BLOCK = 512  # tokens of one of its hash_ids (https://github.com/kvcache-ai/Mooncake, FAST25-release/traces)
 
-_LONGEST = 1_000_000  # bytes of a line
 _MOST_IDS = 50_000_000
 _LEFT_OUT = 0.05  # of the lines may say nothing of tokens
 _TIMES = ("timestamp", "time", "@timestamp", "ts", "start_time", "created_at", "created")
@@ -28,8 +25,7 @@ _PROMPTS = ("prompt_tokens", "input_tokens")  # Chat Completions' name and Respo
 _OUTPUTS = ("completion_tokens", "output_tokens")
 _DETAILS = ("prompt_tokens_details", "input_tokens_details")
 _FAILED = 400  # HTTP statuses from there on
-_END = 1e20  # no Unix time, in whatever unit
-_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3), (1e8, 1.0))  # from which number on Unix time counts how many a second
+_END = 1e15  # ms since the start of a trace
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,6 +40,15 @@ class Lines:
     cached: int = -1
     unit: int = 0
 
+    def keep(self, row: tuple[float, int, int, tuple[int, ...]], cached: int | None = None) -> None:
+        """A request, if it has tokens. cached: those that the server says it had read before."""
+        if row[1] > 0 and row[2] > 0:
+            self.rows.append(row)
+            if cached is not None:
+                self.cached = max(self.cached, 0) + cached
+        else:
+            self.empty += 1
+
 
 def are_these(path: Path) -> bool:
     """Whether a file looks like JSON lines. Raises SourceInvalid if it cannot be read."""
@@ -56,36 +61,44 @@ def are_these(path: Path) -> bool:
 
 def read(path: Path) -> Lines:
     """Raises SourceInvalid with the line, TooLarge."""
-    found, seen, unknown, ids = Lines(), set[int](), 0, 0
+    found, seen, kinds, unknown, ids = Lines(), set[int](), set[bool](), 0, 0
     try:
         with path.open("rb") as file:
             for number, said in _objects(file, path):
-                if number > MOST_ROWS:
-                    raise TooLarge(f"{path} has more than {MOST_ROWS} lines.", next_step="Give a part of it.")
-                where = f"{path}, line {number}"
-                if "input_length" in said:
+                if number > arrivals.MOST_ROWS:
+                    raise TooLarge(f"{path} has more than {arrivals.MOST_ROWS} lines.", next_step="Give a part of it.")
+                where, of_trace = f"{path}, line {number}", "input_length" in said
+                usage = None if of_trace else _usage(said)
+                if of_trace:
                     found.unit = MOONCAKE_BLOCK
-                    row = _of_trace(said, where)
-                    ids += len(row[3])
+                    ids += _of_trace(said, where, found)
                     if ids > _MOST_IDS:
                         raise TooLarge(f"{path} has more than {_MOST_IDS} ids.", next_step="Give a part of it.")
-                    _keep(found, row)
-                    continue
-                if isinstance(named := said.get("id"), str):
-                    if hash(named) in seen:  # delivered twice, served once
-                        found.twice += 1
-                        continue
-                    seen.add(hash(named))
-                usage = _usage(said)
-                if usage is None:
+                elif usage is None:
                     found.empty += 1
                     unknown += 0 if _failed(said) else 1
+                elif _seen(said, seen):
+                    found.twice += 1
                 else:
-                    _keep(found, _of_log(said, usage, where, found))
+                    _of_log(said, usage, where, found)
+                kinds |= {of_trace} if of_trace or usage is not None else set()
+                if len(kinds) > 1:
+                    raise _wrong(where, "it is of another form than the lines before", "one of the two forms")
     except OSError as error:
         raise SourceInvalid(f"{path} cannot be read: {error.strerror}.", next_step="Correct the path.") from error
     _check(found, unknown, path)
     return found
+
+
+def _seen(said: dict[str, Any], seen: set[int]) -> bool:
+    """Whether an answer was delivered twice: it was served once. A failure with its id is another attempt."""
+    response = said.get("response")
+    named = said.get("id") or (response.get("id") if isinstance(response, dict) else None)
+    if not isinstance(named, str):
+        return False
+    known = hash(named) in seen
+    seen.add(hash(named))
+    return known
 
 
 def _check(found: Lines, unknown: int, path: Path) -> None:
@@ -99,54 +112,50 @@ def _check(found: Lines, unknown: int, path: Path) -> None:
         raise SourceInvalid(f"{path}: some lines have ids of blocks and some have none.", next_step="Give all or none.")
 
 
-def _keep(found: Lines, row: tuple[float, int, int, tuple[int, ...]]) -> None:
-    if row[1] > 0 and row[2] > 0:
-        found.rows.append(row)
-    else:
-        found.empty += 1
-
-
 def _objects(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
-    while line := file.readline(_LONGEST + 1):
+    while line := file.readline(arrivals.LONGEST + 1):
         number += 1
-        if len(line) > _LONGEST:
-            raise TooLarge(f"{path}, line {number} has more than {_LONGEST} bytes.", next_step="Leave out the texts.")
+        if len(line) > arrivals.LONGEST:
+            raise TooLarge(
+                f"{path}, line {number} has more than {arrivals.LONGEST} bytes.", next_step="Leave out the texts."
+            )
         line = line.strip() if number > 1 else line.strip().removeprefix(b"\xef\xbb\xbf")
         if not line:
             continue
         try:
             yield number, msgspec.json.decode(line, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SourceInvalid(
                 f"{path}, line {number} is no JSON object: {error}.", next_step="Correct the line."
             ) from error
 
 
-def _of_trace(said: dict[str, Any], where: str) -> tuple[float, int, int, tuple[int, ...]]:
-    """Mooncake's: timestamp in ms since the start, input_length, output_length, hash_ids."""
+def _of_trace(said: dict[str, Any], where: str, found: Lines) -> int:
+    """Mooncake's: timestamp in ms since the start, input_length, output_length, hash_ids. Returns how many ids it has."""
     at, ids = said.get("timestamp"), said.get("hash_ids", [])
     prompt, output = _count(said, ("input_length",), where), _count(said, ("output_length",), where)
-    if not isinstance(at, (int, float)) or isinstance(at, bool) or not 0 <= at < math.inf:
-        raise _wrong(where, f"timestamp is {at!r}", "milliseconds since the start")
+    if not isinstance(at, (int, float)) or isinstance(at, bool) or not 0 <= at < _END:
+        raise _wrong(where, f"timestamp is {arrivals.shown(at)}", "milliseconds since the start")
     if not isinstance(ids, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
         raise _wrong(where, "hash_ids are no list of whole numbers", "one for each block of the prompt")
     if ids and len(ids) != -(-prompt // MOONCAKE_BLOCK):
         raise _wrong(where, f"{len(ids)} hash_ids for {prompt} tokens", f"one for each {MOONCAKE_BLOCK} tokens begun")
-    return at / 1000, prompt, output, tuple(ids)
+    if len(set(ids)) < len(
+        ids
+    ):  # an id stands for all tokens up to there: of two lengths, it would find what is not there
+        raise _wrong(where, "one of hash_ids stands there twice", "ids of all that came before, not of a block alone")
+    found.keep((at / 1000, prompt, output, tuple(ids)))
+    return len(ids)
 
 
-def _of_log(
-    said: dict[str, Any], usage: dict[str, Any], where: str, found: Lines
-) -> tuple[float, int, int, tuple[int, ...]]:
+def _of_log(said: dict[str, Any], usage: dict[str, Any], where: str, found: Lines) -> None:
     prompt, output = _count(usage, _PROMPTS, where), _count(usage, _OUTPUTS, where)
-    details = next((usage[name] for name in _DETAILS if isinstance(usage.get(name), dict)), None)
-    if details is not None and details.get("cached_tokens") is not None:
-        cached = _count(details, ("cached_tokens",), where)
-        if cached > prompt:
-            raise _wrong(where, f"{cached} tokens of {prompt} were cached", "no more than the prompt has")
-        found.cached = max(found.cached, 0) + cached
-    return _time(said, where), prompt, output, ()
+    details = next((usage[name] for name in _DETAILS if isinstance(usage.get(name), dict)), {})
+    cached = _count(details, ("cached_tokens",), where) if details.get("cached_tokens") is not None else None
+    if cached is not None and cached > prompt:
+        raise _wrong(where, f"{cached} tokens of {prompt} were cached", "no more than the prompt has")
+    found.keep((_time(said, where), prompt, output, ()), cached)
 
 
 def _usage(said: dict[str, Any]) -> dict[str, Any] | None:
@@ -164,29 +173,24 @@ def _failed(said: dict[str, Any]) -> bool:
 
 
 def _time(said: dict[str, Any], where: str) -> float:
-    """Seconds since 1970. A time without a zone is UTC."""
+    """Seconds since 1970."""
     response = said.get("response")
     holders = (said, response) if isinstance(response, dict) else (said,)
     value = next((holder[name] for holder in holders for name in _TIMES if holder.get(name) is not None), None)
-    if isinstance(value, str):
-        try:
-            at = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise _wrong(where, f"the time is {value!r}", "ISO 8601, or Unix seconds") from error
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        unit = next((unit for least, unit in _UNITS if value >= least), None)
-        if unit is not None and value < _END:
-            return value / unit
-    raise _wrong(where, f"the time is {value!r}", f"ISO 8601 or Unix seconds as one of {', '.join(_TIMES)}")
+    try:
+        return arrivals.seconds(value)
+    except ValueError as error:
+        raise _wrong(
+            where, f"the time is {arrivals.shown(value)}", f"ISO 8601 or Unix seconds as one of {', '.join(_TIMES)}"
+        ) from error
 
 
 def _count(said: dict[str, Any], names: tuple[str, ...], where: str) -> int:
     value = next((said[name] for name in names if said.get(name) is not None), None)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_TOKENS:
-        raise _wrong(where, f"{names[0]} is {value!r}", f"a whole number of 0 to {MOST_TOKENS}")
+        raise _wrong(where, f"{names[0]} is {arrivals.shown(value)}", f"a whole number of 0 to {MOST_TOKENS}")
     return value
 
 
 def _wrong(where: str, what: str, expected: str) -> SourceInvalid:
-    return SourceInvalid(f"{where}: {what}; expected: {expected}.", next_step="Correct the line.")
+    return arrivals.wrong(where, f"{what}; expected: {expected}")

@@ -17,8 +17,9 @@ import msgspec
 from macadam.compute.catalogue import llms
 from macadam.compute.catalogue.gpus import Gpu
 from macadam.compute.catalogue.llms import Llm
-from macadam.compute.rightsizing import bounds, calibration, capacity, roofline
+from macadam.compute.rightsizing import arrivals, bounds, calibration, capacity, roofline
 from macadam.compute.rightsizing.calibration import Error
+from macadam.compute.rightsizing.logs import MOST_TOKENS
 from macadam.compute.rightsizing.types import BYTES, Efficiency, Engine, Replica
 from macadam.errors import InvalidInput, NotFound, SourceInvalid, TooLarge
 
@@ -28,6 +29,10 @@ _SAME = 0.05  # by which a row's own figures may disagree
 _COMPLETED = 0.9  # of the prompts must have been answered
 _FULL = 0.7  # of the most requests at once: from there on the limit, not chance, says how many run
 _LONG = 512  # tokens of a prompt whose first token says something of arithmetic, and not of the network
+_MOST = 1e12  # of any figure
+_CROWDED = (
+    1.5  # times its limit that a run's own figures may say ran at once: means of a few requests do not multiply exactly
+)
 _DRIVER = 1.08  # a driver may report so much more memory than the data sheet
 _PULL = 0.003  # how strongly what measurements say nothing of stays where published ones put it
 _STEPS = (1.5, 1.2, 1.1, 1.05, 1.02, 1.01)  # factors by which the search moves
@@ -254,7 +259,7 @@ def _model(row: Row, asked: Llm) -> tuple[Llm, bool]:
 def _decoded(text: bytes, path: Path) -> list[dict[str, Any]]:
     try:
         whole = msgspec.json.decode(text, type=dict[str, Any] | list[dict[str, Any]])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return [_object(line, path, number) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     return whole if isinstance(whole, list) else [whole]
 
@@ -262,7 +267,7 @@ def _decoded(text: bytes, path: Path) -> list[dict[str, Any]]:
 def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceInvalid(
             f"{path}, line {number} is no JSON object: {error}.",
             next_step="Give what vllm bench serve --save-result or sglang.bench_serving --output-file wrote.",
@@ -275,17 +280,17 @@ def _row(said: dict[str, Any], name: str) -> Row:
         raise _wrong(name, f"completed is {count}", "a whole number")
     _consistent(said, name, count, seconds)
     limit = said.get("max_concurrency")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise _wrong(name, f"max_concurrency is {limit!r}", "a whole number of 1 or more, or null")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST):
+        raise _wrong(name, f"max_concurrency is {arrivals.shown(limit)}", "a whole number of 1 or more, or null")
     rate = said.get("request_rate")
     endless = rate is None or rate == "inf" or (isinstance(rate, float) and math.isinf(rate))
     server = said.get("server_info")
     model = said.get("model_id") or (server.get("model_path") if isinstance(server, dict) else None) or ""
-    return Row(
+    row = Row(
         name=name,
         model=str(model),
-        prompt=_number(said, "total_input_tokens", name) / count,
-        output=_number(said, "total_output_tokens", name) / count,
+        prompt=_tokens(said, "total_input_tokens", name, count),
+        output=_tokens(said, "total_output_tokens", name, count),
         count=int(count),
         seconds=seconds,
         ttft=_number(said, "mean_ttft_ms", name) / 1000,
@@ -293,13 +298,27 @@ def _row(said: dict[str, Any], name: str) -> Row:
         limit=limit,
         at_once=endless and limit is None,
     )
+    _possible(row)
+    return row
+
+
+def _possible(row: Row) -> None:
+    """A request is part of its run, and no more run at once than were let in (Little's law)."""
+    each = row.ttft + (row.output - 1) * row.tpot
+    most = row.limit or row.count
+    if each * row.count > _CROWDED * most * row.seconds:
+        raise _wrong(
+            row.name,
+            f"{row.count} requests of {each:.4g} s each in {row.seconds:g} s are more than {most} at once",
+            "mean_ttft_ms and mean_tpot_ms in ms, duration in s, and figures of one run",
+        )
 
 
 def _consistent(said: dict[str, Any], name: str, count: float, seconds: float) -> None:
     """What contradicts itself, or is of another kind of run, would be fitted into nonsense."""
     rate = said.get("request_throughput")
-    if isinstance(rate, (int, float)) and abs(rate * seconds - count) > _SAME * count:
-        raise _wrong(name, f"{count:.0f} requests in {seconds:g} s and {rate:g}/s", "figures of one run")
+    if isinstance(rate, (int, float)) and not abs(min(rate, _MOST) * seconds - count) <= _SAME * count:
+        raise _wrong(name, f"{count:.0f} requests in {seconds:g} s and {arrivals.shown(rate)}/s", "figures of one run")
     asked = said.get("num_prompts")
     if isinstance(asked, int) and count < _COMPLETED * asked:
         raise _wrong(name, f"{count:.0f} of {asked} requests were answered", "a run in which nearly all were")
@@ -307,14 +326,22 @@ def _consistent(said: dict[str, Any], name: str, count: float, seconds: float) -
         raise _wrong(name, "the load grew during the run", "a row for each load")
     accepted = said.get("accept_length")
     if isinstance(accepted, (int, float)) and accepted > 1:
-        raise _wrong(name, f"{accepted:g} tokens were made at once by speculation", "a run without it")
+        raise _wrong(name, f"{arrivals.shown(accepted)} tokens were made at once by speculation", "a run without it")
 
 
 def _number(said: dict[str, Any], key: str, name: str) -> float:
     value = said.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise _wrong(name, f"{key} is {value!r}", "a number above 0")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= _MOST:
+        raise _wrong(name, f"{key} is {arrivals.shown(value)}", f"a number above 0, up to {_MOST:g}")
     return float(value)
+
+
+def _tokens(said: dict[str, Any], key: str, name: str, count: float) -> float:
+    """Of a request, in the mean."""
+    each = _number(said, key, name) / count
+    if not 1 <= each <= MOST_TOKENS:
+        raise _wrong(name, f"{key} is {each:g} for each request", f"1 to {MOST_TOKENS}")
+    return each
 
 
 def _wrong(name: str, what: str, expected: str) -> SourceInvalid:

@@ -124,6 +124,18 @@ def _nowhere(llm: Llm, offers: Sequence[Offer], engine: Engine, tps: Sequence[in
     )
 
 
+def check_lengths(trace: Trace, slo: Slo, llm: Llm) -> None:
+    """Raises InvalidInput if so many requests are longer than what the model reads that the promise cannot be kept."""
+    if not llm.context:
+        return
+    longer = sum(1 for p, o in zip(trace.prompt, trace.output, strict=True) if p + o > llm.context)
+    if longer > (1 - slo.attainment) * len(trace):
+        raise InvalidInput(
+            f"{longer} of {len(trace)} requests have more than {llm.context:,} tokens, which is all that {llm.name} reads; every engine refuses them.",
+            next_step="Leave them out of the trace, or choose a model that reads more.",
+        )
+
+
 def problem(
     trace: Trace,
     slo: Slo,

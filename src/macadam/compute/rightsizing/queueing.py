@@ -6,20 +6,18 @@ Probability, Statistics, and Queueing Theory, section 5.3.5); the trace itself, 
 servers, says what holds.
 """
 
-import csv
 import heapq
 import math
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from macadam.compute.rightsizing import arrivals
 from macadam.compute.rightsizing.types import Slo
-from macadam.errors import InvalidInput, SourceInvalid, TooLarge
+from macadam.errors import InvalidInput, SourceInvalid
 
-_COLUMNS = ("TIMESTAMP", "SECONDS")
-_MOST_ROWS = 5_000_000
+_COLUMNS = ("SECONDS",)
 _MOST_REPLICAS = 10_000
 _LONGEST = 86_400.0  # seconds of one request; above, a unit was mistaken for another
 
@@ -60,19 +58,23 @@ class Sized(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> Work:
-    """Reads a CSV with the columns TIMESTAMP (ISO 8601, UTC if it names no zone) and SECONDS. Raises SourceInvalid with
+    """Reads a CSV with the columns TIMESTAMP (as in arrivals.py) and SECONDS. Raises SourceInvalid with
     the line, TooLarge.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = sorted(_rows(csv.DictReader(file), path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceInvalid(
-            f"{path} cannot be read as CSV: {error}.", next_step="Correct the path or the file."
-        ) from error
+    rows = sorted((at, _taken(where, *cells)) for where, at, cells in arrivals.rows(path, _COLUMNS))
     if not rows:
         raise SourceInvalid(f"{path} has no requests.", next_step="Give a trace with at least one.")
     return Work(at=tuple(row[0] - rows[0][0] for row in rows), seconds=tuple(row[1] for row in rows))
+
+
+def _taken(where: str, cell: str) -> float:
+    try:
+        seconds = float(cell)
+    except ValueError as error:
+        raise arrivals.wrong(where, f"SECONDS is {arrivals.shown(cell)}") from error
+    if not 0 <= seconds <= _LONGEST:
+        raise arrivals.wrong(where, f"SECONDS is {arrivals.shown(cell)}; expected: 0 to {_LONGEST:g}")
+    return seconds
 
 
 def latencies(work: Work, replicas: int) -> list[float]:
@@ -154,24 +156,3 @@ def _squared_variation(values: Sequence[float]) -> float:
     if not values or not (mean := sum(values) / len(values)):
         return 0.0
     return sum((value - mean) ** 2 for value in values) / len(values) / mean**2
-
-
-def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[float, float]]:
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise SourceInvalid(
-            f"{path} has no column {missing[0]}.", next_step=f"Give a CSV with the columns {', '.join(_COLUMNS)}."
-        )
-    for number, row in enumerate(reader):
-        if number >= _MOST_ROWS:
-            raise TooLarge(f"{path} has more than {_MOST_ROWS} requests.", next_step="Give a part of it.")
-        try:
-            at, seconds = datetime.fromisoformat(row["TIMESTAMP"]), float(row["SECONDS"])
-        except (TypeError, ValueError) as error:
-            raise SourceInvalid(f"{path}, line {number + 2}: {error}.", next_step="Correct the line.") from error
-        if not 0 <= seconds <= _LONGEST:
-            raise SourceInvalid(
-                f"{path}, line {number + 2}: {row['SECONDS']} seconds.",
-                next_step="Give 0 to 86400 seconds: correct the line.",
-            )
-        yield (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp(), seconds

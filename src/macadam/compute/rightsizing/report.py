@@ -132,6 +132,7 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
     """hold: what of the trace is held out while fleets are sized, to judge them on. fits: of GPUs that were measured. Raises InvalidInput if no fleet of these
     machines keeps the promise, or if so little cannot be divided.
     """
+    planning.check_lengths(trace, slo, llm)
     parts = holdout.split(trace, hold)
     own = {fit.gpu: fit.efficiency for fit in fits}
     asked = planning.problem(parts.sized, slo, engine, planning.options(llm, offers, engine, tps), efficiency, own)

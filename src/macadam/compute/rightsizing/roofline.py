@@ -35,6 +35,7 @@ class Speed:
     exchange: float  # s that GPUs tell each other for one token
     fixed: float  # s of each iteration: host and the latency of exchanges
     kv_tokens: int  # tokens whose keys and values fit
+    context: int = 0  # tokens of one request that the model reads, 0 if not known
 
     def matrices(self, tokens: int, samples: int) -> float:
         """Seconds for all matrices, with `tokens` in the batch of which `samples` get a distribution."""
@@ -97,6 +98,7 @@ def speed(replica: Replica, engine: Engine, efficiency: Efficiency) -> Speed:
         exchange=told / link,
         fixed=efficiency.overhead + (_EXCHANGES * llm.layers * efficiency.latency if tp > 1 else 0.0),
         kv_tokens=kv_tokens(replica, engine),
+        context=llm.context,
     )
 
 

@@ -2,20 +2,18 @@
 by line.
 """
 
-import csv
 import itertools
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from macadam.compute.rightsizing import logs
-from macadam.compute.rightsizing.logs import MOST_ROWS, MOST_TOKENS, Lines
+from macadam.compute.rightsizing import arrivals, logs
+from macadam.compute.rightsizing.logs import MOST_TOKENS, Lines
 from macadam.compute.rightsizing.types import Trace
-from macadam.errors import InvalidInput, SourceInvalid, TooLarge
+from macadam.errors import InvalidInput, SourceInvalid
 
-_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")  # those of Azure's public traces
+_COLUMNS = ("ContextTokens", "GeneratedTokens")  # beside TIMESTAMP: those of Azure's public traces
+_LONGEST = 1100 * 86_400.0  # seconds of a trace, three years; above, a time was read wrongly or is the default of one
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +30,12 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> Read:
-    """Reads a CSV with the columns TIMESTAMP (ISO 8601; UTC if it names no zone), ContextTokens, GeneratedTokens; or JSON
-    lines, an access log or Mooncake's form (logs.py).
+    """Reads a CSV with the columns TIMESTAMP (ISO 8601, UTC if it names no zone, or Unix time), ContextTokens, GeneratedTokens;
+    or JSON lines, an access log or Mooncake's form (logs.py).
 
     Raises SourceInvalid with the line, TooLarge.
     """
+    arrivals.refuse_packed(path)
     said = logs.read(path) if logs.are_these(path) else _table(path)
     kept = said.rows
     if not kept:
@@ -44,6 +43,11 @@ def read(path: Path) -> Read:
     late = sum(1 for row, after in itertools.pairwise(kept) if after[0] < row[0])
     kept.sort(key=lambda row: row[0])
     start = kept[0][0]
+    if kept[-1][0] - start > _LONGEST:
+        raise SourceInvalid(
+            f"{path}: {(kept[-1][0] - start) / 86_400:,.0f} days lie between the first request and the last.",
+            next_step="Give times of one kind, and a trace of at most three years.",
+        )
     with_ids = bool(kept[0][3])
     trace = Trace(
         at=tuple(row[0] - start for row in kept),
@@ -57,15 +61,21 @@ def read(path: Path) -> Read:
 
 
 def _table(path: Path) -> Lines:
+    found = Lines()
+    for where, at, cells in arrivals.rows(path, _COLUMNS):
+        try:
+            prompt, output = (_tokens(name, cell) for name, cell in zip(_COLUMNS, cells, strict=True))
+        except ValueError as error:
+            raise arrivals.wrong(where, error) from error
+        found.keep((at, prompt, output, ()))
+    return found
+
+
+def _tokens(name: str, cell: str) -> int:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(csv.DictReader(file), path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceInvalid(
-            f"{path} cannot be read as CSV: {error}.", next_step="Correct the path or the file."
-        ) from error
-    kept: list[tuple[float, int, int, tuple[int, ...]]] = [(*row, ()) for row in rows if row[1] > 0 and row[2] > 0]
-    return Lines(rows=kept, empty=len(rows) - len(kept))
+        return arrivals.count(cell, MOST_TOKENS)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def cached(trace: Trace, share: float) -> Trace:
@@ -83,27 +93,9 @@ def faster(trace: Trace, factor: float) -> Trace:
     """The same requests, `factor` times as many a second."""
     if not 0 < factor < float("inf"):
         raise InvalidInput(f"A load of {factor} times the trace's is none.", next_step="Give a factor above zero.")
-    return msgspec.structs.replace(trace, at=tuple(at / factor for at in trace.at))
-
-
-def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[tuple[float, int, int]]:
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise SourceInvalid(
-            f"{path} has no column {missing[0]}; it has {', '.join(reader.fieldnames or ()) or 'none'}.",
-            next_step=f"Give a CSV with the columns {', '.join(_COLUMNS)}.",
+    if not trace.at[-1] <= _LONGEST * factor:
+        raise InvalidInput(
+            f"At {factor:g} times its load the trace would take more than three years.",
+            next_step="Give a larger factor.",
         )
-    for number, row in enumerate(reader):
-        if number >= MOST_ROWS:
-            raise TooLarge(f"{path} has more than {MOST_ROWS} requests.", next_step="Give a part of it.")
-        try:
-            at = datetime.fromisoformat(row["TIMESTAMP"])
-            prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-        except (TypeError, ValueError) as error:
-            raise SourceInvalid(f"{path}, line {number + 2}: {error}.", next_step="Correct the line.") from error
-        if not (0 <= prompt <= MOST_TOKENS and 0 <= output <= MOST_TOKENS):
-            raise SourceInvalid(
-                f"{path}, line {number + 2}: {prompt} and {output} tokens.",
-                next_step=f"Tokens are 0 to {MOST_TOKENS}: correct the line.",
-            )
-        yield (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp(), prompt, output
+    return msgspec.structs.replace(trace, at=tuple(at / factor for at in trace.at))

@@ -14,6 +14,9 @@ Format = Literal["bf16", "fp16", "fp8", "int8"]
 BYTES: dict[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}
 
 
+_MOST = 100_000_000  # of an engine's counts
+
+
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """What is promised. ttft: seconds from arrival to the first token. tpot: mean seconds for each further token.
     attainment: the part of all requests for which both must hold.
@@ -136,8 +139,11 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     most: int = 256
 
     def __post_init__(self) -> None:
-        if not 0 < self.memory_share <= 1 or self.reserve < 0 or min(self.block, self.budget, self.most) < 1:
-            raise InvalidInput("The engine's limits are not above zero.", next_step="Give counts of at least 1.")
+        counts = (self.block, self.budget, self.most)
+        if not 0 < self.memory_share <= 1 or self.reserve < 0 or not all(1 <= count <= _MOST for count in counts):
+            raise InvalidInput(
+                "The engine's limits cannot be.", next_step=f"Give counts (--chunk) of at least 1 and at most {_MOST}."
+            )
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

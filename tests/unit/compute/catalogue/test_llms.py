@@ -82,3 +82,27 @@ def test_an_unknown_name_lists_those_that_are_known() -> None:
     with pytest.raises(NotFound) as error:
         llms.read("gpt-9")
     assert "llama-3.1-8b" in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("said", "reads"),
+    [
+        ({}, 0),
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "dynamic"}}, 0),
+    ],
+)
+def test_what_a_model_reads_at_most_follows_from_its_positions(said: dict[str, object], reads: int) -> None:
+    assert llms.from_config(json.dumps(CONFIG | said).encode(), name="x").context == reads
+
+
+def test_a_config_of_numbers_without_end_is_refused_in_few_words() -> None:
+    for key in ("num_hidden_layers", "max_position_embeddings"):
+        text = json.dumps(CONFIG | {key: 0}).replace(f'"{key}": 0', f'"{key}": {"9" * 400}')
+        with pytest.raises(InvalidInput, match=key) as error:
+            llms.from_config(text.encode(), name="x")
+        assert len(error.value.what) < 200
+    with pytest.raises(InvalidInput, match="not JSON"):
+        llms.from_config(b'{"a":' * 100_000, name="x")

@@ -280,6 +280,16 @@ def test_the_error_of_the_model_of_serving_is_part_of_the_span_of_costs() -> Non
     assert found.drivers["how far serving is off the model"] < 0
 
 
+def test_a_request_longer_than_what_the_model_reads_cannot_be_hosted() -> None:
+    long = msgspec.structs.replace(LORA, model="llama-2-7b", extra_prompt=4000)
+    for asked in (
+        lambda: decide(question(BUY, long)),
+        lambda: costs.cheapest_of(question(BUY, long), long, [Rent(usd=1.0, gpu="h100-sxm-80gb")]),
+    ):
+        with pytest.raises(InvalidInput, match="longer than the 4096 that llama-2-7b reads"):
+            asked()
+
+
 def test_tokens_from_the_cache_are_paid_at_their_own_price() -> None:
     """By hand: of 800 tokens half at 1.0 and half at 0.1 USD a million, and 100 made at 2.0: 640 USD for a million requests."""
     cached = msgspec.structs.replace(BUY, cached=between(0.5), cached_usd=0.1)

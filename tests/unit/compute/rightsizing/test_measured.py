@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from macadam.compute.catalogue import gpus, llms
-from macadam.compute.rightsizing import measured, planning, report, roofline
+from macadam.compute.rightsizing import bounds, measured, planning, report, roofline
 from macadam.compute.rightsizing.batching import Machine
 from macadam.compute.rightsizing.measured import Row
 from macadam.compute.rightsizing.types import PHYSICS, Efficiency, Engine, Offer, Replica, Slo, Trace
@@ -170,6 +170,44 @@ def test_a_row_that_cannot_be_is_refused(tmp_path: Path, changed: dict[str, Any]
     with pytest.raises(SourceInvalid, match="row 2: ") as error:
         measured.read(saved(tmp_path, bench(8, 256, 256, 60), bench(8, 256, 256, 60) | changed))
     assert word in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"completed": 10**400}, "completed is 1000"),
+        ({"total_output_tokens": 10**400}, "total_output_tokens is 1000"),
+        ({"request_throughput": 10**400}, "requests in"),
+        ({"max_concurrency": 10**400}, "max_concurrency is 1000"),
+        ({"total_output_tokens": 1e11}, "for each request"),
+        ({"total_output_tokens": 1}, "for each request"),
+        ({"mean_ttft_ms": 1e6, "mean_tpot_ms": 1e5}, "more than 8 at once"),
+    ],
+)
+def test_figures_that_contradict_each_other_or_have_no_end_are_refused(
+    tmp_path: Path, changed: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(SourceInvalid, match="row 1: ") as error:
+        measured.read(saved(tmp_path, bench(8, 256, 256, 60) | changed))
+    assert word in error.value.what
+    assert len(error.value.what) < 400
+
+
+def test_a_file_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text('{"a":' * 100_000)
+    with pytest.raises(SourceInvalid, match="line 1 is no JSON object"):
+        measured.read(path)
+
+
+def test_the_bound_of_an_answer_without_end_is_computed_at_once() -> None:
+    """By its sum in closed form: one token after another, ten billion of them would take an hour."""
+    replica = Replica(llm=LLM, gpu=A100, tp=1)
+    each = [bounds.run(replica, Engine(), 100, output, 1) for output in (50, 10_000_000_000)]
+    assert 0 < each[0] < each[1]
+    kv, weights = LLM.kv_bytes(2.0), 50 * bounds.weights_read(replica, Engine())
+    moved = (100 + sum(range(100, 149)) + 149) * kv + weights
+    assert each[0] == pytest.approx(moved / A100.bandwidth)
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
