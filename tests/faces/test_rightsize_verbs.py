@@ -165,7 +165,8 @@ def test_replicas_follow_the_load(files: Path, capsys: pytest.CaptureFixture[str
     assert (files / "e.svg").read_text().startswith("<svg")
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["static"] >= 2
-    assert cli.main([*words[:-1], "cheap"]) == 2
+    for price in ("cheap", "1e999999", "nan"):
+        assert cli.main([*words[:-1], price]) == 2
 
 
 def test_an_endpoint_gets_the_fewest_replicas_that_answer_in_time(

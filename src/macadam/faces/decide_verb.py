@@ -257,7 +257,7 @@ def _lines(question: Question, answer: Answer) -> list[str]:
                 f", {outcome.replicas_at_end} in the last month" if outcome.replicas_at_end != outcome.replicas else ""
             )
             lines.append(
-                f"{outcome.name}: {outcome.replicas} replicas{grown} on {outcome.gpu} at {outcome.hour_usd:g} USD/h each, "
+                f"{outcome.name}: {outcome.replicas} {'replica' if outcome.replicas == 1 else 'replicas'}{grown} on {outcome.gpu} at {outcome.hour_usd:g} USD/h each, "
                 f"serving in {outcome.used:.1%} of the GPU time paid"
             )
     lines += [

@@ -15,6 +15,7 @@ from macadam.faces.session import Session, Verb
 from macadam.values import parse_duration
 
 _SHOWN = 48  # steps that are printed
+_DEAREST = 1_000_000  # USD an hour
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +63,8 @@ def _micros(text: str) -> int:
         amount = Decimal(text)
     except InvalidOperation as error:
         raise InvalidInput(f"--hourly {text} is no amount.", next_step="Write USD, such as 3.49.") from error
-    if not amount.is_finite() or amount < 0:
-        raise InvalidInput(f"--hourly {text} is no price.", next_step="Write USD of 0 or more.")
+    if not amount.is_finite() or not 0 <= amount <= _DEAREST:
+        raise InvalidInput(f"--hourly {text} is no price.", next_step=f"Write USD of 0 to {_DEAREST}.")
     return round(amount * 1_000_000)
 
 
@@ -82,7 +83,7 @@ def _lines(found: Elastic, scaling: Scaling) -> list[str]:
             f"Elastic: {found.cost / 1e6:.2f} USD for {hours:.1f} h. Static with {found.static}: {found.static_cost / 1e6:.2f} USD. "
             f"Saved: {found.saving:.1%}."
         ),
-        f"{found.short:.1%} of the requests came while fewer replicas served than they needed.",
+        f"{found.short:.1%} of the requests came while fewer replicas served than carry that load without headroom (needed has it).",
     ]
 
 

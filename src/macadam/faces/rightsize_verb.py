@@ -14,7 +14,7 @@ from macadam.compute.catalogue.prices import Price
 from macadam.compute.rightsizing import measured, offers, report, traces
 from macadam.compute.rightsizing.holdout import Judged
 from macadam.compute.rightsizing.measured import Fit, Row
-from macadam.compute.rightsizing.report import Choice, Report
+from macadam.compute.rightsizing.report import Choice, Held, Report
 from macadam.compute.rightsizing.types import Efficiency, Engine, Slo, Trace
 from macadam.errors import InvalidInput
 from macadam.faces import pictures, price_list, printing
@@ -192,7 +192,7 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
         )
     lines += [
         f"Promise: first token in {said.slo.ttft:g} s and {said.slo.tpot:g} s for each further one, for {said.slo.attainment:.2%}.",
-        said.held.why + (f" {said.held.sized} and {said.held.judged} requests." if said.held.judged else ""),
+        said.held.why + _parts(said.held),
         "",
         "Cheapest fleet that kept it:",
         *_choice(said.best),
@@ -238,9 +238,16 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
     return lines
 
 
+def _parts(held: Held) -> str:
+    """Whether what a fleet is judged on asks as much of it as what it was sized on."""
+    if not held.judged:
+        return ""
+    return f" {held.sized} and {held.judged} requests; the part held out brings {held.load:.0%} of the other's tokens a second."
+
+
 def _choice(best: Choice) -> list[str]:
     lines = [
-        f"  {line.machines} x {line.machine} ({line.gpu}): {line.replicas} replicas on {line.tp} GPU each, "
+        f"  {line.machines} x {line.machine} ({line.gpu}): {line.replicas} {'replica' if line.replicas == 1 else 'replicas'} on {line.tp} {'GPU' if line.tp == 1 else 'GPUs'} each, "
         f"{line.hourly.micros / 1e6:.2f} USD/h (price of {line.dated})"
         for line in best.lines
     ]
@@ -256,7 +263,7 @@ def _choice(best: Choice) -> list[str]:
         ),
         *([f"  {best.reused:.1%} of the tokens of prompts were found in caches"] if best.reused else []),
         *_judged(best.judged),
-        f"  at work {best.busy:.0%} of the time; {best.preempted} preemptions, {best.refused} requests refused as too long",
+        f"  a replica had something to do {best.busy:.0%} of the time (one request is enough); {best.preempted} preemptions, {best.refused} requests refused as too long",
     ]
 
 

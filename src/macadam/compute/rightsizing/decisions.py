@@ -113,13 +113,14 @@ class _World(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Way(msgspec.Struct, frozen=True, kw_only=True):
     """What a way costs in each draw, once and over all months, and the latter as a function of the first month's requests, in the
-    middle of everything else.
+    middle of everything else. ranges: what was drawn for this way alone, by what it is called.
     """
 
     way: Way
     one_off: "Array"
     running: "Array"
     accuracy: "Array | None"
+    ranges: "dict[str, Array]"
     replicas: int
     replicas_at_end: int
     used: float
@@ -181,10 +182,12 @@ def _way(question: Question, way: Way, world: _World, random: "np.random.Generat
     one_off, monthly = _draw(random, way.one_off_usd, draws), _draw(random, way.monthly_usd, draws)
     accuracy = None if way.accuracy is None else _draw(random, way.accuracy, draws)
     cached = _draw(random, way.cached, draws)
+    ranges = {"upkeep": monthly} | ({} if accuracy is None else {"accuracy": accuracy})
     if way.kind == "api":
         running = costs.bought(question, way, cached) * world.total * world.prices
         return _Way(
             way=way, one_off=one_off, running=running + monthly * question.months, accuracy=accuracy,
+            ranges=ranges | {"one-off cost": one_off, "part cached": cached},
             replicas=0, replicas_at_end=0, used=1.0, rent=None, training=None, doubt="", middle_one_off=way.one_off_usd.middle,
             middle=_middle_bought(question, way),
         )  # fmt: skip
@@ -201,6 +204,7 @@ def _way(question: Question, way: Way, world: _World, random: "np.random.Generat
     return _Way(
         way=way,
         one_off=one_off + cost,
+        ranges=ranges | {"one-off cost": one_off + cost},
         running=running * world.gpu_prices + monthly * question.months,
         accuracy=accuracy,
         replicas=int(costs.replicas(question, own.seconds, each[0])),
@@ -340,10 +344,7 @@ def _drivers(world: _World, ways: list[_Way], order: list[int], scores: "Array")
     if world.value is not None:
         inputs["worth of an answer"] = world.value
     for number in order[:2]:
-        way = ways[number]
-        if way.accuracy is not None:
-            inputs[f"accuracy of {way.way.name}"] = way.accuracy
-        inputs[f"one-off cost of {way.way.name}"] = way.one_off
+        inputs |= {f"{what} of {ways[number].way.name}": values for what, values in ways[number].ranges.items()}
     return {name: found for name, values in inputs.items() if abs(found := _rank(values, lead)) >= _HEARD}
 
 

@@ -15,6 +15,7 @@ from macadam.errors import InvalidInput
 
 _HOUR = 3600.0
 _MOST_STEPS = 1_000_000
+_LEAST = 1e-9  # requests/s of a replica
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +36,10 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         times = (self.step, self.up, self.down)
-        if not (0 < self.capacity < math.inf) or not all(0 <= t < math.inf for t in times) or self.step <= 0:
-            raise InvalidInput("Capacity and times must be above zero.", next_step="Correct them.")
+        if not (_LEAST <= self.capacity < math.inf) or not all(0 <= t < math.inf for t in times) or self.step <= 0:
+            raise InvalidInput(
+                f"Times must be above zero, and capacity at least {_LEAST:g} requests/s.", next_step="Correct them."
+            )
         if not 0 <= self.least <= self.most or self.most < 1 or not 0 <= self.headroom < 1 or self.hourly < 0:
             raise InvalidInput(
                 f"{self.least} to {self.most} replicas with {self.headroom} of headroom cannot be.",

@@ -31,7 +31,9 @@ _END = 1e15  # ms since the start of a trace
 @dataclass(kw_only=True, slots=True)
 class Lines:
     """What a file says. rows: seconds (of any origin), tokens read and made, ids of blocks. empty: lines without tokens.
-    twice: lines whose id was seen before. cached: tokens that the server says it had read before, -1 if it never says.
+    twice: lines whose id was seen before. cached: tokens that the server says it had read before, -1 if it never says. unit: tokens
+    of one block, 0 if there are no ids. ids: how many there are. unknown: of the empty lines, those that are no failures. logged:
+    whether any line is of an access log. seen: hashes of the ids of answers.
     """
 
     rows: list[tuple[float, int, int, tuple[int, ...]]] = field(default_factory=list)
@@ -39,6 +41,10 @@ class Lines:
     twice: int = 0
     cached: int = -1
     unit: int = 0
+    ids: int = 0
+    unknown: int = 0
+    logged: bool = False
+    seen: set[int] = field(default_factory=set)
 
     def keep(self, row: tuple[float, int, int, tuple[int, ...]], cached: int | None = None) -> None:
         """A request, if it has tokens. cached: those that the server says it had read before."""
@@ -61,33 +67,38 @@ def are_these(path: Path) -> bool:
 
 def read(path: Path) -> Lines:
     """Raises SourceInvalid with the line, TooLarge."""
-    found, seen, kinds, unknown, ids = Lines(), set[int](), set[bool](), 0, 0
+    found = Lines()
     try:
         with path.open("rb") as file:
             for number, said in _objects(file, path):
                 if number > arrivals.MOST_ROWS:
                     raise TooLarge(f"{path} has more than {arrivals.MOST_ROWS} lines.", next_step="Give a part of it.")
-                where, of_trace = f"{path}, line {number}", "input_length" in said
-                usage = None if of_trace else _usage(said)
-                if of_trace:
-                    found.unit = MOONCAKE_BLOCK
-                    ids += _of_trace(said, where, found)
-                    if ids > _MOST_IDS:
-                        raise TooLarge(f"{path} has more than {_MOST_IDS} ids.", next_step="Give a part of it.")
-                elif usage is None:
-                    found.empty += 1
-                    unknown += 0 if _failed(said) else 1
-                elif _seen(said, seen):
-                    found.twice += 1
-                else:
-                    _of_log(said, usage, where, found)
-                kinds |= {of_trace} if of_trace or usage is not None else set()
-                if len(kinds) > 1:
-                    raise _wrong(where, "it is of another form than the lines before", "one of the two forms")
+                _line(said, f"{path}, line {number}", found)
+                if found.ids > _MOST_IDS:
+                    raise TooLarge(f"{path} has more than {_MOST_IDS} ids.", next_step="Give a part of it.")
     except OSError as error:
         raise SourceInvalid(f"{path} cannot be read: {error.strerror}.", next_step="Correct the path.") from error
-    _check(found, unknown, path)
+    _check(found, path)
     return found
+
+
+def _line(said: dict[str, Any], where: str, found: Lines) -> None:
+    """One object of either form, and no file of both: their times have different beginnings."""
+    usage = _usage(said)
+    if "input_length" in said:
+        found.unit = MOONCAKE_BLOCK
+        _of_trace(said, where, found)
+    elif usage is None:
+        found.empty += 1
+        found.unknown += 0 if _failed(said) else 1
+    else:
+        found.logged = True
+        if _seen(said, found.seen):
+            found.twice += 1
+        else:
+            _of_log(said, usage, where, found)
+    if found.unit and found.logged:
+        raise _wrong(where, "it is of another form than the lines before", "one of the two forms")
 
 
 def _seen(said: dict[str, Any], seen: set[int]) -> bool:
@@ -101,11 +112,11 @@ def _seen(said: dict[str, Any], seen: set[int]) -> bool:
     return known
 
 
-def _check(found: Lines, unknown: int, path: Path) -> None:
+def _check(found: Lines, path: Path) -> None:
     lines = len(found.rows) + found.empty
-    if unknown > _LEFT_OUT * lines:
+    if found.unknown > _LEFT_OUT * lines:
         raise SourceInvalid(
-            f"{path}: {unknown} of {lines} lines say nothing of usage and of no failure either; the load would be counted too small.",
+            f"{path}: {found.unknown} of {lines} lines say nothing of usage and of no failure either; the load would be counted too small.",
             next_step='Log "usage" for each answer (streamed ones have it with stream_options.include_usage), and only answers.',
         )
     if found.unit and any(not row[3] for row in found.rows) and any(row[3] for row in found.rows):
@@ -131,8 +142,8 @@ def _objects(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
             ) from error
 
 
-def _of_trace(said: dict[str, Any], where: str, found: Lines) -> int:
-    """Mooncake's: timestamp in ms since the start, input_length, output_length, hash_ids. Returns how many ids it has."""
+def _of_trace(said: dict[str, Any], where: str, found: Lines) -> None:
+    """Mooncake's: timestamp in ms since the start, input_length, output_length, hash_ids."""
     at, ids = said.get("timestamp"), said.get("hash_ids", [])
     prompt, output = _count(said, ("input_length",), where), _count(said, ("output_length",), where)
     if not isinstance(at, (int, float)) or isinstance(at, bool) or not 0 <= at < _END:
@@ -146,12 +157,12 @@ def _of_trace(said: dict[str, Any], where: str, found: Lines) -> int:
     ):  # an id stands for all tokens up to there: of two lengths, it would find what is not there
         raise _wrong(where, "one of hash_ids stands there twice", "ids of all that came before, not of a block alone")
     found.keep((at / 1000, prompt, output, tuple(ids)))
-    return len(ids)
+    found.ids += len(ids)
 
 
 def _of_log(said: dict[str, Any], usage: dict[str, Any], where: str, found: Lines) -> None:
     prompt, output = _count(usage, _PROMPTS, where), _count(usage, _OUTPUTS, where)
-    details = next((usage[name] for name in _DETAILS if isinstance(usage.get(name), dict)), {})
+    details: dict[str, Any] = next((usage[name] for name in _DETAILS if isinstance(usage.get(name), dict)), {})
     cached = _count(details, ("cached_tokens",), where) if details.get("cached_tokens") is not None else None
     if cached is not None and cached > prompt:
         raise _wrong(where, f"{cached} tokens of {prompt} were cached", "no more than the prompt has")

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from macadam.compute.rightsizing import arrivals
-from macadam.compute.rightsizing.types import Slo
+from macadam.compute.rightsizing.types import Slo, spanned
 from macadam.errors import InvalidInput, SourceInvalid
 
 _COLUMNS = ("SECONDS",)
@@ -37,8 +37,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def span(self) -> float:
         """Seconds that rates are taken over."""
-        n = len(self.at)
-        return (self.at[-1] - self.at[0]) * n / (n - 1) if n > 1 and self.at[-1] > self.at[0] else 1.0
+        return spanned(self.at)
 
 
 class Sized(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +128,8 @@ def foreseen(work: Work, latency: float, attainment: float) -> int:
     gaps = [later - earlier for earlier, later in zip(work.at, work.at[1:], strict=False)]
     variation = (_squared_variation(gaps) + _squared_variation(work.seconds)) / 2
     load = rate * mean
+    if load >= _MOST_REPLICAS:
+        return _MOST_REPLICAS
     room = max(latency - mean, 1e-9)
     for k in range(max(1, math.floor(load) + 1), _MOST_REPLICAS):
         spare = (k - load) / mean if mean else math.inf
@@ -155,4 +156,4 @@ def _squared_variation(values: Sequence[float]) -> float:
     """Variance over the squared mean."""
     if not values or not (mean := sum(values) / len(values)):
         return 0.0
-    return sum((value - mean) ** 2 for value in values) / len(values) / mean**2
+    return sum((value / mean - 1) ** 2 for value in values) / len(values)

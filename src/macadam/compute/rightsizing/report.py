@@ -9,7 +9,7 @@ import msgspec
 
 from macadam.compute.catalogue.llms import Llm
 from macadam.compute.rightsizing import calibration, holdout, planning, sensitivity
-from macadam.compute.rightsizing.holdout import How, Judged
+from macadam.compute.rightsizing.holdout import How, Judged, Split
 from macadam.compute.rightsizing.measured import Fit
 from macadam.compute.rightsizing.planning import Plan, Problem
 from macadam.compute.rightsizing.sensitivity import Change
@@ -82,7 +82,7 @@ class Single(msgspec.Struct, frozen=True, kw_only=True):
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """What was held out of the trace. how: 'blocks' of `block` seconds that take turns, the 'later' half, or 'none'. why: a
-    sentence. sized, judged: requests of each part.
+    sentence. sized, judged: requests of each part. load: tokens/s of the part held out over those of the other, 0 if there is none.
     """
 
     how: str
@@ -90,6 +90,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     block: float
     sized: int
     judged: int
+    load: float = 0.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,13 +164,7 @@ def rightsize(  # noqa: PLR0913 - each is a part of the question
         tokens_read=sum(trace.prompt),
         tokens_made=sum(trace.output),
         slo=slo,
-        held=Held(
-            how=parts.how,
-            why=parts.why,
-            block=parts.block,
-            sized=len(parts.sized),
-            judged=len(parts.judged) if parts.judged else 0,
-        ),
+        held=_held(parts),
         best=choice(asked, best, trace, judged[best.fleet.replicas]),
         singles=tuple(
             Single(gpu=kind, choice=choice(asked, widened[kind], trace, judged[widened[kind].fleet.replicas]))
@@ -208,6 +203,14 @@ def choice(asked: Problem, plan: Plan, trace: Trace, judged: Judged | None = Non
         refused=served.refused,
         reused=served.reused,
     )
+
+
+def _held(parts: Split) -> Held:
+    said = Held(how=parts.how, why=parts.why, block=parts.block, sized=len(parts.sized), judged=0)
+    if parts.judged is None:
+        return said
+    sized, judged = ((sum(part.prompt) + sum(part.output)) / part.seconds for part in (parts.sized, parts.judged))
+    return msgspec.structs.replace(said, judged=len(parts.judged), load=judged / sized)
 
 
 def _judged(asked: Problem, plan: Plan, held: Trace | None) -> Judged | None:

@@ -17,6 +17,12 @@ BYTES: dict[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}
 _MOST = 100_000_000  # of an engine's counts
 
 
+def spanned(at: Sequence[float]) -> float:
+    """Seconds from the first arrival to the last, and one mean gap; 1 if that is none."""
+    n = len(at)
+    return (at[-1] - at[0]) * n / (n - 1) if n > 1 and at[-1] > at[0] else 1.0
+
+
 class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """What is promised. ttft: seconds from arrival to the first token. tpot: mean seconds for each further token.
     attainment: the part of all requests for which both must hold.
@@ -89,8 +95,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def seconds(self) -> float:
         """From the first arrival to the last, and one mean gap: what rates are taken over."""
-        n = len(self.at)
-        return (self.at[-1] - self.at[0]) * n / (n - 1) if n > 1 and self.at[-1] > self.at[0] else 1.0
+        return spanned(self.at)
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,7 +82,9 @@ def _would_change(result: Result) -> tuple[str, ...]:
     said = []
     for crossing in result.crossings:
         if crossing.requests_per_month is None:
-            said.append(f"No volume puts {crossing.below} before {crossing.above}, all else as it is.")
+            said.append(
+                f"No volume up to a thousand times larger or smaller puts {crossing.below} before {crossing.above}, all else as it is."
+            )
         else:
             said.append(
                 f"From {crossing.requests_per_month:,.0f} requests a month on {crossing.above} goes before {crossing.below}; "

@@ -290,6 +290,17 @@ def test_a_request_longer_than_what_the_model_reads_cannot_be_hosted() -> None:
             asked()
 
 
+def test_the_range_that_moves_a_decision_most_is_the_one_that_is_named() -> None:
+    """Here it is the part that is cached, and there what upkeep costs: a range that is not looked at cannot be named."""
+    dear = msgspec.structs.replace(BUY, name="dear", read_usd=1.3, cached=between(0.0, 0.9), cached_usd=0.1)
+    kept = msgspec.structs.replace(BUY, name="kept", read_usd=0.9, monthly_usd=between(0, 900))
+    for other, driver in ((dear, "part cached of dear"), (kept, "upkeep of kept")):
+        asked = question(BUY, other, value=between(1), volume=between(9e5, 1.1e6))
+        drivers = decide(asked).drivers
+        assert max(drivers, key=lambda name: abs(drivers[name])) == driver
+        assert f"{driver} moves it" in " ".join(verdicts.verdict(asked, decide(asked)).would_change)
+
+
 def test_tokens_from_the_cache_are_paid_at_their_own_price() -> None:
     """By hand: of 800 tokens half at 1.0 and half at 0.1 USD a million, and 100 made at 2.0: 640 USD for a million requests."""
     cached = msgspec.structs.replace(BUY, cached=between(0.5), cached_usd=0.1)

@@ -62,7 +62,9 @@ def test_a_trace_of_years_in_steps_of_seconds_is_refused_before_it_fills_memory(
     assert len(elastic.rates(years, 3600.0)) == 56 * 365 * 24 + 1
 
 
-@pytest.mark.parametrize("wrong", [{"capacity": 0}, {"least": 5, "most": 2}, {"headroom": 1.0}, {"up": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"capacity": 0}, {"capacity": 1e-320}, {"least": 5, "most": 2}, {"headroom": 1.0}, {"up": -1.0}]
+)
 def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput):
         Scaling(**{"capacity": 1.0, "hourly": 1, **wrong})  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from unit.compute.rightsizing.test_planning import OFFERS, SLO, conversation
 from macadam.compute.catalogue import llms
 from macadam.compute.rightsizing import capacity, holdout, report, traces
 from macadam.compute.rightsizing.holdout import Judged
-from macadam.compute.rightsizing.types import Efficiency, Engine, Slo, Trace
+from macadam.compute.rightsizing.types import Efficiency, Engine, Offer, Slo, Trace
 from macadam.errors import InvalidInput
 
 AZURE = Path(__file__).parents[5] / "shared/data/llm/AzureLLMInferenceTrace_conv.csv"
@@ -187,6 +187,21 @@ def test_a_fleet_for_calm_hours_is_seen_to_break_its_promise_in_busy_ones() -> N
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="needs the public Azure trace in ../shared/data/llm")
+def test_how_much_load_the_part_held_out_brings_is_told() -> None:
+    """A promise kept on half of the load is kept on half of the load."""
+    at = tuple(float(n) for n in range(1200))
+    trace = Trace(at=at, prompt=(400,) * 600 + (200,) * 600, output=(100,) * 600 + (50,) * 600)
+    offer = Offer(name="a", gpu="a100-sxm-80gb", gpus=1, hourly=1_000_000)
+    found = {
+        how: report.rightsize(
+            trace, llms.find("llama-3.1-8b"), Slo(ttft=2, tpot=0.1), [offer], engine=Engine(), efficiency=Efficiency(), tps=(1,),
+            hold=how, with_sensitivity=False,
+        ).held.load
+        for how in ("later", "blocks", "none")
+    }  # fmt: skip
+    assert found == {"later": pytest.approx(0.5, rel=0.01), "blocks": pytest.approx(1.0, rel=0.01), "none": 0.0}
+
+
 def test_azures_hour_is_divided_by_five_minutes() -> None:
     parts = holdout.split(traces.read(AZURE).trace, "auto")
     assert parts.judged is not None

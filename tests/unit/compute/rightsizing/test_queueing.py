@@ -50,6 +50,12 @@ def test_another_replica_makes_nobody_wait_longer(seed: int, rate: float, server
     assert all(m >= s - 1e-9 for m, s in zip(more, work.seconds, strict=True))
 
 
+def test_gaps_too_short_to_be_squared_are_no_error() -> None:
+    work = Work(at=(0.0, 1e-300, 3e-300), seconds=(0.1, 0.1, 0.1))
+    assert queueing.size(work, 0.5, 0.99).replicas == 1
+    assert queueing.foreseen(work, 0.5, 0.99) == 10_000
+
+
 def test_what_is_too_slow_alone_is_not_helped_by_replicas() -> None:
     with pytest.raises(InvalidInput, match="without a queue"):
         queueing.size(poisson(1.0, 1.0, 500), 0.1, 0.99)
