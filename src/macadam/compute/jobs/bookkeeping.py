@@ -5,6 +5,7 @@ end after nothing does any more. Budgets are reserved and settled here too.
 """
 
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 import msgspec
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from macadam.access.schema import state as access_state
 from macadam.compute.billing import budgets, exchange
 from macadam.compute.catalogue.tariff import GpuPrice
-from macadam.compute.jobs import registry, settling
+from macadam.compute.jobs import registry, seen_machines, settling
 from macadam.compute.jobs.picture import market_of
 from macadam.compute.jobs.prices import Desk, Unpriced
 from macadam.compute.jobs.types import AttemptRow, Job, Place, Rate, Wish
@@ -21,7 +22,7 @@ from macadam.ledger import service as ledger
 from macadam.ledger.leaf import without_call
 from macadam.operations import plain
 from macadam.ports import Node, Sighting
-from macadam.values import Money
+from macadam.values import Money, digest_of
 
 ACTOR = "system:jobs"
 HORIZON = 300.0
@@ -30,6 +31,7 @@ AHEAD = 120.0
 """s; so much, and its grace, it holds ahead while it runs, and is stopped when no more is to be had: two looks of the queue."""
 START, STOP, END, SEEN = "jobs.start", "jobs.stop", "jobs.end", "jobs.machines"
 ALERT = "budgets.alert"
+_MOST_BYTES = 48 << 10  # of lists in one leaf, which holds 64 KiB with everything around
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +71,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             row,
             milli=row.milli,
             borrowed=borrowed,
-            nodes=[place.node for place in places],
-            markets=[place.market for place in places],
-            devices=[f"{device}={milli}" for place in places for device, milli in place.devices.items()],
+            **_given(places),
             cpu_milli=sum(place.cpus for place in places),
             memory=sum(place.memory for place in places),
             nanos_an_hour=row.rate.nanos if row.rate else None,
@@ -82,7 +82,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
     def hold(self, job: Job, row: AttemptRow) -> str:
         """Reserves what the attempt may cost, or what it costs until a while from now. '' or why the budget refuses."""
-        elapsed = (self.now - row.started).total_seconds()
+        elapsed = max(0.0, (self.now - row.started).total_seconds())  # a clock may have been set back
         limit, grace = job.spec.time_limit, job.spec.grace
         ahead = grace + (max(limit, elapsed) if limit else elapsed + AHEAD if elapsed else HORIZON)
         rate = self._rate(row)
@@ -200,35 +200,35 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             preemptions=job.preemptions + (verdict.ending == "preempted"),
             attained=max(job.attained, job.standing + row.seconds),
             spent=self._sum(job.spent, row.cost),
-            ready=settling.ready_after(restarts - 1, self.restart_delay, self.now) if verdict.restart else None,
+            ready=self._ready(row, restarts, verdict),
             ended=None if verdict.state == "waiting" else row.ended,
             exit_code=None if verdict.state == "waiting" else row.exit_code,
             ending=verdict.ending,
             message=verdict.message,
         )
 
+    def _ready(self, row: AttemptRow, restarts: int, verdict: settling.Verdict) -> datetime | None:
+        """When it may start again, None = at once: what dies again and again pauses, and so does what never gets as far as to begin."""
+        if verdict.restart:
+            return settling.ready_after(restarts - 1, self.restart_delay, self.now)
+        if verdict.state != "waiting" or not settling.never_began(row):
+            return None
+        before = reversed([one for one in registry.attempts_of(self.sql, row.job) if one.number < row.number])
+        vain = len(list(takewhile(settling.never_began, before)))
+        return settling.ready_after(vain - 1, self.restart_delay, self.now) if vain else None
+
     # --- machines
 
     def see(self, nodes: tuple[Node, ...]) -> None:
-        """Which machines and GPUs there are now, where that has changed."""
+        """Which machines and GPUs there are now, where that has changed. A cluster's machines do not fit into one leaf: only changes are
+        said, in as many as it takes.
+        """
+        before = registry.known_machines(self.sql)
         registry.set_machines(self.sql, nodes, self.now)
         usable = [node for node in nodes if node.spot and node.leaving is None and not node.closed]
         registry.see_markets(self.sql, frozenset(market_of(node) for node in usable), self.now)
-        known = {
-            node.name: {
-                "gpus": len(node.devices),
-                "virtual": sum(device.virtual for device in node.devices),
-                "cpu_milli": node.cpus,
-                "memory": node.memory,
-                "leaving": node.leaving,
-                "provider": node.provider,
-                "zone": node.zone,
-                "machine": node.machine,
-                "spot": node.spot,
-            }
-            for node in nodes
-        }
-        self._queue(SEEN, "platform:machines", "", {"machines": known})
+        for said in seen_machines.changes(before, nodes):
+            self._queue(SEEN, "platform:machines", "", said)
 
     def _say(self, kind: str, row: AttemptRow, **body: object) -> None:
         self._queue(kind, f"job:{row.job}", row.project, {"attempt": row.number, **body})
@@ -246,6 +246,19 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
             body=facts,
         )
         ledger.queue(self.sql, leaf)
+
+
+def _given(places: tuple[Place, ...]) -> dict[str, object]:
+    """Where it runs; of a gang that is too large for a leaf, how many machines and devices, and the digest of the list that SQL holds."""
+    lists = {
+        "nodes": [place.node for place in places],
+        "markets": [place.market for place in places],
+        "devices": [f"{device}={milli}" for place in places for device, milli in place.devices.items()],
+    }
+    written = msgspec.json.encode(lists)
+    if len(written) <= _MOST_BYTES:
+        return dict(lists)
+    return {"machines": len(places), "members": len(lists["devices"]), "places": digest_of(written)}
 
 
 def _said(price: GpuPrice) -> str:

@@ -4,6 +4,7 @@ Spans of time in which a market had machines stand in SQL, beside what attempts 
 but wishes that are costly to work out, and those only for a while.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -13,11 +14,11 @@ import sqlalchemy as sa
 from macadam.compute.catalogue import prices as catalogue
 from macadam.compute.jobs import history, registry
 from macadam.compute.jobs.picture import Picture, market_of
-from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, MarketSpan
+from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, MarketSpan, Resources
 from macadam.compute.scheduling import markets, spot
 from macadam.compute.scheduling.markets import ON_DEMAND, Asker, Bounds, Supply
 from macadam.errors import SettingInvalid
-from macadam.ports import Device, Node
+from macadam.ports import Node
 from macadam.settings import Jobs as Settings
 
 _SEEN = timedelta(days=14)
@@ -69,7 +70,7 @@ class Buyer:
         return found
 
     def _is_fresh(self, at: datetime, now: datetime) -> bool:
-        return (now - at).total_seconds() < self._step
+        return 0 <= (now - at).total_seconds() < self._step  # not if the clock was set back
 
     def _bounds(
         self, sql: sa.Connection, job: Job, row: AttemptRow | None, free: "_Free", market: spot.Market, now: datetime
@@ -131,7 +132,7 @@ class Buyer:
 
     def _expected(self, sql: sa.Connection, seen: Sequence[MarketSpan], picture: Picture) -> spot.Market:
         now = picture.now
-        if self._market is None or (now - self._market[0]).total_seconds() > _LOOK_EVERY:
+        if self._market is None or not 0 <= (now - self._market[0]).total_seconds() <= _LOOK_EVERY:
             self._market = now, expected(sql, seen, picture.nodes, now)
         return self._market[1]
 
@@ -190,37 +191,69 @@ def progress(job: Job, rows: Sequence[AttemptRow], now: datetime, changeover: fl
     return saved, unsaved, starting
 
 
+class _Machine(msgspec.Struct, frozen=True):
+    """What nobody has of one machine. whole: the models of GPUs of which nobody has a part; part: the most that is left of one, in
+    thousandths, by its model.
+    """
+
+    cpus: int
+    memory: int
+    whole: tuple[str, ...]
+    part: dict[str, int]
+
+    def gpus(self, asked: Resources) -> int:
+        """How many of the whole GPUs that are asked for, each with its part of processors and memory."""
+        free = sum(model in asked.models for model in self.whole) if asked.models else len(self.whole)
+        return max(0, min(free, self.cpus * asked.gpus // asked.cpu_milli, self.memory * asked.gpus // asked.memory))
+
+    def fits(self, asked: Resources) -> bool:
+        """What goes on one machine: processors, and a part of a GPU if it asks for one."""
+        parts = [left for model, left in self.part.items() if not asked.models or model in asked.models]
+        has_gpu = not asked.milli or max(parts, default=0) >= asked.milli
+        return has_gpu and asked.cpu_milli <= self.cpus and asked.memory <= self.memory
+
+
 class _Free:
-    """The GPUs (or processors) that nobody has, by market, for one picture."""
+    """The GPUs (or processors) that nobody has, by market, for one picture. Each is looked at once, and each way of asking answered
+    once: among thousands of jobs on hundreds of machines nothing else in a turn would cost as much.
+    """
 
     def __init__(self, picture: Picture, seen: Sequence[MarketSpan]) -> None:
-        self._nodes = picture.staying()
+        nodes = picture.staying()
+        self._names = {node.name for node in nodes}
         self._since = {span.market: span.since for span in seen if span.until is None}
         self._spot = tuple(
             dict.fromkeys(span.market for span in sorted(seen, key=lambda s: (s.until is not None, s.since)))
         )
         self._now = picture.now
-        taken: dict[str, int] = {}
-        cpus: dict[str, int] = {}
-        memory: dict[str, int] = {}
+        taken: Counter[str] = Counter()
+        cpus: Counter[str] = Counter()
+        memory: Counter[str] = Counter()
         for row in picture.attempts:
             for place in row.places:
-                cpus[place.node] = cpus.get(place.node, 0) + place.cpus
-                memory[place.node] = memory.get(place.node, 0) + place.memory
-                for device, milli in place.devices.items():
-                    taken[device] = taken.get(device, 0) + milli
-        self._taken, self._cpus, self._memory = taken, cpus, memory
+                cpus[place.node] += place.cpus
+                memory[place.node] += place.memory
+                taken.update(place.devices)
+        self._machines: dict[str, list[_Machine]] = {}
+        for node in nodes:
+            part: dict[str, int] = {}
+            for one in node.devices:
+                part[one.model] = max(part.get(one.model, 0), WHOLE - taken[one.id])
+            machine = _Machine(
+                cpus=node.cpus - cpus[node.name],
+                memory=node.memory - memory[node.name],
+                whole=tuple(one.model for one in node.devices if one.id not in taken),
+                part=part,
+            )
+            self._machines.setdefault(market_of(node), []).append(machine)
+        self._whole = {market: [one for one in here if one.whole] for market, here in self._machines.items()}
+        self._rooms: dict[Resources, dict[str, bool]] = {}
 
     def supply(self, job: Job, row: AttemptRow | None) -> Supply:
         """For one job, with what it holds itself."""
         mine = where(row) if row is not None and not row.wish else ""
-        here = {place.node for place in row.places} if row is not None else set()
-        stays = bool(mine) and here <= {node.name for node in self._nodes}
-        room = {market_of(node): False for node in self._nodes}
-        for market in room:
-            room[market] = self._has_room(job, [node for node in self._nodes if market_of(node) == market])
-        for market in self._spot:
-            room.setdefault(market, False)
+        stays = bool(mine) and row is not None and all(place.node in self._names for place in row.places)
+        room = self._room(job.spec.resources)
         available = {
             market: max(0.0, (self._now - self._since.get(market, self._now)).total_seconds())
             for market, free in room.items()
@@ -228,35 +261,17 @@ class _Free:
         }
         return Supply(spot=self._spot, available=available, room=room.get(ON_DEMAND, False) or mine == ON_DEMAND)
 
-    def _has_room(self, job: Job, nodes: Sequence[Node]) -> bool:
-        """Whether these have what the job asks for, on as many machines as it wants. Where exactly, placing says."""
-        asked = job.spec.resources
+    def _room(self, asked: Resources) -> dict[str, bool]:
+        """By market, whether it has what is asked for, on as many machines as are wanted. Where exactly, placing says."""
+        if asked not in self._rooms:
+            found = {market: self._has_room(asked, market) for market in self._machines}
+            self._rooms[asked] = found | {market: False for market in self._spot if market not in found}
+        return self._rooms[asked]
+
+    def _has_room(self, asked: Resources, market: str) -> bool:
         if not asked.gpus:
-            return any(self._fits(job, node) for node in nodes)
-        free = [self._gpus(job, node) for node in nodes]
-        return (
-            sum(one >= asked.gpus // asked.nodes for one in free) >= asked.nodes
-            if asked.nodes
-            else sum(free) >= asked.gpus
-        )
-
-    def _fits(self, job: Job, node: Node) -> bool:
-        """What goes on one machine: processors, and a part of a GPU if it asks for one."""
-        asked = job.spec.resources
-        cpus, memory = self._left(node)
-        parts = [WHOLE - self._taken.get(one.id, 0) for one in self._accepted(job, node)]
-        has_gpu = not asked.milli or max(parts, default=0) >= asked.milli
-        return has_gpu and asked.cpu_milli <= cpus and asked.memory <= memory
-
-    def _gpus(self, job: Job, node: Node) -> int:
-        """How many of the whole GPUs that it asks for, each with its part of processors and memory."""
-        asked, (cpus, memory) = job.spec.resources, self._left(node)
-        free = sum(one.id not in self._taken for one in self._accepted(job, node))
-        return max(0, min(free, cpus * asked.gpus // asked.cpu_milli, memory * asked.gpus // asked.memory))
-
-    def _accepted(self, job: Job, node: Node) -> list[Device]:
-        models = job.spec.resources.models
-        return [one for one in node.devices if not models or one.model in models]
-
-    def _left(self, node: Node) -> tuple[int, int]:
-        return node.cpus - self._cpus.get(node.name, 0), node.memory - self._memory.get(node.name, 0)
+            return any(one.fits(asked) for one in self._machines[market])
+        each = [one.gpus(asked) for one in self._whole[market]]
+        if not asked.nodes:
+            return sum(each) >= asked.gpus
+        return sum(one >= asked.gpus // asked.nodes for one in each) >= asked.nodes

@@ -52,7 +52,7 @@ def abandon_executor(tx: Transaction, request: AbandonExecutor, answers: bool) -
     books = Books(sql=tx.sql, now=tx.now, desk=desk, restart_delay=settings.jobs.restart_delay)
     after = [books.give_up(jobs[row.job], row, f"its executor {row.executor} was given up") for row in rows]
     waiting = sum(job.state == "waiting" for job in after)
-    tx.record(f"executor:{request.executor}", attempts=[row.id for row in rows], waiting=waiting)
+    tx.record(f"executor:{request.executor}", attempts=len(rows), waiting=waiting)  # each has its own leaf
     return AbandonedExecutor(
         executor=request.executor,
         attempts=tuple(row.id for row in rows),

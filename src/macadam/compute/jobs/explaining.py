@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import sqlalchemy as sa
 
-from macadam.compute.jobs import forecast, history, registry, spending
+from macadam.compute.jobs import clusters, forecast, history, registry, spending
 from macadam.compute.jobs.buying import Buyer
 from macadam.compute.jobs.forecast import Outlook
 from macadam.compute.jobs.history import Durations, Memory
@@ -145,8 +145,13 @@ def _other_reason(
     if refused := refusal(sql, desk, job, counted, seen.quotas):
         return "money", refused.why, refused.step
     if job.ready is not None and job.ready > seen.now:
-        return "pause", f"It died and is tried again at {_instant(job.ready)}.", f"See `macadam jobs log {job.id}`."
+        step = f"macadam jobs log {job.id} --project {job.project}"
+        return "pause", f"{_died(job)} and is tried again at {_instant(job.ready)}.", step
     return None
+
+
+def _died(job: Job) -> str:
+    return f"It died ({job.message})" if job.message else "It died"
 
 
 def _picture(
@@ -187,21 +192,52 @@ def _running(sql: sa.Connection, ports: Ports, job: Job, desk: Desk) -> Explanat
     row = registry.find_attempt(sql, job.attempt_id)
     began = row.began or row.started
     lasts = history.of(sql, job, max(job.attained, job.standing + max(0.0, (now - began).total_seconds())))
-    words = f"Attempt {job.attempt} runs since {_instant(began)} on {', '.join(place.node for place in row.places)}."
+    counted = spending.of_quotas(sql, registry.all_quotas(sql), now)
+    words, step = _doing(row, job, clusters.named(ports.settings))
     if job.state == "stopping":
-        words = f"It is asked to stop: {job.message or job.wish}."
-    elif bound := _picture(sql, ports, Memory(), job, desk, {}).markets.get(job.id):
+        words = f"It is asked to stop: {job.message or job.wish}. {words}".rstrip()
+    elif bound := _picture(sql, ports, Memory(), job, desk, counted).markets.get(job.id):
         words = f"{words} {bound.words}".rstrip()
     left = [None if whole is None else max(0.0, whole - job.standing) for whole in (lasts.likely, lasts.late)]
     return Explanation(
         job=job.ref,
         state=job.state,
-        reason="stops" if job.state == "stopping" else "runs",
+        reason={"stopping": "stops", "starting": "starts"}.get(job.state, "runs"),
         words=words,
         start=Span(likely=began, late=began, basis="seen"),
         end=Span(likely=_later(began, left[0]), late=_later(began, left[1]), basis=lasts.basis),
         cost=_price_of(row, job, lasts, desk),
+        next_step=step,
     )
+
+
+def _doing(row: AttemptRow, job: Job, chosen: str) -> tuple[str, str]:
+    """What is known of an attempt that has not ended, and what to do if that goes on for too long."""
+    look = f"macadam jobs log {job.id} --project {job.project}"
+    if row.executor not in ("", chosen):
+        words = f"Attempt {row.number} is on the executor {row.executor!r}, and {chosen!r} is chosen: nothing is known of it meanwhile."
+        return (
+            words,
+            f"Choose that one until it has ended; if it is gone: macadam jobs abandon --executor '{row.executor}'.",
+        )
+    if job.state == "stopping":
+        grace = f"What runs on after its grace of {_grace(job):g} s is killed."
+        return (grace, f"See what it does: {look}") if row.began else ("", "")
+    machines = [place.node for place in row.places]
+    where = ", ".join(machines[:_SHOWN]) + (f" and {len(machines) - _SHOWN} more" if len(machines) > _SHOWN else "")
+    if row.began is None:
+        words = (
+            f"Attempt {row.number} was given {where} at {_instant(row.started)}; none of its processes was seen yet."
+        )
+        return (
+            words,
+            f"If that lasts, see the queue's own log, then: macadam jobs cancel {job.id} --project {job.project}.",
+        )
+    return f"Attempt {row.number} runs since {_instant(row.began)} on {where}.", ""
+
+
+def _grace(job: Job) -> float:
+    return job.grace if job.grace >= 0 and job.wish == "cancel" else job.spec.grace
 
 
 def _ended(sql: sa.Connection, job: Job) -> Explanation:
@@ -218,6 +254,7 @@ def _ended(sql: sa.Connection, job: Job) -> Explanation:
         start=Span(likely=began, late=began, basis="seen"),
         end=Span(likely=job.ended, late=job.ended, basis="seen"),
         cost=Price(likely=job.spent, most=job.spent, basis=_paid(rows)),
+        next_step=f"macadam jobs log {job.id} --project {job.project}" if job.state == "failed" and rows else "",
     )
 
 

@@ -109,7 +109,7 @@ class Queue:
         with self._ports.sql.read() as sql:
             rows = self._own(registry.open_attempts(sql))
         seen = self._executor.look([row.id for row in rows])  # 1
-        nodes = self._executor.nodes()
+        nodes = self._distinct(self._executor.nodes())
         ended = self._settle(seen, nodes) if self._is_news(rows, seen, nodes) else 0  # 2
         started, stopped = self._decide(nodes)  # 3, 4
         if ended or started or stopped:
@@ -132,6 +132,15 @@ class Queue:
                     "an attempt is another executor's: choose that one until it has ended", extra={"facts": facts}
                 )
         return tuple(row for row in rows if row.executor in ("", self._name))
+
+    def _distinct(self, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+        """By name, the first of each: two machines of one name cannot be told apart, and must not keep the others waiting."""
+        found: dict[str, Node] = {}
+        for node in nodes:
+            if found.setdefault(node.name, node) is not node and node.name not in self._said:
+                self._said.add(node.name)
+                _log.warning("two machines have one name: only one is used", extra={"facts": {"machine": node.name}})
+        return tuple(found.values())
 
     # --- settling
 
@@ -193,7 +202,7 @@ class Queue:
     def _spent(self, sql: sa.Connection, spent: dict[str, Spent], now: datetime) -> dict[str, Spent]:
         if not self._policy.half_life:
             return spent
-        if self._decayed is None or (now - self._decayed[0]).total_seconds() > _DECAY_EVERY:
+        if self._decayed is None or not 0 <= (now - self._decayed[0]).total_seconds() <= _DECAY_EVERY:
             self._decayed = now, spending.decayed(sql, self._policy.half_life, now)
         past = self._decayed[1]
         return {
@@ -275,7 +284,7 @@ class Queue:
         return found
 
     def _is_time_to_hold(self, now: datetime) -> bool:
-        if (now - self._held).total_seconds() < picture.HOLD_EVERY:
+        if 0 <= (now - self._held).total_seconds() < picture.HOLD_EVERY:  # not if the clock was set back
             return False
         self._held = now
         return True
@@ -317,7 +326,7 @@ class Queue:
     def _tidy(self) -> None:
         """Removes what is kept of attempts that ended long ago."""
         now = self._clock()
-        if (now - self._tidied).total_seconds() < _TIDY_EVERY:
+        if 0 <= (now - self._tidied).total_seconds() < _TIDY_EVERY:
             return
         self._tidied = now
         with self._ports.sql.read() as sql:

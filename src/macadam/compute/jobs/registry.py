@@ -210,9 +210,13 @@ def known_machines(sql: sa.Connection) -> tuple[Node, ...]:
 
 
 def set_machines(sql: sa.Connection, nodes: Sequence[Node], now: datetime) -> None:
-    sql.execute(sa.delete(machines))
-    for node in nodes:
-        sql.execute(sa.insert(machines).values(name=node.name, at=now, document=node))
+    """Writes what has changed: a cluster has many, and one that leaves is no reason to write down all the others."""
+    known, names = {node.name: node for node in known_machines(sql)}, {node.name for node in nodes}
+    changed = [node for node in nodes if known.get(node.name) != node]
+    for name in [*(known.keys() - names), *(node.name for node in changed if node.name in known)]:
+        sql.execute(sa.delete(machines).where(machines.c.name == name))
+    if changed:
+        sql.execute(sa.insert(machines), [{"name": node.name, "at": now, "document": node} for node in changed])
 
 
 def see_markets(sql: sa.Connection, there: frozenset[str], now: datetime) -> None:
@@ -222,7 +226,9 @@ def see_markets(sql: sa.Connection, there: frozenset[str], now: datetime) -> Non
         still = sa.and_(spans.c.until.is_(None), spans.c.market == market)
         sql.execute(sa.update(spans).where(still).values(until=now))
     for market in sorted(there - known):
-        sql.execute(sa.insert(spans).values(market=market, since=now, until=None))
+        again = sa.and_(spans.c.market == market, spans.c.since == now)  # a clock that was set back may say it twice
+        if not sql.execute(sa.update(spans).where(again).values(until=None)).rowcount:
+            sql.execute(sa.insert(spans).values(market=market, since=now, until=None))
 
 
 def market_spans(sql: sa.Connection, after: datetime) -> tuple[MarketSpan, ...]:

@@ -61,7 +61,7 @@ def _stopped(job: Job, attempt: AttemptRow) -> Verdict:
 
 
 def _lost(job: Job, attempt: AttemptRow, seen: Sighting) -> Verdict:
-    if attempt.began is None and not seen.seconds:
+    if attempt.began is None and not seen.seconds:  # see `never_began`
         return Verdict(ending="lost", state="waiting", message="it was lost before it began")
     return _again(job, "lost", seen.message or "it was stopped by somebody else")
 
@@ -79,6 +79,11 @@ def abandoned(job: Job, attempt: AttemptRow, message: str) -> Verdict:
     if attempt.wish == "cancel":
         return Verdict(ending="cancelled", state="cancelled", message=message)
     return _again(job, "lost", message)
+
+
+def never_began(attempt: AttemptRow) -> bool:
+    """Whether it was lost before any process of it was seen. That counts as no restart, so that only a pause bounds it."""
+    return attempt.ending == "lost" and attempt.began is None and not attempt.seconds
 
 
 def ready_after(restarts: int, delay: float, now: datetime) -> datetime:

@@ -173,7 +173,9 @@ def test_an_executor_that_is_gone_is_given_up_with_what_it_held(bench: Bench) ->
         kinds = Counter(
             entry.leaf.kind for entry in ledger.find(sql) if entry.leaf.kind.startswith(("jobs.end", "compute.ab"))
         )
+        (given_up,) = (one.leaf.body for one in ledger.find(sql) if one.leaf.kind == "compute.abandon_executor")
     assert kinds == {"jobs.end": 3, "compute.abandon_executor": 1}
+    assert given_up == {"attempts": 3, "waiting": 1}  # of thousands, their ids would not fit into its leaf
     bench.clock.pass_time(timedelta(seconds=1))
     bench.turn()
     assert [bench.now(job).state for job in (twice, waits)] == ["starting", "starting"]
