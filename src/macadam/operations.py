@@ -88,6 +88,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "macadam.compute.jobs.service",
             "macadam.compute.jobs.executor_service",
+            "macadam.compute.jobs.price_service",
             "macadam.compute.jobs.render_service",
         ),
         "Work on shared machines: submit, explain, logs, cancel",

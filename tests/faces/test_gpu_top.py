@@ -1,6 +1,7 @@
 """The live picture: what it shows of a device, what it does not know, and that names from elsewhere are only text."""
 
 import argparse
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,22 @@ import pytest
 import rich.console
 from unit.compute.telemetry import fleets
 
+from macadam.compute.billing.types import ImportPrices
+from macadam.compute.catalogue.prices import Price
 from macadam.compute.telemetry import recordings
 from macadam.compute.telemetry.requests import Device, Holder
 from macadam.compute.telemetry.types import Sample, from_table
 from macadam.errors import InvalidInput
 from macadam.faces import gpu_top
+from macadam.faces.gpu_prices import Prices
 from macadam.faces.gpu_top import sparkline
 from macadam.faces.session import Session
+from macadam.testing import local_token, open_platform
+from macadam.values import Money
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+ALONE = Prices(Session(argparse.Namespace(home="/nowhere/home")))
+"""Where there is no platform to ask."""
 
 
 def device(**changes: Any) -> Device:
@@ -34,7 +42,7 @@ def device(**changes: Any) -> Device:
 def drawn(*devices: Device) -> str:
     console = rich.console.Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - for its text
     with console.file:
-        console.print(gpu_top._table(gpu_top._priced(devices, NOW, "")))
+        console.print(gpu_top._table(gpu_top._priced(devices, NOW, ALONE)))
         return console.export_text()
 
 
@@ -49,7 +57,7 @@ def test_a_device_is_shown_with_its_owner_and_what_it_costs_by_the_hour() -> Non
         "500",
         "vision",
         "job:1",
-        "USD/h at list",
+        "USD/h, in part by list prices",
     ):
         assert word in text
 
@@ -94,6 +102,24 @@ def test_a_replay_needs_neither_a_gpu_nor_a_home(tmp_path: Path, capsys: pytest.
     assert run(tmp_path, recording, speed=1e9) == 0  # live, to its end
     assert "GPU-00000002" in capsys.readouterr().out
     assert not (tmp_path / "home").exists()
+
+
+def test_a_device_costs_what_jobs_are_charged_and_not_what_another_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_platform(tmp_path / "home") as platform:
+        facts = {"provider": "own", "region": "cellar", "instance": "n1", "gpu": "h100-sxm-80gb", "gpus": 8}
+        price = Price(**facts, kind="owned", per_gpu_hour=Money(micros=1_230_000), dated=NOW.date(), source="our books")  # type: ignore[arg-type]
+        platform.call(ImportPrices(prices=(price,)))
+        token = local_token(platform)
+    seen = Sample(device="gpu:GPU-1", node="n1", product="NVIDIA H100 80GB HBM3", at=NOW, gpu_active=0.5)
+    recordings.append(tmp_path / "seen.jsonl", [seen])
+    assert run(tmp_path, tmp_path / "seen.jsonl", once=True, json=True, token=token) == 0
+    (row,) = json.loads(capsys.readouterr().out)["devices"]
+    assert (row["hourly"]["micros"], row["price"], row["charged"]) == (1_230_000, "n1", True)
+    assert run(tmp_path, tmp_path / "seen.jsonl", once=True, json=True, token=token, provider="aws") == 0
+    (row,) = json.loads(capsys.readouterr().out)["devices"]
+    assert row["hourly"]["micros"] > 1_230_000
 
 
 def test_a_recording_of_nothing_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

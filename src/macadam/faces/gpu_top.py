@@ -18,18 +18,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from macadam import operations
-from macadam.compute.catalogue import prices
-from macadam.compute.catalogue.tariff import Tariff
 from macadam.compute.telemetry import collecting, fold, recordings, state
 from macadam.compute.telemetry import frame as judged
 from macadam.compute.telemetry.requests import Device, ListDevices
 from macadam.compute.telemetry.types import Sample, to_table
-from macadam.errors import InvalidInput, NotFound
+from macadam.errors import InvalidInput
+from macadam.faces.gpu_prices import Prices
 from macadam.faces.session import Session, Verb
 from macadam.faces.tables import NO_DEVICES
 from macadam.lazy import lazy
-from macadam.ports import Node
-from macadam.settings import Settings
 from macadam.values import Money, utc_now
 
 if TYPE_CHECKING:
@@ -55,11 +52,14 @@ _NOT_BELIEVED, _STALE = "red", 120.0
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A device with its price. hourly: of the whole device, None if nobody has told a price; price: whose it is."""
+    """A device with its price. hourly: of the whole device, None if nobody has told a price; price: which it is; charged: whether
+    jobs are charged by it.
+    """
 
     device: Device
-    hourly: Money | None
-    price: str
+    hourly: Money | None = None
+    price: str = ""
+    charged: bool = False
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--replay", metavar="FILE", help="show a recording (of `gpu watch --record`), or a scrape's text"
     )
     parser.add_argument("--speed", metavar="X", type=float, default=10.0, help="of a replay; default 10 times")
-    parser.add_argument("--provider", metavar="NAME", help="price by this provider; default: the cheapest on demand")
+    parser.add_argument(
+        "--provider", metavar="NAME", help="as if its machines were this provider's; default: what jobs are charged"
+    )
 
 
 def _run(options: argparse.Namespace, session: Session) -> int:
@@ -89,8 +91,8 @@ def _run(options: argparse.Namespace, session: Session) -> int:
         raise InvalidInput("A live picture is no JSON document.", next_step="Add --once.")
     every = max(0.1, float(getattr(options, "every", 2.0)))
     looks = _looks(options, session, every)
-    provider = str(getattr(options, "provider", ""))
-    frames = (_priced(devices, at, provider) for at, devices in looks)
+    prices = Prices(session, str(getattr(options, "provider", "")))
+    frames = (_priced(devices, at, prices) for at, devices in looks)
     if once:
         # A replay is shown as it ended, anything else as it is.
         newest = deque(frames, maxlen=1) if hasattr(options, "replay") else [next(frames)]
@@ -206,8 +208,17 @@ def _seen(memory: Sequence[Sample], now: datetime) -> tuple[Device, ...]:
 # --- money
 
 
-def _priced(devices: Sequence[Device], at: datetime, provider: str) -> Frame:
-    rows = [_row(device, at, provider) for device in devices]
+def _priced(devices: Sequence[Device], at: datetime, prices: Prices) -> Frame:
+    """A slice has no price of its own here: what part of the device it is stands in what was sealed."""
+    whole = [device for device in devices if device.model and "/mig:" not in device.device]
+    known = prices.of(((device.node, device.model) for device in whole), at)
+    told = {device.device: known[device.node, device.model] for device in whole}
+    rows = [
+        Row(device=device, hourly=one.per_gpu_hour, price=one.words, charged=one.charged)
+        if (one := told.get(device.device))
+        else Row(device=device)
+        for device in devices
+    ]
     hourly: dict[str, int] = {}
     idle: dict[str, int] = {}
     for row in rows:
@@ -223,30 +234,6 @@ def _priced(devices: Sequence[Device], at: datetime, provider: str) -> Frame:
         idle=idle,
         suspect=sum(bool(row.device.suspect) for row in rows),
     )
-
-
-def _row(device: Device, at: datetime, provider: str) -> Row:
-    """By the tariff that jobs are charged by, as far as it can be known here; else the cheapest that anybody asks on demand.
-
-    A slice has no price of its own: nobody says what part of the device it is.
-    """
-    if "/mig:" in device.device or not device.model:
-        return Row(device=device, hourly=None, price="")
-    settings = Settings.load().prices
-    fallback = Money(micros=settings.gpu_hour_micros, currency=settings.currency) if settings.gpu_hour_micros else None
-    found = Tariff(at.date(), fallback=fallback).of(device.model, Node(name="", cpus=0, memory=0, provider=provider))
-    if found is not None:
-        source = found.source if found.dated is None else f"{provider} {found.dated}"
-        return Row(device=device, hourly=found.per_gpu_hour, price=source)
-    return Row(device=device, hourly=None, price="") if provider else _cheapest(device, at)
-
-
-def _cheapest(device: Device, at: datetime) -> Row:
-    try:
-        offer = prices.cheapest(device.model, at.date()).price
-    except NotFound:
-        return Row(device=device, hourly=None, price="")
-    return Row(device=device, hourly=offer.per_gpu_hour, price=f"{offer.provider} {offer.dated}")
 
 
 # --- the picture
@@ -319,7 +306,8 @@ def _title(frame: Frame) -> str:
     money = ", ".join(f"{micros / 1e6:.2f} {currency}/h" for currency, micros in sorted(frame.hourly.items()))
     idle = ", ".join(f"{micros / 1e6:.2f} {currency}/h" for currency, micros in sorted(frame.idle.items()))
     parts = [f"{frame.at:%Y-%m-%d %H:%M:%S} UTC", f"{len(frame.devices)} devices"]
-    parts += [f"{money} at list price"] if money else ["no price known"]
+    asked = any(row.hourly is not None and not row.charged for row in frame.devices)
+    parts += [f"{money}{', in part by list prices' if asked else ''}"] if money else ["no price known"]
     parts += [f"{idle} for nobody"] if idle else []
     parts += [f"{frame.suspect} not believed"] if frame.suspect else []
     return " · ".join(parts)

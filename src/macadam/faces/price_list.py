@@ -17,7 +17,7 @@ def known(session: Session, *, gpu: str = "", kind: str = "") -> tuple[Price, ..
     Where there is no home yet a study makes none: then they are those of this release. Raises NotFound for a GPU that is not
     known, NotAuthorised for somebody who may not read prices.
     """
-    if not session.url and not _there(session):
+    if not has_platform(session):
         return tuple(offer.price for offer in prices.offers(gpu, utc_now().date(), kind=kind))
     operations.load("cost")
     project = session.project() or "*"
@@ -26,6 +26,7 @@ def known(session: Session, *, gpu: str = "", kind: str = "") -> tuple[Price, ..
     return tuple(Price(**{name: getattr(one, name) for name in Price.__struct_fields__}) for one in found)
 
 
-def _there(session: Session) -> bool:
+def has_platform(session: Session) -> bool:
+    """Whether there is a server or a home that can be asked; asking makes none."""
     settings = Settings.load(home=session.home)
-    return bool(settings.storage.database) or settings.home.is_dir()
+    return bool(session.url or settings.storage.database) or settings.home.is_dir()

@@ -79,7 +79,10 @@ def import_prices(tx: Transaction, request: ImportPrices) -> PriceList:
 
 
 def _add(tx: Transaction, new: tuple[Price, ...], **facts: object) -> PriceList:
-    """One list, one leaf. A list that says what one did before adds nothing."""
+    """One list, one leaf. A list that says what one did before adds nothing. Raises InvalidInput."""
+    odd = next((text for price in new for text in (*price.offer, price.source) if not text.isprintable()), None)
+    if odd is not None:
+        raise InvalidInput(f"{odd!r} has characters that cannot be shown.", next_step="Write names without them.")
     document = msgspec.to_builtins(new)
     digest = digest_of(msgspec.json.encode(document, order="sorted"))
     known = tx.sql.execute(sa.select(price_lists).where(price_lists.c.digest == digest)).first()

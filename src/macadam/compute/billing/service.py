@@ -156,8 +156,20 @@ def _repeat(tx: Transaction, known: Delivery, files: str, spent: dict[str, store
         restored=len(ids) or None,
     )
     _alert(tx, [spent[one.key] for one in back])
-    found = store.known(tx.sql, known.files)
-    return msgspec.structs.replace(found or known, restored=ids)
+    found = store.known(tx.sql, known.files) or known
+    return msgspec.structs.replace(found, restored=ids, notes=(*found.notes, *_instead(tx, found)))
+
+
+def _instead(tx: Transaction, delivery: Delivery) -> Iterable[Note]:
+    """What counts in place of what was taken again: who imports an older file may think that it does."""
+    out = [bill for bill in delivery.bills if bill.replaced_by or bill.withdrawn]
+    others = store.counting(tx.sql, out)
+    if others:
+        what = (
+            f"{len(out)} of its bills count no more, as others say their time anew; if those are wrong: macadam cost withdraw "
+            f"{others[0].id}, and import this again"
+        )
+        yield Note(what=what)
 
 
 def _alert(tx: Transaction, several: Iterable[store.Spent]) -> None:

@@ -128,6 +128,11 @@ def to_replace(sql: sa.Connection, delivery: Delivery) -> tuple[str, ...]:
     return tuple(found)
 
 
+def counting(sql: sa.Connection, out: Iterable[Bill]) -> tuple[Bill, ...]:
+    """The current bills that keep these from counting."""
+    return tuple({old.id: old for bill in out for old in _overlapping(sql, bill)}.values())
+
+
 def other_currencies(sql: sa.Connection, bills: Iterable[Bill]) -> tuple[Bill, ...]:
     """Current bills of the same issuer, account and time in other currencies: they stay, and somebody should know."""
     mine = {bill.id for bill in bills}

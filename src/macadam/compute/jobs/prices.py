@@ -130,6 +130,11 @@ class Desk:
                     return found.per_gpu_hour if isinstance(found, GpuPrice) else None
         return None
 
+    def whole(self, project: str, model: str, node: Node) -> GpuPrice | None:
+        """Of an hour of a whole GPU of a machine that the queue need not know; None if no price is known."""
+        found = self._gpu(project, Device(id="", index=0, model=model), node)
+        return found if isinstance(found, GpuPrice) else None
+
     # --- what is asked for
 
     def kinds(self, project: str, asked: Resources) -> tuple[tuple[Kind, ...], tuple[Unpriced, ...]]:

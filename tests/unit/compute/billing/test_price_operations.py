@@ -93,6 +93,23 @@ def history(path: Path, *prices: tuple[str, str, str]) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "changed", [{"provider": "ou\0rs"}, {"source": "books\x1b[2J"}, {"region": "cellar\u202e"}, {"instance": "a\nb"}]
+)
+def test_a_name_that_cannot_be_shown_is_refused_of_any_list(
+    platform: Platform, changed: dict[str, str], tmp_path: Path
+) -> None:
+    before = platform.call(ListPrices(project="flights", kind="owned"))
+    with pytest.raises(InvalidInput, match=r"cannot be shown|NUL"):
+        platform.call(ImportPrices(prices=(price(**changed),)))
+    facts = {"provider": "ours", "region": "r", "instance": "i", "gpu": "H100 SXM", "gpus": "8", "kind": "owned"}
+    facts |= {"currency": "USD", "dated": "2026-11-01", "source": "books", "per_hour": "9"} | changed
+    (tmp_path / "ours.csv").write_text(",".join(facts) + "\n" + ",".join(f'"{one}"' for one in facts.values()) + "\n")
+    with pytest.raises(InvalidInput, match="cannot be shown"):
+        platform.call(ImportPriceFile(path=str(tmp_path / "ours.csv"), from_="csv"))
+    assert platform.call(ListPrices(project="flights", kind="owned")) == before
+
+
 def test_a_providers_list_is_one_dated_list_with_a_leaf_that_names_its_file(platform: Platform, tmp_path: Path) -> None:
     path = history(tmp_path / "spot.json", ("us-east-1a", "2026-11-19", "16"), ("us-east-1a", "2026-11-20", "8"))
     taken = platform.call(ImportPriceFile(path=str(path), from_="aws-spot"))

@@ -205,6 +205,23 @@ def test_nonsense_in_awss_list_is_refused_with_its_line(tmp_path: Path, changed:
     assert refused(read("aws-price-list", listed(tmp_path, [PLAIN, PLAIN | changed]))) == {("line 8", field)}
 
 
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ([PLAIN | {"PricePerUnit": "1"}], "PricePerUnit"),
+        ([PLAIN | {"Currency": "CNY"}], "PricePerUnit"),
+        (reserved("No Upfront", "1yr", "40") * 2, "Unit"),
+        ([*reserved("All Upfront", "1yr", "0", "9"), *reserved("All Upfront", "1yr", "0", "9")[1:]], "Unit"),
+        ([*reserved("All Upfront", "1yr", "0", "9")[:1], reserved("All Upfront", "1yr", "0", "9")[1] | {"Currency": "CNY"}], "Currency"),
+    ],
+)  # fmt: skip
+def test_two_prices_or_currencies_of_one_offer_are_refused(
+    tmp_path: Path, more: list[dict[str, str]], field: str
+) -> None:
+    one = read("aws-price-list", listed(tmp_path, [PLAIN, *more]))
+    assert {name for _, name in refused(one)} == {field}
+
+
 def test_the_json_of_a_region_says_the_same_as_its_csv(tmp_path: Path) -> None:
     attributes = {
         "instanceType": "p5.48xlarge",
@@ -234,6 +251,16 @@ def test_the_json_of_a_region_says_the_same_as_its_csv(tmp_path: Path) -> None:
     }
     plain = listed(tmp_path, [PLAIN, *reserved("No Upfront", "1yr", "40")])
     assert told(read("aws-price-list", write(tmp_path / "index.json", said))) == told(read("aws-price-list", plain))
+
+
+def test_a_price_in_two_currencies_is_in_none(tmp_path: Path) -> None:
+    names = dict(pair for pair in aws_list._COLUMNS.values() if pair[1])
+    attributes = {plain: PLAIN[column] for column, plain in names.items()}
+    rate = {"A.J.6": {"unit": "Hrs", "pricePerUnit": {"CNY": "1", "USD": "55.04"}}}
+    said = {"publicationDate": "2026-11-18T16:00:00Z", "products": {"A": {"attributes": attributes}}}
+    said |= {"terms": {"OnDemand": {"A": {"A.J": {"priceDimensions": rate}}}}}
+    one = read("aws-price-list", write(tmp_path / "index.json", said))
+    assert {field for _, field in refused(one)} == {"PricePerUnit", "Currency"}
 
 
 def test_a_list_of_tomorrow_or_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -329,6 +356,21 @@ def test_nonsense_in_azures_pages_is_refused_with_its_item(
 ) -> None:
     one = read("azure-retail", azures(tmp_path, item(), item(armRegionName="westus") | changed), FETCHED)
     assert refused(one) == {("item 2", field)}
+
+
+def test_a_reservation_of_a_month_is_not_one_of_a_year(tmp_path: Path) -> None:
+    plans = [{"term": "1 Month", "retailPrice": 1}]
+    items = [item(savingsPlan=plans), item(type="Reservation", reservationTerm="1 Month", retailPrice=50000)]
+    one = read("azure-retail", azures(tmp_path, *items), FETCHED)
+    assert {kind for _, _, kind in told(one)} == {"on-demand"}
+    assert one.skipped["terms beside one and three years"] == 1
+
+
+def test_of_two_azure_prices_none_is_guessed(tmp_path: Path) -> None:
+    two = read("azure-retail", azures(tmp_path, item(), item(retailPrice=50)), FETCHED)
+    assert (two.prices, two.skipped["offers with two prices"]) == ({}, 1)
+    mixed = read("azure-retail", azures(tmp_path, item(), item(currencyCode="EUR")), FETCHED)
+    assert refused(mixed) == {("item 2", "currencyCode")}
 
 
 def test_pages_without_a_day_ask_for_it_and_a_missing_page_is_noted(tmp_path: Path) -> None:
@@ -429,7 +471,10 @@ def test_a_machine_of_which_a_part_has_no_price_or_two_is_left_out(tmp_path: Pat
         ({"tieredRates": []}, "tieredRates"),
         ({"tieredRates": [{"unitPrice": {"currencyCode": "", "units": "1", "nanos": 0}}]}, "currencyCode"),
         ({"tieredRates": [{"unitPrice": {"currencyCode": "USD", "units": "-1", "nanos": 0}}]}, "unitPrice"),
-        ({"tieredRates": [{"unitPrice": {"currencyCode": "USD", "units": "x", "nanos": 0}}]}, "unitPrice"),
+        *(
+            ({"tieredRates": [{"unitPrice": {"currencyCode": "USD", "units": units, "nanos": nanos}}]}, "unitPrice")
+            for units, nanos in (("x", 0), ("1_0", 0), ("٣", 0), (" 1", 0), ("9" * 4000, 0), ("1", -5), ("1", 10**9))
+        ),
     ],
 )
 def test_nonsense_in_googles_skus_is_refused(tmp_path: Path, changed: dict[str, object], field: str) -> None:

@@ -18,6 +18,7 @@ from macadam.compute.catalogue.prices import Price
 from macadam.compute.jobs import past, registry
 from macadam.compute.jobs import picture as pictures
 from macadam.compute.jobs.picture import HOLD_EVERY, Picture
+from macadam.compute.jobs.price_service import Seen, ShowGpuPrices
 from macadam.compute.jobs.prices import Desk, Unpriced
 from macadam.compute.jobs.room import Room
 from macadam.compute.jobs.types import (
@@ -36,10 +37,10 @@ from macadam.compute.jobs.types import (
 )
 from macadam.compute.scheduling.decide import decide
 from macadam.compute.scheduling.types import Policy, Spent
-from macadam.errors import InvalidInput, NotFound, SettingInvalid
+from macadam.errors import InvalidInput, NotAuthorised, NotFound, SettingInvalid
 from macadam.ports import Device, Node
 from macadam.settings import Settings
-from macadam.testing import Clock
+from macadam.testing import Clock, token_of
 from macadam.values import Money
 
 H100, A100, L40S = "h100-sxm-80gb", "a100-sxm-80gb", "l40s-48gb"
@@ -578,3 +579,31 @@ def plain_job(attained: float = 0, **more: float) -> Job:
     spec = Spec(name="", command=("x",), resources=Resources(gpus=1), **more)  # type: ignore[arg-type]
     facts = {"ref": "job:0", "id": "0", "project": "p", "state": "waiting", "priority": 0, "author": "x"}
     return Job(**facts, spec=spec, submitted=NOON, attained=attained)  # type: ignore[arg-type]
+
+
+def test_what_is_shown_of_a_gpu_is_what_its_job_is_charged(bench: Bench) -> None:
+    one = run(bench, A100, 3600)
+    run(bench, H100, 60)
+    shown = {(p.node, p.model): p for p in bench.platform.call(ShowGpuPrices(project="p"))}
+    assert set(shown) == {("cloud", H100), ("rack-1", A100)}
+    assert shown["rack-1", A100].per_gpu_hour == one.spent == Money(micros=3_600_000)
+    assert all(price.charged for price in shown.values())
+    assert "aws" in shown["cloud", H100].words
+    asked = (Seen(node="elsewhere", model=H100), Seen(node="rack-1", model=A100))
+    least, own = bench.platform.call(ShowGpuPrices(project="*", devices=asked))
+    assert own == shown["rack-1", A100]
+    assert not least.charged
+    assert "the least asked" in least.words
+
+
+def test_a_project_sees_prices_in_its_currency_and_nobody_elses(bench: Bench) -> None:
+    run(bench, A100, 60)
+    bench.platform.call(SetBudget(project="p", amount="100", currency="EUR"))
+    rate = ExchangeRate(base="USD", quote="EUR", day=NOON.date(), rate="0.5", source="test")
+    bench.platform.call(ImportRates(rates=(rate,)))
+    asked = ShowGpuPrices(project="p", devices=(Seen(node="rack-1", model=A100),))
+    (shown,) = bench.platform.call(asked)
+    assert shown.per_gpu_hour == Money(micros=1_800_000, currency="EUR")
+    token = token_of(bench.platform, "ann", {"q": "viewer"})
+    with pytest.raises(NotAuthorised):
+        bench.platform.call(asked, token=token)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from macadam.compute.catalogue import machines
-from macadam.compute.catalogue.lists.found import HOURS, SYSTEM, UNKNOWN, Found, Progress, Sold, Terms, read_json
+from macadam.compute.catalogue.lists.found import HOURS, SYSTEM, UNKNOWN, Found, Progress, Sold, Terms, read_json, years
 from macadam.compute.catalogue.machines import Machine
 from macadam.compute.catalogue.prices import Kind
 from macadam.errors import InvalidInput, SourceInvalid
@@ -89,7 +89,7 @@ class _Reserved(msgspec.Struct):
     machine: Machine
     currency: str
     hourly: Decimal | None = None
-    upfront: Decimal = Decimal(0)
+    upfront: Decimal | None = None
 
 
 class _Rate(msgspec.Struct, rename="camel"):
@@ -210,13 +210,18 @@ def _of_json(said: _File, found: Found) -> Iterator[_Row]:
                     if not facts["instance"]:
                         found.skip("rows of no machine")
                         continue
-                    currency, price = next(iter(rate.price_per_unit.items()), ("", ""))
+                    currency, price = _one(rate.price_per_unit)
                     bought = one.term_attributes
                     yield _Row(
                         where=f"product {sku}, term {code.rpartition('.')[2]}", sku=sku, offer=code, term=term, unit=rate.unit,
                         price=price, currency=currency, lease=bought.get("LeaseContractLength", ""),
                         option=bought.get("PurchaseOption", ""), offering=bought.get("OfferingClass", ""), **facts,
                     )  # fmt: skip
+
+
+def _one(prices: dict[str, str]) -> tuple[str, str]:
+    """The currency and the price; of several, as of none, it is not said which counts."""
+    return next(iter(prices.items())) if len(prices) == 1 else (", ".join(prices), "")
 
 
 # Prices
@@ -260,10 +265,14 @@ def _gather(
     found: Found, row: _Row, machine: Machine, price: Decimal, currency: str, reserved: dict[tuple[str, str], _Reserved]
 ) -> None:
     one = reserved.setdefault((row.sku, row.offer), _Reserved(row=row, machine=machine, currency=currency))
-    if row.unit == "Quantity":
-        one.upfront += price
-    elif row.unit in _HOURLY:
-        one.hourly = price if one.hourly is None else one.hourly + price
+    if currency != one.currency:
+        found.refuse(row.where, "Currency", currency, f"{one.currency}, as of the rest of this reservation")
+    elif row.unit == "Quantity" and one.upfront is None:
+        one.upfront = price
+    elif row.unit in _HOURLY and one.hourly is None:
+        one.hourly = price
+    elif row.unit == "Quantity" or row.unit in _HOURLY:
+        found.refuse(row.where, "Unit", row.unit, "one rate and one fee of a reservation: an earlier row has it")
     else:
         found.refuse(row.where, "Unit", row.unit, "Hrs, or Quantity of an upfront fee")
 
@@ -272,23 +281,24 @@ def _settle(found: Found, reserved: Iterable[_Reserved], day: date, terms: Terms
     """One price of each machine, region and term, by the rows of all that can be bought."""
     best: dict[tuple[str, str, str], _Reserved] = {}
     for one in reserved:
-        years = one.row.lease.partition("yr")[0].strip()
+        term = years(one.row.lease)
         paid_ahead = one.row.option != "No Upfront"
-        if years not in HOURS:
+        if not term:
             found.skip("terms beside one and three years")
         elif one.hourly is None or (paid_ahead and not one.upfront):
             found.skip("reservations of which a part of the price is missing")
         else:
-            key = (one.row.region, one.machine.instance, years)
+            key = (one.row.region, one.machine.instance, term)
             known = best.get(key)
             if known is not None:
                 found.skip(_OTHER_WAY)
             if known is None or _UPFRONT.index(one.row.option) < _UPFRONT.index(known.row.option):
                 best[key] = one
-    for (region, _, years), one in best.items():
-        kind: Kind = "committed-1y" if years == "1" else "committed-3y"
+    for (region, _, term), one in best.items():
+        kind: Kind = "committed-1y" if term == "1" else "committed-3y"
         with localcontext(prec=60):
-            hourly = (one.hourly or Decimal(0)) + one.upfront / HOURS[years]
-        source = f"reservation, {one.row.option}, {one.upfront} {one.currency} ahead; {terms.about}"
+            ahead = one.upfront or Decimal(0)
+            hourly = (one.hourly or Decimal(0)) + ahead / HOURS[term]
+        source = f"reservation, {one.row.option}, {ahead} {one.currency} ahead; {terms.about}"
         sold = Sold(provider="aws", region=region, kind=kind, currency=one.currency, dated=day, source=source)
         found.offer(one.row.where, "PricePerUnit", hourly, one.machine, sold)

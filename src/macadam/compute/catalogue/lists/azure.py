@@ -27,6 +27,7 @@ from macadam.compute.catalogue.lists.found import (
     plain,
     read_day,
     read_json,
+    years,
 )
 from macadam.compute.catalogue.machines import Machine
 from macadam.compute.catalogue.prices import Kind
@@ -66,10 +67,12 @@ class _Page(msgspec.Struct):
 
 
 class _Best(msgspec.Struct, frozen=True):
-    """One of several prices of an offer: the primary meter's before others', then the one that began last."""
+    """One of several prices of an offer: the primary meter's before others', then the one that began last.
+    hourly: None where two of the same rank differ, as nobody says which counts.
+    """
 
     rank: tuple[int, bool, str]
-    hourly: Decimal
+    hourly: Decimal | None
     machine: Machine
     currency: str
     how: str
@@ -91,6 +94,9 @@ def read(path: Path, terms: Terms, progress: Progress) -> Found:
             progress(f"reading {path.name}", number, len(items))
         _take(found, item, f"item {number}", fetched, best)
     for (region, _, kind), one in best.items():
+        if one.hourly is None:
+            found.skip("offers with two prices")
+            continue
         source = f"{one.how}; {terms.about}"
         sold = Sold(provider="azure", region=region, kind=kind, currency=one.currency, dated=fetched, source=source)
         found.offer(one.where, "retailPrice", one.hourly, one.machine, sold)
@@ -147,13 +153,13 @@ def _rates(found: Found, item: _Item, where: str, price: Decimal) -> Iterator[tu
     of an hour, and how it is sold.
     """
     if item.type == "Reservation":
-        years = item.reservation_term.partition(" ")[0]
-        if years not in HOURS:
+        term = years(item.reservation_term)
+        if not term:
             return found.skip("terms beside one and three years")
         with localcontext(prec=60):
-            hourly = price / HOURS[years]
+            hourly = price / HOURS[term]
         yield (
-            _committed(years),
+            _committed(term),
             1,
             hourly,
             f"reservation of {item.reservation_term}, {price} {item.currency_code} in all",
@@ -162,20 +168,27 @@ def _rates(found: Found, item: _Item, where: str, price: Decimal) -> Iterator[tu
     spot = "Spot" in f"{item.sku_name} {item.meter_name}"
     yield "spot" if spot else "on-demand", 1, price, "spot" if spot else "pay as you go"
     for plan in item.savings_plan or ():
-        years = plan.term.partition(" ")[0]
+        term = years(plan.term)
         rate = found.amount(where, "savingsPlan.retailPrice", plain(plan.retail_price))
-        if years in HOURS and rate is not None:
-            yield _committed(years), 0, rate, f"savings plan of {plan.term}"
+        if term and rate is not None:
+            yield _committed(term), 0, rate, f"savings plan of {plan.term}"
     return None
 
 
 def _keep(found: Found, one: _Best, key: _Key, best: dict[_Key, _Best]) -> None:
     known = best.get(key)
+    if known is not None and known.currency != one.currency:
+        return found.refuse(
+            one.where, "currencyCode", one.currency, f"one currency of an offer: {known.where} has {known.currency}"
+        )
     if known is not None:
         found.skip(OLDER if known.rank[0] == one.rank[0] else _OTHER_WAY)
     if known is None or one.rank > known.rank:
         best[key] = one
+    elif one.rank == known.rank and one.hourly != known.hourly:
+        best[key] = msgspec.structs.replace(known, hourly=None)
+    return None
 
 
-def _committed(years: str) -> Kind:
-    return "committed-1y" if years == "1" else "committed-3y"
+def _committed(term: str) -> Kind:
+    return "committed-1y" if term == "1" else "committed-3y"

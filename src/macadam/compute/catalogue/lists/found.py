@@ -32,6 +32,7 @@ MAX_JSON = 512 * 2**20
 """Bytes of a JSON file, which is read as a whole."""
 HOURS = {"1": 8_760, "3": 26_280}
 """Of a term in years, as providers count them: 365 days each."""
+_TERM = re.compile(r"([13]) ?(yr|years?)", re.ASCII | re.IGNORECASE)
 DEAREST = 1000
 """An hour of one GPU in USD, EUR or GBP: ten times the dearest that anybody lists. More is the price of something longer."""
 _COMPARABLE = ("USD", "EUR", "GBP")
@@ -170,7 +171,11 @@ class Found:
             source=sold.source,
             listed=sold.listed,
         )
-        self.prices[price.offer, price.dated] = price
+        known = self.prices.setdefault((price.offer, price.dated), price)
+        if known.per_gpu_hour != each:
+            self.refuse(
+                where, name, hourly, f"one price of an offer on a day: an earlier row says {known.per_gpu_hour}"
+            )
         return None
 
 
@@ -188,6 +193,12 @@ def _decimal(written: str) -> Decimal | None:
 def plain(raw: msgspec.Raw) -> str:
     """A JSON number as it is written, or what stands in a JSON string: no float ever comes between."""
     return bytes(raw).decode(errors="replace").strip('"')
+
+
+def years(term: str) -> str:
+    """'1' or '3' of what providers call one or three years; '' of any other term, such as a month."""
+    found = _TERM.fullmatch(term.strip())
+    return found[1] if found else ""
 
 
 def read_day(text: str) -> date | None:

@@ -18,7 +18,8 @@ from macadam.compute.catalogue.lists.found import LATER, Found, Progress, Sold, 
 from macadam.compute.catalogue.machines import Machine
 from macadam.compute.catalogue.prices import Kind
 
-_NANOS = Decimal(10) ** -9
+_NANO = 10**9
+_UNITS = re.compile(r"\d{1,9}", re.ASCII)
 _STEP = 10_000
 _COMMITTED = re.compile(r"commitment v1: (?P<rest>.+) for (?P<years>[13]) years?")
 _GPU = re.compile(
@@ -149,7 +150,7 @@ def _take(found: Found, sku: _Sku, where: str, fetched: date, parts: dict[_Key, 
         return found.refuse(where, "tieredRates", f"{len(rates)} rates", "one rate, whatever is used")
     currency = found.currency(where, "currencyCode", rates[0].currency_code)
     price = _price(rates[0])
-    if price is None or price < 0:
+    if price is None:
         return found.refuse(
             where, "unitPrice", f"{rates[0].units} and {rates[0].nanos} nanos", "an amount of at least 0"
         )
@@ -197,10 +198,11 @@ def _plain(instant: str) -> str:
 
 
 def _price(money: _Money) -> Decimal | None:
-    try:
-        return int(money.units) + money.nanos * _NANOS
-    except ValueError:
+    """None unless units are a whole number and nanos less than one more, as the API has them (google.type.Money)."""
+    units = str(money.units)
+    if not _UNITS.fullmatch(units) or not 0 <= money.nanos < _NANO:
         return None
+    return int(units) + Decimal(money.nanos) / _NANO
 
 
 def _assemble(found: Found, parts: dict[_Key, _Part], fetched: date, terms: Terms) -> None:
