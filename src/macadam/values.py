@@ -92,10 +92,15 @@ def utc_now() -> datetime:
 
 
 def require_aware(at: datetime, what: str) -> datetime:
-    """Returns `at` in UTC. Raises InvalidInput if it has no time zone."""
+    """Returns `at` in UTC. Raises InvalidInput if it has no time zone, or is in UTC before year 1 or after 9999."""
     if at.tzinfo is None:
         raise InvalidInput(f"{what} {at.isoformat()} has no time zone.", next_step="Add one, such as Z or +01:00.")
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInput(
+            f"{what} {at.isoformat()} is in UTC in no year that can be written.", next_step="Take one from 1 to 9999."
+        ) from error
 
 
 def instant(at: datetime) -> str:

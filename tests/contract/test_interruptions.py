@@ -115,6 +115,14 @@ def test_of_azures_events_count_those_that_end_this_machine(
     assert watch("azure", cloud).look().leaving == leaving
 
 
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-14:00", "Fri, 31 Dec 9999 23:59:59 -1400"])
+def test_an_instant_that_no_clock_reaches_ends_nobodys_watch(cloud: Cloud, watch: type[Watching], at: str) -> None:
+    cloud.action = {"action": "stop", "time": at}
+    assert watch("aws", cloud).look().leaving == NOW + timedelta(seconds=30)
+    cloud.events = [event("Preempt", at, "west_0")]
+    assert watch("azure", cloud).look().leaving == NOW
+
+
 @pytest.mark.parametrize("provider", ["aws", "gcp", "azure"])
 @pytest.mark.parametrize(
     "broken", [(200, b"<html>"), (200, b"\xff\xfe"), (200, b"9" * 100_000), (302, b""), (403, b""), (500, b"[]")]

@@ -236,4 +236,4 @@ def _http_date(text: str) -> datetime | None:
         found = parsedate_to_datetime(text)
     except ValueError:
         return _at(text)
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    return _at((found if found.tzinfo else found.replace(tzinfo=UTC)).isoformat())

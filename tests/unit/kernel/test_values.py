@@ -96,3 +96,9 @@ def test_money_is_exact_and_names_its_currency() -> None:
 
 def test_a_digest_names_its_algorithm() -> None:
     assert values.digest_of(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00"])
+def test_an_instant_whose_year_cannot_be_written_in_utc_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="from 1 to 9999"):
+        values.parse_instant(text)
