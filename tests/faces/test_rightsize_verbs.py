@@ -1,6 +1,7 @@
 """`macadam rightsize llm` and `macadam decide train`, as they are typed."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -125,6 +126,34 @@ def test_a_question_that_unfolds_without_end_or_contradicts_itself_is_refused(
     (tmp_path / "q.yaml").write_text(text)
     assert cli.main(["decide", "train", "--question", str(tmp_path / "q.yaml")]) == 2
     assert word in capsys.readouterr().err
+
+
+def test_powers_of_ten_are_numbers_in_a_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML 1.1 takes 7e5 for a word, and nobody else does."""
+    text = (
+        "task: 1e5 mails\nmonths: 12\nrequests_per_month: {low: 7e5, high: 1.5e6}\nprompt: 6e2\noutput: 20\nways:\n"
+        "- {name: 2e3, kind: api, read_usd: 5e-1, made_usd: 2}\n- {name: b, kind: api, read_usd: 1, made_usd: 2, monthly_usd: 1e2}\n"
+    )
+    (tmp_path / "q.yaml").write_text(text)
+    words = ["decide", "train", "--question", str(tmp_path / "q.yaml")]
+    assert cli.main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["task"] == "1e5 mails"
+    assert said["terms"][0]["name"] == "2e3"
+    assert said["terms"][0]["terms"][0]["value"] == pytest.approx(1.1e6 * 12)
+    assert cli.main([*words, "--seed", "-1"]) == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_what_comes_through_a_pipe_and_prices_without_end_are_refused(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(files / "pipe")
+    assert rightsize(files, "--trace", str(files / "pipe")) == 2
+    assert "is no plain file" in capsys.readouterr().err
+    (files / "prices.json").write_text('[{"a":' * 100_000)
+    assert rightsize(files) == 2
+    assert "is no price list" in capsys.readouterr().err
 
 
 def test_measurements_of_a_gpu_that_is_not_offered_are_said_to_change_nothing(

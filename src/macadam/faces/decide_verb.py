@@ -1,6 +1,7 @@
 """`macadam decide train`: train from scratch, fine-tune, LoRA, prompt or buy an API."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ else:
 
 _LARGEST = 1_000_000  # bytes of a question
 _CURRENCY = "USD"
+_TEXTS = frozenset(("task", "name", "kind", "api", "model", "gpu", "serving_gpu"))
+_POWER = re.compile(r"[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]{1,2}")
 EXAMPLE = """\
 # A number that is not known for sure is a range: {low: …, high: …}. Any value in it counts as equally likely.
 task: sort support mails into 40 kinds
@@ -172,13 +175,22 @@ def _ranges(said: object) -> object:
         "accuracy", "cached",
     }  # fmt: skip
     if isinstance(said, dict):
+        plain = {key: value if key in _TEXTS else _powered(value) for key, value in said.items()}
         return {
             key: {"low": value, "high": value}
             if key in fields and isinstance(value, (int, float)) and not isinstance(value, bool)
             else _ranges(value)
-            for key, value in said.items()
+            for key, value in plain.items()
         }
     return [_ranges(value) for value in said] if isinstance(said, list) else said
+
+
+def _powered(value: object) -> object:
+    """2e10 is a number to everybody but YAML 1.1, which takes it for a word."""
+    if not isinstance(value, str) or not _POWER.fullmatch(value):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def _rent(question: Question, listed: Sequence[Price]) -> Rent:

@@ -59,7 +59,12 @@ def shown(value: object) -> str:
 
 
 def refuse_packed(path: Path) -> None:
-    """Raises SourceInvalid if a file is compressed, or cannot be read."""
+    """Raises SourceInvalid if a file is compressed, is a pipe or folder, or cannot be read."""
+    if path.exists() and not path.is_file():
+        raise SourceInvalid(
+            f"{path} is no plain file: what a pipe gives is gone once it was looked at.",
+            next_step="Write it into a file first.",
+        )
     try:
         with path.open("rb") as file:
             head = file.read(8)

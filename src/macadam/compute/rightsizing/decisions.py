@@ -140,8 +140,11 @@ def decide(
     draws: int = 20_000,
 ) -> Result:
     """rent: of what is trained on. serving: of what each way is served on, by its name; where it says nothing, the same. Raises InvalidInput, NotFound if a way cannot be computed."""
-    if draws < 1:
-        raise InvalidInput("Nothing is drawn.", next_step="Give draws of 1 or more.")
+    if draws < 1 or seed < 0:
+        raise InvalidInput(
+            f"Nothing is drawn {draws} times from the seed {seed}.",
+            next_step="Give draws of 1 or more, and a seed of 0 or more.",
+        )
     random = np.random.default_rng(seed)
     requests, growth = _draw(random, question.requests_per_month, draws), _draw(random, question.growth, draws)
     world = _World(

@@ -24,7 +24,7 @@ def read(path: Path) -> list[Price]:
         if path.stat().st_size > _LARGEST:
             raise SourceInvalid(f"{path} is larger than any price list.", next_step="Give a JSON list of prices.")
         found = msgspec.json.decode(path.read_bytes(), type=list[Price])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceInvalid(f"{path} is no price list: {error}.", next_step="Give a JSON list of prices.") from error
     return [_known(path, number, price) for number, price in enumerate(found, start=1)]
 

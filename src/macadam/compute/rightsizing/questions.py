@@ -16,6 +16,7 @@ Kind = Literal["api", "prompt", "lora", "finetune", "scratch"]
 
 _MOST = 1e18  # of any amount: beyond the world's tokens and money, and far from where floats end
 _MONTHS = 1200
+_A_DAY = 0.03  # months
 _TOKENS = 10_000_000  # of one request; above, a column was mistaken for another
 _USD = 1e6  # for a million tokens, or for a GPU's hour
 _TIMES = 1_000_000  # epochs, runs, replicas; and the busiest hour over the mean
@@ -152,10 +153,15 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if len(self.ways) <= 1 or len({way.name for way in self.ways}) < len(self.ways):
             raise InvalidInput("A choice needs two ways with names of their own.", next_step="Add ways.")
         counts = ((self.prompt, _TOKENS), (self.output, _TOKENS), (self.replicas, _TIMES), (self.peak, _TIMES))
-        if not 0 < self.months <= _MONTHS or not all(1 <= said <= most for said, most in counts):
+        if not (0 < self.ttft <= _MOST and 0 < self.tpot <= _MOST):
+            raise InvalidInput(
+                f"No promise is a first token in {self.ttft:g} s and {self.tpot:g} s for each further.",
+                next_step="Give ttft and tpot in seconds above zero.",
+            )
+        if not _A_DAY <= self.months <= _MONTHS or not all(1 <= said <= most for said, most in counts):
             raise InvalidInput(
                 f"{self.months} months, {self.prompt} and {self.output} tokens, {self.replicas} replicas or a peak of {self.peak} cannot be.",
-                next_step=f"Give up to {_MONTHS} months, prompt and output of 1 to {_TOKENS}, and replicas and peak of 1 or more.",
+                next_step=f"Give {_A_DAY} to {_MONTHS} months, prompt and output of 1 to {_TOKENS}, and replicas and peak of 1 or more.",
             )
         least = min(self.requests_per_month.low, self.mfu.low, self.prices.low, self.gpu_prices.low)
         if least <= 0 or self.mfu.high > 1:

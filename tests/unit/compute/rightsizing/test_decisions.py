@@ -199,7 +199,7 @@ def test_a_question_needs_two_ways_and_sane_numbers() -> None:
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0, 1e300])
 def test_no_figure_that_is_none_reaches_a_recommendation(wrong: float) -> None:
-    for field in ("gpu_hour_usd", "peak", "months", "confidence", "tolerance"):
+    for field in ("gpu_hour_usd", "peak", "months", "ttft", "tpot", "confidence", "tolerance"):
         with pytest.raises(InvalidInput):
             decide(question(BUY, LORA, **{field: wrong}))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
