@@ -170,19 +170,18 @@ def _axis(values: Sequence[float], scale: Scale, *, zero: bool) -> _Axis:
     least, most = (min(0.0, *values), max(0.0, *values)) if zero else (min(values), max(values))
     if least == most:
         least, most = least - (0 if zero else 0.5), most + 1 - (0 if zero else 0.5)
-    ticks = _ticks(least, most)
-    return _Axis(
-        low=min(least, ticks[0]) if zero else least, high=max(most, ticks[-1]) if zero else most, log=False, ticks=ticks
-    )
+    ticks = _ticks(least, most, around=zero)
+    return _Axis(low=ticks[0] if zero else least, high=ticks[-1] if zero else most, log=False, ticks=ticks)
 
 
-def _ticks(low: float, high: float) -> tuple[float, ...]:
-    """About five round numbers (1, 2 or 5 times a power of ten) between two others."""
+def _ticks(low: float, high: float, *, around: bool = False) -> tuple[float, ...]:
+    """About five round numbers (1, 2 or 5 times a power of ten) between two others. around: the first and the last are not inside."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     width = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-    first = math.ceil(low / width - 1e-9)
-    return tuple((first + n) * width for n in range(int((high - first * width) / width + 1e-9) + 1))
+    down, up = low / width + 1e-9, high / width - 1e-9
+    first, last = (math.floor(down), math.ceil(up)) if around else (math.ceil(down - 2e-9), math.floor(up + 2e-9))
+    return tuple(number * width for number in range(first, last + 1))
 
 
 def _grid(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated
 
 import msgspec
@@ -68,7 +69,10 @@ class Money(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput(f"{self.currency!r} is not a currency.", next_step="Give an ISO 4217 code such as USD.")
 
     def __str__(self) -> str:
-        return f"{self.micros / 1_000_000:.4f} {self.currency}"
+        """For people: to the cent from 1 up, to the hundredth of one below, to the micro below a cent. Exact amounts are in JSON."""
+        places = 2 if abs(self.micros) >= 995_000 else 4 if abs(self.micros) >= 10_000 else 6  # noqa: PLR2004 - see above
+        whole, _, part = f"{Decimal(self.micros).scaleb(-6):,.{places}f}".partition(".")
+        return f"{whole}.{part.rstrip('0').ljust(2, '0')} {self.currency}"
 
 
 def digest_of(data: bytes) -> str:

@@ -39,10 +39,10 @@ def device(**changes: Any) -> Device:
     return Device(**{**given, **changes})
 
 
-def drawn(*devices: Device) -> str:
-    console = rich.console.Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - for its text
+def drawn(*devices: Device, width: int = 220) -> str:
+    console = rich.console.Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - for its text
     with console.file:
-        console.print(gpu_top._table(gpu_top._priced(devices, NOW, ALONE)))
+        console.print(gpu_top._table(gpu_top._priced(devices, NOW, ALONE), width))
         return console.export_text()
 
 
@@ -100,7 +100,7 @@ def test_a_replay_needs_neither_a_gpu_nor_a_home(tmp_path: Path, capsys: pytest.
     recording = tmp_path / "seen.jsonl"
     recordings.append(recording, from_table(fleets.fleet(3, 300)))
     assert run(tmp_path, recording, speed=1e9) == 0  # live, to its end
-    assert "GPU-00000002" in capsys.readouterr().out
+    assert "00000002" in capsys.readouterr().out
     assert not (tmp_path / "home").exists()
 
 
@@ -135,3 +135,60 @@ def test_a_recording_of_nothing_shows_nothing(tmp_path: Path, capsys: pytest.Cap
 def test_a_live_picture_is_no_json_document(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no JSON"):
         run(tmp_path, tmp_path / "x.jsonl", json=True)
+
+
+def test_a_narrow_terminal_shows_whole_numbers_or_none() -> None:
+    long = Holder(project="vision", owner="job:0192f3aa-1111-7abc-8def-000000000001", share=1.0)
+    text = drawn(device(owners=(long,), throttle=0x40), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    row = text.splitlines()[-1].split()
+    assert row[:7] == ["11111111", "50%", "90%", "40/80G", "500", "60", "3.49"]
+    assert "job:0192" in text
+    assert "held by heat" in text
+    assert "tensor" not in text
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 60, 79, 100, 119, 150, 199])
+def test_no_width_is_too_small_for_what_a_device_is_and_does(width: int) -> None:
+    heads, cells = gpu_top._heads(gpu_top._priced((), NOW, ALONE)), [gpu_top._cells(row, narrow=True) for row in rows()]
+    given = gpu_top._fitting(cells, heads, width)
+    assert {0, 3} <= given.keys()
+    assert gpu_top._space(given) <= max(width, 60)
+
+
+def rows() -> list[gpu_top.Row]:
+    return list(gpu_top._priced((device(suspect="stale"), device(throttle=4, xid=79)), NOW, ALONE).devices)
+
+
+def test_clocks_that_are_held_down_and_errors_are_noted_and_doubt_comes_before_them() -> None:
+    text = drawn(device(throttle=0x40 | 0x04, xid=79), device(throttle=1), device(throttle=0x40, suspect="stale"))
+    assert "held by heat, power limit, Xid 79" in text
+    assert text.count("held by") == 1
+    assert "stale, not believed" in text
+
+
+def test_a_slice_costs_its_part_and_what_has_no_price_is_counted() -> None:
+    part = {"device": "gpu:GPU-2/mig:1", "model": "h100-sxm-80gb", "profile": "3g.40gb"}
+    whole, half, unknown = gpu_top._priced(
+        (device(), device(**part), device(**{**part, "profile": ""})), NOW, ALONE
+    ).devices
+    assert whole.hourly is not None
+    assert half.hourly is not None
+    assert half.hourly.micros == round(whole.hourly.micros / 2)
+    assert unknown.hourly is None
+    text = drawn(device(), device(**part), device(**{**part, "profile": ""}))
+    assert "h100-sxm-80gb 3g.40gb" in text
+    assert "1 without a price" in text
+
+
+def test_devices_are_sorted_by_what_is_asked_with_the_unknown_last() -> None:
+    frame = gpu_top._priced(
+        (device(power=None), device(power=100.0), device(power=600.0), device(power=100.0, node="z")), NOW, ALONE
+    )
+    by = gpu_top._sorted(frame, gpu_top._ORDERS["power"])
+    assert [(row.device.power, row.device.node) for row in by.devices] == [
+        (600.0, "n1"),
+        (100.0, "n1"),
+        (100.0, "z"),
+        (None, "n1"),
+    ]

@@ -40,6 +40,7 @@ def test_an_hour_of_ones_own_gpu_becomes_a_price_of_the_home(
         (["--per-kwh", "dear"], "--per-kwh dear is no amount"),
         (["--per-kwh", "nan"], "--per-kwh nan is no amount"),
         (["--per-kwh", "0.2", "--years", "0"], "needs years above zero"),
+        (["--per-kwh", "0.2", "--capex", "-5"], "A machine's price is -5.00 USD"),
         (["--per-kwh", "0.2", "--gpus", "0"], "no 0 parts"),
         (["--per-kwh", "0.2", "--gpu", "abacus"], "No GPU is known as 'abacus'"),
         (["--electricity", "atlantis"], "No business price of electricity of 'atlantis' is known"),

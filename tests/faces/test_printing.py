@@ -103,9 +103,9 @@ def test_an_interval_in_a_leaf_is_shown_though_its_numbers_are_text() -> None:
     assert printing.cell({"value": 0.5, "low": 0.25, "high": 1.0}) == "0.5 (0.25 to 1)"
 
 
-def test_money_is_told_to_the_cent_and_parts_of_a_cent_as_far_as_they_go() -> None:
+def test_money_is_told_to_the_cent_and_of_less_as_much_as_tells() -> None:
     assert printing.cell({"micros": 1_234_500_000, "currency": "EUR"}) == "1,234.50 EUR"
-    assert printing.cell({"micros": -12_345, "currency": "USD"}) == "-0.012345 USD"
+    assert printing.cell({"micros": -12_345, "currency": "USD"}) == "-0.0123 USD"
     assert printing.cell([{"micros": 1, "currency": "USD"}, {"micros": 2_000_000, "currency": "EUR"}]) == (
         "0.000001 USD, 2.00 EUR"
     )

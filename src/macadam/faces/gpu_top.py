@@ -10,14 +10,16 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from macadam import operations
+from macadam.compute.jobs.price_service import GpuHour
+from macadam.compute.scheduling import mig
 from macadam.compute.telemetry import collecting, fold, recordings, state
 from macadam.compute.telemetry import frame as judged
 from macadam.compute.telemetry.requests import Device, ListDevices
@@ -47,8 +49,14 @@ _POINTS, _BAR = 12, 8
 _PIPE, _ROUND = 160, 5
 """Characters: a table in a pipe is for grep. Lines that stand around the devices."""
 _UNKNOWN = "—"
-_NOT_BELIEVED, _STALE = "red", 120.0
+_NOT_BELIEVED, _HELD, _STALE = "red", "yellow", 120.0
 """Seconds: a reading older than this is said to be old."""
+_THROTTLED = {
+    "throttled_heat": "heat",
+    "throttled_hardware": "hardware",
+    "throttled_power": "power limit",
+    "throttled_sync": "sync",
+}
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +89,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--speed", metavar="X", type=float, default=10.0, help="of a replay; default 10 times")
     parser.add_argument(
+        "--sort", choices=tuple(_ORDERS), default="node", help="what the first device has most of; default: node"
+    )
+    parser.add_argument(
         "--provider", metavar="NAME", help="as if its machines were this provider's; default: what jobs are charged"
     )
 
@@ -92,7 +103,8 @@ def _run(options: argparse.Namespace, session: Session) -> int:
     every = max(0.1, float(getattr(options, "every", 2.0)))
     looks = _looks(options, session, every)
     prices = Prices(session, str(getattr(options, "provider", "")))
-    frames = (_priced(devices, at, prices) for at, devices in looks)
+    order = _ORDERS[str(getattr(options, "sort", "node"))]
+    frames = (_sorted(_priced(devices, at, prices), order) for at, devices in looks)
     if once:
         # A replay is shown as it ended, anything else as it is.
         newest = deque(frames, maxlen=1) if hasattr(options, "replay") else [next(frames)]
@@ -209,16 +221,9 @@ def _seen(memory: Sequence[Sample], now: datetime) -> tuple[Device, ...]:
 
 
 def _priced(devices: Sequence[Device], at: datetime, prices: Prices) -> Frame:
-    """A slice has no price of its own here: what part of the device it is stands in what was sealed."""
-    whole = [device for device in devices if device.model and "/mig:" not in device.device]
-    known = prices.of(((device.node, device.model) for device in whole), at)
-    told = {device.device: known[device.node, device.model] for device in whole}
-    rows = [
-        Row(device=device, hourly=one.per_gpu_hour, price=one.words, charged=one.charged)
-        if (one := told.get(device.device))
-        else Row(device=device)
-        for device in devices
-    ]
+    """A slice has its part of its device's price, by its profile; none where that is not known."""
+    known = prices.of(((device.node, device.model) for device in devices if device.model), at)
+    rows = [_row(device, known.get((device.node, device.model))) for device in devices]
     hourly: dict[str, int] = {}
     idle: dict[str, int] = {}
     for row in rows:
@@ -236,70 +241,183 @@ def _priced(devices: Sequence[Device], at: datetime, prices: Prices) -> Frame:
     )
 
 
+def _part(device: Device) -> float | None:
+    """Of a GPU, as jobs are charged for it: of a slice what it takes of the memory. None if that cannot be said."""
+    if "/mig:" not in device.device:
+        return 1.0
+    try:
+        sliced = mig.profiles(device.model).get(device.profile)
+        return sliced.size / mig.slots(device.model) if sliced else None
+    except InvalidInput:
+        return None
+
+
+def _row(device: Device, told: GpuHour | None) -> Row:
+    part = _part(device)
+    if told is None or part is None:
+        return Row(device=device)
+    hourly = Money(micros=round(told.per_gpu_hour.micros * part), currency=told.per_gpu_hour.currency)
+    words = told.words if part == 1 else f"{part:.1%} of {told.words}"
+    return Row(device=device, hourly=hourly, price=words, charged=told.charged)
+
+
+_ORDERS: dict[str, Callable[[Row], float | None]] = {
+    "node": lambda _: 0.0,
+    "activity": lambda row: row.device.sm_active if row.device.sm_active is not None else row.device.gpu_active,
+    "memory": lambda row: row.device.memory_used,
+    "power": lambda row: row.device.power,
+    "temperature": lambda row: row.device.temperature,
+    "price": lambda row: row.hourly.micros if row.hourly else None,
+    "idle": lambda row: 0.0 if row.device.owners or not row.hourly else row.hourly.micros,
+    "doubt": lambda row: float(bool(row.device.error or row.device.suspect)),
+}
+
+
+def _sorted(frame: Frame, of: Callable[[Row], float | None]) -> Frame:
+    """Most first, what is not known last; equals by machine and device, as they came."""
+
+    def rank(row: Row) -> tuple[bool, float]:
+        value = of(row)
+        return value is None, -(value or 0.0)
+
+    return msgspec.structs.replace(frame, devices=tuple(sorted(frame.devices, key=rank)))
+
+
 # --- the picture
 
 
+class _Column(msgspec.Struct, frozen=True, kw_only=True):
+    """fewest: characters down to which its words are cut, 0 = never, as with numbers. goes: the higher, the sooner it is left out
+    where there is no room for all; 0 = never.
+    """
+
+    name: str
+    justify: Literal["left", "right"] = "right"
+    fewest: int = 0
+    goes: int = 0
+
+
+_COLUMNS = (
+    _Column(name="device", justify="left", fewest=14),
+    _Column(name="model", justify="left", goes=6),
+    _Column(name="SM active", justify="left", goes=7),
+    _Column(name="SM"),
+    _Column(name="GPU", goes=3),
+    _Column(name="tensor", goes=9),
+    _Column(name="memory", justify="left", goes=4),
+    _Column(name="W", goes=2),
+    _Column(name="°C", goes=5),
+    _Column(name="price", goes=1),
+    _Column(name="project", justify="left", goes=8),
+    _Column(name="owner", justify="left", fewest=12),
+    _Column(name="note", justify="left", fewest=10),
+)
+_GAP = 2
+
+
 def _table(frame: Frame, width: int = 200, most: int = sys.maxsize) -> "rich_table.Table":
-    """width: characters of the terminal; a narrow one shows the columns that matter most. most: devices that are shown."""
+    """width: characters of the terminal; in a narrow one words are cut and what matters least is left out, numbers are whole or
+    not there. most: devices that are shown.
+    """
+    rows = frame.devices[:most]
+    cells = [_cells(row, narrow=False) for row in rows]
+    wanted = _fitting(cells, _heads(frame), width)
+    if any(column.goes and number not in wanted for number, column in enumerate(_COLUMNS)):
+        cells = [_cells(row, narrow=True) for row in rows]
+        wanted = _fitting(cells, _heads(frame), width)
     table = rich_table.Table(title=_title(frame), title_justify="left", expand=False, box=None, pad_edge=False)
-    shown = [number for number, (_, _, least) in enumerate(_COLUMNS) if least <= width]
-    for number in shown:
-        name, justify, _ = _COLUMNS[number]
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type] # its words
-    for row in frame.devices[:most]:
-        cells = _cells(row, narrow=width < _WIDE)
-        table.add_row(*(cells[number] for number in shown), style="dim" if row.device.age > _STALE else "")
+    for number, space in wanted.items():
+        column = _COLUMNS[number]
+        table.add_column(
+            _heads(frame)[number],
+            justify=column.justify,
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=space,
+            max_width=space,
+        )
+    for row, texts in zip(rows, cells, strict=True):
+        table.add_row(*(texts[number] for number in wanted), style="dim" if row.device.age > _STALE else "")
     if len(frame.devices) > most:
-        table.add_row(f"and {len(frame.devices) - most} more: --project", *[""] * (len(shown) - 1))
+        table.caption = f"and {len(frame.devices) - most} more: --project, --sort"
     if not frame.devices:
-        table.add_row("no device was seen in the last minutes", *[""] * (len(shown) - 1))
+        table.caption = "no device was seen in the last minutes"
     return table
 
 
-_WIDE = 150
-# Name, side, and the width of a terminal from which on it is shown.
-_COLUMNS = (
-    ("device", "left", 0),
-    ("model", "left", 120),
-    ("SM active", "left", 0),
-    ("SM", "right", 0),
-    ("GPU", "right", 100),
-    ("tensor", "right", 150),
-    ("memory", "left", 110),
-    ("W", "right", 0),
-    ("°C", "right", 150),
-    ("$/h", "right", 0),
-    ("project", "left", 130),
-    ("owner", "left", 0),
-    ("not believed", "left", 0),
-)
+def _heads(frame: Frame) -> list[str]:
+    """With the currency, if prices are in one."""
+    money = f"{next(iter(frame.hourly))}/h" if len(frame.hourly) == 1 else "per hour"
+    return [money if column.name == "price" else column.name for column in _COLUMNS]
 
 
-def _cells(row: Row, *, narrow: bool) -> "list[str | rich_text.Text]":
+def _fitting(cells: "Sequence[Sequence[rich_text.Text]]", heads: Sequence[str], width: int) -> dict[int, int]:
+    """The columns that are shown, by number, and the characters that each gets."""
+    needs = {
+        number: max([len(heads[number]), *(row[number].cell_len for row in cells)])
+        for number in range(len(_COLUMNS))
+        if any(row[number].plain for row in cells) or not _COLUMNS[number].fewest or not cells
+    }
+    while True:
+        given = _cut(needs, width)
+        leaving = [number for number in needs if _COLUMNS[number].goes]
+        if _space(given) <= width or not leaving:
+            return given
+        del needs[max(leaving, key=lambda number: _COLUMNS[number].goes)]
+
+
+def _cut(needs: dict[int, int], width: int) -> dict[int, int]:
+    """The widest words first, by a character each time, down to the fewest."""
+    given = dict(needs)
+    while _space(given) > width:
+        words = [number for number, space in given.items() if 0 < _COLUMNS[number].fewest < space]
+        if not words:
+            break
+        given[max(words, key=given.__getitem__)] -= 1
+    return given
+
+
+def _space(given: dict[int, int]) -> int:
+    return sum(given.values()) + _GAP * (len(given) - 1)
+
+
+def _cells(row: Row, *, narrow: bool) -> "list[rich_text.Text]":
+    """narrow: without what can be told otherwise, such as the machine and the bar."""
     d = row.device
     owners = ", ".join(h.owner if h.share > 0.999 else f"{h.owner} {h.share:.0%}" for h in d.owners)  # noqa: PLR2004
     projects = ", ".join(sorted({h.project or _UNKNOWN for h in d.owners}))
-    doubt = d.error or d.suspect
+    device = _short(d.device)
+    doubt = d.error or (f"{d.suspect}, not believed" if d.suspect else "")
     return [
-        _plain(f"{d.node}/{_short(d.device)}" if d.node and not narrow else _short(d.device)),
-        _plain(d.model or d.product or _UNKNOWN),
+        _plain(device.removeprefix("GPU-") if narrow else f"{d.node}/{device}" if d.node else device),
+        _plain(" ".join((d.model or d.product or _UNKNOWN, d.profile)).rstrip()),
         _plain(sparkline(d.trend)),
         _plain(_percent(d.sm_active)),
         _plain(_percent(d.gpu_active)),
         _plain(_percent(d.tensor_active)),
-        _plain(_memory(d.memory_used, d.memory_total)),
+        _plain(_memory(d.memory_used, d.memory_total, bar=not narrow)),
         _plain(_UNKNOWN if d.power is None else f"{d.power:.0f}"),
         _plain(_UNKNOWN if d.temperature is None else f"{d.temperature:.0f}"),
         _plain(_UNKNOWN if row.hourly is None else f"{row.hourly.micros / 1e6:.2f}"),
         _plain(projects or "nobody's"),
         _plain(owners or _UNKNOWN),
-        rich_text.Text(doubt, style=_NOT_BELIEVED),
+        _plain(doubt, _NOT_BELIEVED) if doubt else _plain(_held(d), _HELD),
     ]
 
 
-def _plain(text: str) -> "rich_text.Text":
+def _held(device: Device) -> str:
+    """What its clocks are held down by, and its last error."""
+    bits = device.throttle or 0
+    held = [words for reason, words in _THROTTLED.items() if bits & fold.REASONS[reason]]
+    said = [f"held by {', '.join(held)}"] if held else []
+    said += [f"Xid {device.xid}"] if device.xid else []
+    said += [f"seen {device.age / 60:.0f} min ago"] if device.age > _STALE else []
+    return ", ".join(said)
+
+
+def _plain(text: str, style: str = "") -> "rich_text.Text":
     """Names come from elsewhere: they are no markup, and bring no control characters to the terminal."""
-    return rich_text.Text("".join(c if c.isprintable() else "·" for c in text))
+    return rich_text.Text("".join(c if c.isprintable() else "·" for c in text), style=style)
 
 
 def _title(frame: Frame) -> str:
@@ -309,6 +427,8 @@ def _title(frame: Frame) -> str:
     asked = any(row.hourly is not None and not row.charged for row in frame.devices)
     parts += [f"{money}{', in part by list prices' if asked else ''}"] if money else ["no price known"]
     parts += [f"{idle} for nobody"] if idle else []
+    unpriced = sum(row.hourly is None for row in frame.devices)
+    parts += [f"{unpriced} without a price"] if unpriced and money else []
     parts += [f"{frame.suspect} not believed"] if frame.suspect else []
     return " · ".join(parts)
 
@@ -321,14 +441,15 @@ def sparkline(points: Sequence[float | None]) -> str:
     )
 
 
-def _memory(used: int | None, total: int | None) -> str:
+def _memory(used: int | None, total: int | None, *, bar: bool) -> str:
     if used is None:
         return _UNKNOWN
     gib = 1024**3
     if not total:
         return f"{used / gib:.0f}G"
     full = min(_BAR, max(0, round(_BAR * used / total)))
-    return f"{'█' * full}{'░' * (_BAR - full)} {used / gib:.0f}/{total / gib:.0f}G"
+    drawn = f"{'█' * full}{'░' * (_BAR - full)} " if bar else ""
+    return f"{drawn}{used / gib:.0f}/{total / gib:.0f}G"
 
 
 def _percent(ratio: float | None) -> str:

@@ -13,6 +13,7 @@ from macadam.errors import MacadamError
 from macadam.faces import problem
 from macadam.lazy import lazy
 from macadam.operations import Progress
+from macadam.values import Money
 
 if TYPE_CHECKING:
     import rich.box as rich_box
@@ -211,10 +212,7 @@ def _is_money(value: object) -> bool:
 
 
 def _money(value: Mapping[str, Any]) -> str:
-    """To the cent, and as far as the micro where there are parts of one."""
-    sign, micros = "-" if value["micros"] < 0 else "", abs(value["micros"])
-    places = f"{micros % 1_000_000:06d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{micros // 1_000_000:,}.{places} {value['currency']}"
+    return str(Money(micros=value["micros"], currency=value["currency"]))
 
 
 def _mapping(value: Mapping[str, Any], *, short: bool) -> str:

@@ -33,7 +33,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(_NAMES)} or all; may be repeated; default: balanced",
     )
     parser.add_argument(
-        "--demand", metavar="X", type=float, default=1.0, help="GPUs demanded / GPUs there are; default: 1"
+        "--demand",
+        metavar="X",
+        type=float,
+        default=1.0,
+        help="GPUs demanded / GPUs there are, above 0, at most 100; default: 1",
     )
     parser.add_argument("--seeds", metavar="N", type=int, default=10, help="orders of arrival; default: 10")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw what stays unallocated while demand grows")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from macadam.values import utc_now
+from macadam.values import Money, utc_now
 
 Row = dict[str, object]
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -303,8 +303,7 @@ def _most(limit: int | None) -> str:
 
 
 def _amount(money: Mapping[str, Any]) -> str:
-    """To the cent: exact amounts are in `--json`."""
-    return f"{money['micros'] / 1_000_000:,.2f} {money['currency']}"
+    return str(Money(micros=money["micros"], currency=money["currency"]))
 
 
 def _sum(decimal: str, currency: str) -> str:

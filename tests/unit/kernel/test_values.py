@@ -89,7 +89,16 @@ def test_ids_are_version_7_distinct_and_sorted_also_across_threads() -> None:
 
 
 def test_money_is_exact_and_names_its_currency() -> None:
-    assert str(Money(micros=1_234_500)) == "1.2345 USD"
+    assert str(Money(micros=1_234_500)) == "1.23 USD"
+    assert str(Money(micros=-1_234_567_890_000)) == "-1,234,567.89 USD"
+    assert [str(Money(micros=m)) for m in (0, 45, 12_345, 554_700, 994_999, 999_999)] == [
+        "0.00 USD",
+        "0.000045 USD",
+        "0.0123 USD",
+        "0.5547 USD",
+        "0.995 USD",
+        "1.00 USD",
+    ]
     with pytest.raises(InvalidInput, match="not a currency"):
         Money(micros=1, currency="dollars")
 

@@ -131,3 +131,8 @@ def test_large_numbers_are_written_short():
         "2.5M",
         "-3G",
     ]
+
+
+def test_values_lie_between_the_first_and_the_last_round_number_of_their_axis() -> None:
+    drawn = plots.lines({"a": [(1, -5), (2, 55)]}, title="t", y_label="%")
+    assert [text for text in (">-20<", ">0<", ">20<", ">40<", ">60<") if text not in drawn] == []

@@ -305,8 +305,7 @@ def _of_budget(sql: sa.Connection, budget: Budget, estimate: Money, now: datetim
         step = "Estimate in its currency, or import exchange rates and set the budget with --convert."
     else:
         fits = asked <= left.micros
-        verb = "has" if fits else "has only"
-        reason = f"{whose} {verb} {left} of its {budget.amount} left this {budget.period}; this may cost {estimate}."
+        reason = f"{_has(whose, left, budget, enough=fits)} this {budget.period}; this may cost {estimate}."
         step = (
             "" if fits else "Wait for other work to end, ask for less, or have the budget raised: macadam budgets set."
         )
@@ -321,6 +320,13 @@ def _of_budget(sql: sa.Connection, budget: Budget, estimate: Money, now: datetim
         period_end=end,
         next_step=step,
     )
+
+
+def _has(whose: str, left: Money, budget: Budget, *, enough: bool) -> str:
+    if left.micros < 0:
+        over = msgspec.structs.replace(left, micros=-left.micros)
+        return f"{whose} has spent and promised {over} more than its {budget.amount}"
+    return f"{whose} {'has' if enough else 'has only'} {left} of its {budget.amount} left"
 
 
 # What was spent

@@ -69,6 +69,11 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
                 "A machine needs watts and a price of at least zero and a PUE of at least 1.",
                 next_step="Give what it draws while it is used; the PUE is all power of the place over that of its machines.",
             )
+        if self.capex.micros <= 0:
+            raise InvalidInput(
+                f"A machine's price is {self.capex}.",
+                next_step="Give what was paid for it, with its part of the network.",
+            )
         if not 0 <= self.residual.micros <= self.capex.micros:
             raise InvalidInput(
                 "A machine is worth something between nothing and its price in the end.",

@@ -3,6 +3,7 @@
 Setting one is the platform administrator's: what a project gets is taken from others.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 
 from macadam.access.service import require_project
@@ -10,6 +11,7 @@ from macadam.compute.billing import budgets, exchange
 from macadam.compute.jobs import registry, spending
 from macadam.compute.jobs.prices import Desk
 from macadam.compute.jobs.types import (
+    AttemptRow,
     Cohort,
     ListCohorts,
     ListQuotas,
@@ -75,20 +77,20 @@ def remove_quota(tx: Transaction, request: RemoveQuota) -> Quota:
 @operation(ShowQuota, permission="jobs:read", http=f"GET {_QUOTA}", cli="quotas show")
 def show_quota(tx: Transaction, request: ShowQuota) -> QuotaState:
     """Raises NotFound."""
-    return _state(tx, registry.find_quota(tx.sql, request.project))
+    return _states(tx, [registry.find_quota(tx.sql, request.project)])[0]
 
 
 @operation(ListQuotas, permission="quotas:read", http="GET /api/v1/quotas", cli="quotas list", resource=_PLATFORM)
 def list_quotas(tx: Transaction, _request: ListQuotas) -> tuple[QuotaState, ...]:
-    return tuple(_state(tx, quota) for quota in registry.all_quotas(tx.sql))
+    return _states(tx, registry.all_quotas(tx.sql))
 
 
 @operation(ListCohorts, permission="quotas:read", http="GET /api/v1/cohorts", cli="quotas cohorts", resource=_PLATFORM)
 def list_cohorts(tx: Transaction, _request: ListCohorts) -> tuple[Cohort, ...]:
     quotas = registry.all_quotas(tx.sql)
-    using = {row.project: 0 for row in registry.open_attempts(tx.sql)}
+    using: dict[str, int] = {}
     for row in registry.open_attempts(tx.sql):
-        using[row.project] += row.milli
+        using[row.project] = using.get(row.project, 0) + row.milli
     machines = sum(len(node.devices) for node in registry.known_machines(tx.sql))
     return tuple(
         Cohort(
@@ -118,16 +120,25 @@ def _require_comparable(tx: Transaction, request: SetQuota) -> None:
         )
 
 
-def _state(tx: Transaction, quota: Quota) -> QuotaState:
-    rows = [row for row in registry.open_attempts(tx.sql) if row.project == quota.project]
-    since = spending.window_start(quota.window, tx.now)
-    currency = (
-        quota.money.currency if quota.money else Desk(tx.sql, tx.ports.settings.prices, tx.now).currency(quota.project)
+def _states(tx: Transaction, quotas: Sequence[Quota]) -> tuple[QuotaState, ...]:
+    """What runs and waits is read once for all of them."""
+    rows: dict[str, list[AttemptRow]] = {}
+    for row in registry.open_attempts(tx.sql):
+        rows.setdefault(row.project, []).append(row)
+    counts = registry.counts(tx.sql)
+    desk = Desk(tx.sql, tx.ports.settings.prices, tx.now)
+    return tuple(
+        _state(tx, desk, quota, rows.get(quota.project, []), counts.get((quota.project, "waiting"), 0))
+        for quota in quotas
     )
+
+
+def _state(tx: Transaction, desk: Desk, quota: Quota, rows: Sequence[AttemptRow], waiting: int) -> QuotaState:
+    since = spending.window_start(quota.window, tx.now)
+    currency = quota.money.currency if quota.money else desk.currency(quota.project)
     counted = spending.counted(tx.sql, quota.project, since, currency)
     spent = counted.spent
     held = sum(row.milli * (tx.now - max(row.started, since)).total_seconds() / 1000 for row in rows)
-    counts = registry.counts(tx.sql)
     return QuotaState(
         quota=quota,
         using=sum(row.milli for row in rows),
@@ -137,5 +148,5 @@ def _state(tx: Transaction, quota: Quota) -> QuotaState:
         others=counted.others,
         since=since,
         running=len(rows),
-        waiting=counts.get((quota.project, "waiting"), 0),
+        waiting=waiting,
     )

@@ -38,7 +38,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         times = (self.work, self.changeover, self.checkpoint_every, self.checkpoint_cost)
         if not all(0 <= time < float("inf") for time in times) or not 0 < self.step < float("inf") or not self.work:
-            raise InvalidInput(f"The times of {self} cannot be.", next_step="Give seconds above 0 for work and step.")
+            raise InvalidInput(
+                f"A job of {self.work:g} s of work, {self.changeover:g} s to start, a checkpoint of {self.checkpoint_cost:g} s every "
+                f"{self.checkpoint_every:g} s, decided on every {self.step:g} s, cannot be.",
+                next_step="Give work and step above 0, and no time below 0.",
+            )
         if not self.work + self.changeover <= self.deadline < float("inf"):
             raise InvalidInput(
                 f"{self.work:g} s of work and {self.changeover:g} s to start cannot be done in {self.deadline:g} s.",

@@ -171,7 +171,7 @@ def study(
     if not machines or not pods or not names or seeds < 1 or not 0 < demand <= _POINTS:
         raise InvalidInput(
             f"There are {len(machines)} nodes, {len(pods)} pods, {seeds} seeds and a demand of {demand}.",
-            next_step="Give files with rows, one seed or more, and a demand above 0 such as 1.0.",
+            next_step=f"Give files with rows, one seed or more, and a demand above 0, at most {_POINTS}, such as 1.0.",
         )
     if not sum(machine.gpus for machine in machines):
         raise InvalidInput("The nodes have no GPU.", next_step="Give a file of nodes with gpu above 0.")

@@ -26,7 +26,7 @@ else:
 MINUTE, HOUR = 60, 3600
 _MEASURED = ("gpu_active", "sm_active", "tensor_active", "dram_active", "host_cpu", "host_cores", *RATES)
 _MEANS = (*_MEASURED, "slice", *THROTTLED)
-_REASONS = {
+REASONS = {
     "throttled_heat": 0x20 | 0x40,
     "throttled_hardware": 0x08 | 0x80,
     "throttled_power": 0x04,
@@ -123,7 +123,7 @@ def _measured(frame: Frame) -> "dict[str, Floats]":
     known = (told >= 0) & (told < _EXACT)
     bits = np.where(known, told, 0).astype(np.int64)
     free = known
-    for name, reasons in _REASONS.items():
+    for name, reasons in REASONS.items():
         held = free & (bits & reasons != 0)
         found[name] = np.where(known, held, np.nan)
         free = free & ~held

@@ -111,6 +111,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """A device as it was last seen. Values are of the newest sample, None if not measured; energy_kwh: in the time that was
     looked at. trend: mean sm_active (else gpu_active) by minute, oldest first. suspect: why it is not believed, '' if it is.
+    throttle: NVML's bits of clocks-event reasons. profile: of a MIG slice, such as '1g.10gb', '' if not known.
     """
 
     device: str
@@ -134,6 +135,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     trend: tuple[float | None, ...]
     suspect: str
     error: str
+    profile: str = ""
 
 
 class ListDevices(Request[tuple[Device, ...]], frozen=True, kw_only=True):

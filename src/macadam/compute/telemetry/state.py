@@ -63,6 +63,7 @@ def _device(row: dict[str, Any], minutes: list[dict[str, Any]], now: datetime) -
         trend=_trend(minutes),
         suspect=next((m["suspect"] for m in reversed(current) if m["suspect"]), ""),
         error=row["error"],
+        profile=row["profile"] or "",
     )
 
 

@@ -212,6 +212,11 @@ def newest(sql: sa.Connection, objects: Objects, month: str) -> tuple[Allocation
     query = sa.select(a.document, a.facts).where(a.month == month).order_by(a.at.desc(), a.id.desc()).limit(1)
     row = sql.execute(query).first()
     if row is None:
+        if not _is_billed(sql, month):
+            raise NotFound(
+                f"No bill of {month} is there to be divided.",
+                next_step=f"macadam cost import FILE, then macadam cost allocate --month {month}",
+            )
         raise NotFound(
             f"The bills of {month} have not been divided.", next_step=f"macadam cost allocate --month {month}"
         )
@@ -219,6 +224,11 @@ def newest(sql: sa.Connection, objects: Objects, month: str) -> tuple[Allocation
     facts = msgspec.json.decode(objects.get(row.facts), type=Facts)
     rows = pq.read_table(pa.BufferReader(objects.get(found.rows)))
     return found, Spread(rows=rows, bill=facts.bill, uncharged=facts.uncharged, flags=facts.flags), facts
+
+
+def _is_billed(sql: sa.Connection, month: str) -> bool:
+    _, start, end = month_of(month, datetime.min.replace(tzinfo=UTC))
+    return any(one.bill.period_start < end and one.bill.period_end > start for one in billing.stored(sql))
 
 
 def listed(sql: sa.Connection, limit: int) -> tuple[Allocation, ...]:

@@ -76,6 +76,14 @@ def test_a_soft_budget_admits_and_says_what_it_would_have_said(platform: Platfor
     assert "only" in verdict.reason
 
 
+def test_what_is_overspent_is_said_as_such(platform: Platform) -> None:
+    platform.call(SetBudget(project="flights", amount="10", hard=True))
+    bill(platform, "2026-03-10", 10_554_700)
+    refused = reserve(platform, "job:1", dollars(1))
+    assert not refused.allowed
+    assert refused.reason.startswith("flights has spent and promised 0.5547 USD more than its 10.00 USD this month;")
+
+
 def test_what_is_settled_is_spent_and_what_is_released_is_free_again(platform: Platform) -> None:
     platform.call(SetBudget(project="flights", amount="10", hard=True))
     reserve(platform, "job:1", dollars(8))

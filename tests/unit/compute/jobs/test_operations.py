@@ -13,7 +13,7 @@ import pytest
 from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import SetBudget
-from macadam.compute.jobs import bundle, forecast, machine
+from macadam.compute.jobs import bundle, forecast, machine, registry
 from macadam.compute.jobs.render_types import RenderJob
 from macadam.compute.jobs.spending import window_start
 from macadam.compute.jobs.types import (
@@ -399,7 +399,7 @@ def test_a_budget_without_room_is_named_as_the_reason(bench: Bench) -> None:
     bench.turn()
     said = bench.platform.call(ExplainJob(project="p", job=job.id))
     assert said.reason == "money"
-    assert "0.0100 USD" in said.words
+    assert "0.01 USD" in said.words
 
 
 def test_without_machines_it_is_said_how_the_queue_is_started(bench: Bench) -> None:
@@ -430,6 +430,17 @@ def test_a_quota_is_set_shown_listed_and_removed(bench: Bench) -> None:
     bench.platform.call(RemoveQuota(tenant="q"))
     with pytest.raises(NotFound):
         bench.platform.call(ShowQuota(project="q"))
+
+
+def test_what_runs_is_read_once_however_many_quotas_are_listed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    for name in ("open_attempts", "counts"):
+        asked = getattr(registry, name)
+        monkeypatch.setattr(registry, name, lambda sql, name=name, asked=asked: reads.append(name) or asked(sql))
+    for tenant in ("p", "q"):
+        bench.platform.call(SetQuota(tenant=tenant, gpus=1))
+    assert len(bench.platform.call(ListQuotas())) == 2
+    assert sorted(reads) == ["counts", "open_attempts"]
 
 
 def test_a_quota_in_another_currency_or_of_nobody_is_refused(bench: Bench) -> None:

@@ -199,7 +199,7 @@ def test_a_price_in_another_currency_counts_at_an_imported_rate_and_else_makes_t
     bench.executor.end(f"{job.id}.1")
     bench.turn()
     assert bench.now(job).spent == Money(micros=62_500)
-    assert "1.8000 EUR" in bench.platform.call(ExplainJob(project="p", job=job.id)).cost.basis
+    assert "1.80 EUR" in bench.platform.call(ExplainJob(project="p", job=job.id)).cost.basis
 
 
 def test_work_is_priced_in_the_currency_of_its_projects_budget(bench: Bench) -> None:
@@ -227,7 +227,7 @@ def test_what_was_paid_in_another_currency_is_added_to_no_quota_in_silence(bench
     job = bench.submit(resources=Resources(cpus=1))
     bench.turn()
     why = bench.platform.call(ExplainJob(project="p", job=job.id))
-    assert (bench.now(job).state, why.reason, "0.1000 USD" in why.words) == ("waiting", "money", True)
+    assert (bench.now(job).state, why.reason, "0.10 USD" in why.words) == ("waiting", "money", True)
     shown = bench.platform.call(ShowQuota(project="p"))
     assert (shown.spent, shown.others) == (Money(micros=0, currency="EUR"), (Money(micros=100_000),))
     rate(bench, "1.25")

@@ -83,6 +83,12 @@ def test_a_job_that_could_never_be_in_time_is_not_built(wrong):
         Job(**({"work": HOUR, "deadline": 3 * HOUR} | wrong))
 
 
+def test_times_that_cannot_be_are_said_in_words() -> None:
+    with pytest.raises(InvalidInput, match="A job of 0 s of work, 720 s to start") as raised:
+        Job(work=0.0, deadline=7200.0)
+    assert "Job(" not in str(raised.value)
+
+
 def test_markets_and_slices_that_cannot_be_are_refused():
     for wrong in ({"price": -1.0}, {"price": float("nan")}, {"elsewhere": 1.5}, {"loss": -2.0}, {"comeback": -1.0}):
         with pytest.raises(InvalidInput):

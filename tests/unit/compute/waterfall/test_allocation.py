@@ -223,6 +223,17 @@ def test_a_bill_that_is_replaced_while_it_is_divided_is_not_divided(tmp_path, mo
         assert len(opened.call(ListAllocations())) == 1
 
 
+def test_a_month_with_a_bill_that_nobody_divided_is_to_be_divided(tmp_path: Path) -> None:
+    with testing.open_platform(tmp_path / "home", clock=Clock(NOW)) as opened:
+        opened.call(CreateProject(project="vision"))
+        with pytest.raises(NotFound, match="No bill of"):
+            opened.call(BreakDown(project="*", month=MONTH))
+        opened.call(ImportBill(path=str(bills.write_csv(tmp_path / "bill.csv", [hour(0, 0)])), lenient=True))
+        with pytest.raises(NotFound, match="have not been divided") as raised:
+            opened.call(BreakDown(project="*", month=MONTH))
+    assert raised.value.next_step == f"macadam cost allocate --month {MONTH}"
+
+
 def test_parts_beyond_the_limit_are_summed_up(platform):
     found = shown(platform, by="owner", limit=2)
     assert [one.key for one in found.parts][-1].endswith("others")
@@ -239,9 +250,9 @@ def test_what_owners_were_billed_is_found_over_all_months(platform):
 def test_a_month_without_bills_or_without_an_allocation_says_what_to_do(platform):
     with pytest.raises(NotFound, match="No bill"):
         platform.call(AllocateCosts(month="2020-01"))
-    with pytest.raises(NotFound, match="have not been divided") as raised:
+    with pytest.raises(NotFound, match="No bill of 2020-01") as raised:
         platform.call(BreakDown(project="*", month="2020-01"))
-    assert "cost allocate --month 2020-01" in raised.value.next_step
+    assert "cost import FILE, then macadam cost allocate --month 2020-01" in raised.value.next_step
     with pytest.raises(InvalidInput):
         platform.call(BreakDown(project="*", month="2026-13"))
 
