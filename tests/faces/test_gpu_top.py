@@ -181,6 +181,12 @@ def test_a_slice_costs_its_part_and_what_has_no_price_is_counted() -> None:
     assert "1 without a price" in text
 
 
+def test_a_gpu_that_no_list_prices_is_shown_without_a_price() -> None:
+    text = drawn(device(model="t4-16gb"), device())
+    assert "t4-16gb" in text
+    assert "1 without a price" in text
+
+
 def test_devices_are_sorted_by_what_is_asked_with_the_unknown_last() -> None:
     frame = gpu_top._priced(
         (device(power=None), device(power=100.0), device(power=600.0), device(power=100.0, node="z")), NOW, ALONE

@@ -254,9 +254,10 @@ def _part(device: Device) -> float | None:
 
 def _row(device: Device, told: GpuHour | None) -> Row:
     part = _part(device)
-    if told is None or part is None:
+    if told is None or told.per_gpu_hour is None or part is None:
         return Row(device=device)
-    hourly = Money(micros=round(told.per_gpu_hour.micros * part), currency=told.per_gpu_hour.currency)
+    whole = told.per_gpu_hour
+    hourly = Money(micros=round(whole.micros * part), currency=whole.currency)
     words = told.words if part == 1 else f"{part:.1%} of {told.words}"
     return Row(device=device, hourly=hourly, price=words, charged=told.charged)
 
