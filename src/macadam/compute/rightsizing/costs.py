@@ -188,19 +188,14 @@ def _trainable(question: Question, way: Way, rent: Rent) -> bool:
     """GPUs that share a training stand in one machine, or in whole ones of eight: smaller ones have no network between them that
     carries it.
     """
-    if (
-        way.training_tokens is None
-        or way.kind == "prompt"
-        or rent.machine in (0, _TOGETHER)
-        or rent.machine > _TOGETHER
-    ):
+    if way.training_tokens is None or rent.machine in (0, _TOGETHER) or rent.machine > _TOGETHER:
         return True
     gpu = gpus.find(rent.gpu or question.gpu)
     return training.gpus_at_least(way.kind, llms.read(way.model), gpu) <= rent.machine
 
 
 def _training(question: Question, way: Way, rent: Rent) -> float:
-    if way.training_tokens is None or way.kind == "prompt":
+    if way.training_tokens is None:
         return 0.0
     llm, gpu = llms.read(way.model), gpus.find(rent.gpu or question.gpu)
     read = way.training_tokens.middle * way.epochs * way.runs

@@ -241,7 +241,7 @@ def _trained(
     question: Question, way: Way, world: _World, random: "np.random.Generator", rent: Rent
 ) -> tuple[Training | None, "Array"]:
     """What training takes, and its cost in each draw."""
-    if way.training_tokens is None or way.kind == "prompt":
+    if way.training_tokens is None:
         return None, np.zeros(len(world.requests))
     llm, gpu = llms.read(way.model), gpus.find(question.gpu)
     read = _draw(random, way.training_tokens, len(world.requests)) * way.epochs * way.runs
@@ -261,7 +261,7 @@ def _trained(
 
 
 def _doubt(way: Way) -> str:
-    if way.training_tokens is None or way.kind == "prompt":
+    if way.training_tokens is None:
         return ""
     llm = llms.read(way.model)
     if not training.starved(way.kind, llm, way.training_tokens.high):

@@ -172,7 +172,7 @@ def _hosted(question: Question, way: Way, rent: Rent) -> list[Term]:
 
 
 def _trained(question: Question, way: Way, rent: Rent) -> list[Term]:
-    if way.training_tokens is None or way.kind == "prompt":
+    if way.training_tokens is None:
         return []
     llm, gpu, mfu = llms.read(way.model), gpus.find(question.gpu), question.mfu.middle
     read = way.training_tokens.middle * way.epochs * way.runs

@@ -101,7 +101,22 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         prices = (self.read_usd, self.made_usd, self.cached_usd)
         if not all(0 <= price <= _USD for price in prices if price is not None):
             raise self._wrong("has a price that cannot be", f"Give read_usd, made_usd and cached_usd of 0 to {_USD:g}.")
+        self._check_kind()
         self._check_discounts()
+
+    def _check_kind(self) -> None:
+        """What would be left out of the sum unsaid is refused."""
+        if (self.read_usd is None) != (self.made_usd is None):
+            raise self._wrong("has one price of two", "Give both read_usd and made_usd, or neither.")
+        if self.kind != "api" and (self.api or self.read_usd is not None or self.cached_usd is not None):
+            raise self._wrong(
+                "is hosted, and has a price by the token too", "Leave out api, read_usd, made_usd and cached_usd."
+            )
+        if self.kind in ("api", "prompt") and self.training_tokens is not None:
+            raise self._wrong(
+                f"is of the kind {self.kind}, which trains nothing, and has training_tokens",
+                "Leave them out, or give kind: lora, finetune or scratch; what a provider charges for training is one_off_usd.",
+            )
 
     def _check_discounts(self) -> None:
         if not self.cached.high < 1:

@@ -301,6 +301,22 @@ def test_the_range_that_moves_a_decision_most_is_the_one_that_is_named() -> None
         assert f"{driver} moves it" in " ".join(verdicts.verdict(asked, decide(asked)).would_change)
 
 
+@pytest.mark.parametrize(
+    ("way", "wrong", "word"),
+    [
+        (BUY, {"made_usd": None, "api": "openai/gpt-6-sol"}, "one price of two"),
+        (BUY, {"training_tokens": between(1e6)}, "trains nothing"),
+        (LORA, {"kind": "prompt"}, "trains nothing"),
+        (LORA, {"api": "openai/gpt-6-sol"}, "price by the token too"),
+        (LORA, {"read_usd": 1.0, "made_usd": 1.0}, "price by the token too"),
+        (LORA, {"cached_usd": 1.0}, "price by the token too"),
+    ],
+)
+def test_a_figure_that_would_count_nowhere_is_refused(way: Way, wrong: dict[str, object], word: str) -> None:
+    with pytest.raises(InvalidInput, match=word):
+        msgspec.structs.replace(way, **wrong)
+
+
 def test_tokens_from_the_cache_are_paid_at_their_own_price() -> None:
     """By hand: of 800 tokens half at 1.0 and half at 0.1 USD a million, and 100 made at 2.0: 640 USD for a million requests."""
     cached = msgspec.structs.replace(BUY, cached=between(0.5), cached_usd=0.1)
