@@ -8,7 +8,7 @@ import itertools
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from macadam.compute.catalogue import gpus
+from macadam.compute.catalogue import buses, gpus
 from macadam.lazy import lazy
 
 if TYPE_CHECKING:
@@ -183,6 +183,12 @@ class Frame:
         """Bytes that the data sheet gives the GPU, NaN if it is not known."""
         names, code = self.models
         return np.array([gpus.gpus()[name].memory if name else np.nan for name in names] or [np.nan])[code]
+
+    def carried(self, rate: str) -> "Floats":
+        """Bytes/s that the GPU's 'nvlink' or 'pcie' can carry, both directions together; NaN if that is not known."""
+        names, code = self.models
+        found = [(gpus.gpus()[name].link if rate == "nvlink" else buses.pcie(name)) if name else 0.0 for name in names]
+        return np.array([2 * one or np.nan for one in found] or [np.nan])[code]
 
 
 def _codes(rows: "pa.Table", name: str) -> "tuple[list[str], Ints]":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from macadam.compute.catalogue import buses
 from macadam.compute.telemetry import mig
 from macadam.compute.telemetry.frame import SECOND, Frame
 from macadam.compute.telemetry.types import GPU, RATES, RATIOS, Finding
@@ -44,7 +45,7 @@ _WINDOW, _LEAST = 600, 8
 """Seconds over which power and energy are compared, and the readings that this takes."""
 _HOTTEST = 200.0
 _AMOUNTS = (
-    "power", "power_limit", "gpu_power", "host_cpu", "host_cores", "sm_clock", "memory_clock", *RATES
+    "power", "power_limit", "gpu_power", "host_cpu", "host_cores", "sm_clock", "memory_clock", "throttle", *RATES
 )  # fmt: skip
 """At least 0."""
 _PROFILED = ("gr_active", "sm_active", "dram_active")
@@ -237,6 +238,10 @@ def _impossible_power(frame: Frame, _owned: "Mask") -> "Mask":
     return (frame.drawn > limit) | np.asarray(grown)[frame.reading]
 
 
+def _impossible_traffic(frame: Frame, _owned: "Mask") -> "Mask":
+    return np.asarray(np.any([frame.number(name) > buses.MOST * frame.carried(name) for name in RATES], axis=0))
+
+
 def _windows(frame: Frame, wanted: "Mask") -> "tuple[Ints, Mask, Callable[[Floats], Floats]]":
     """(window of each reading, which of those wanted stand for any time, their sum by window)."""
     usable = wanted & (frame.seconds > 0)
@@ -364,7 +369,7 @@ CHECKS: tuple[Check, ...] = (
         about="A value that cannot be: a ratio above 1, below 0 or no number, more memory in use than there is.",
         threshold="ratios 0 to 1.01, others at least 0, memory at most 101% and 1.2 times the data sheet's, temperature "
         "within 200 °C of 0",
-        shown=(*RATIOS, "memory_used", "memory_total", "power", "temperature", *RATES),
+        shown=(*RATIOS, "memory_used", "memory_total", "power", "temperature", "throttle", *RATES),
         find=_out_of_range,
     ),
     Check(
@@ -422,6 +427,13 @@ CHECKS: tuple[Check, ...] = (
         threshold="1.2 times the data sheet's power, else the device's own limit; of energy, with its counter's longest step",
         shown=("power", "power_limit", "energy", "gpu_power", "gpu_energy"),
         find=_impossible_power,
+    ),
+    Check(
+        name="impossible-traffic",
+        about="More went over the links than they carry: bytes that were taken for something else, or a counter's mistake.",
+        threshold="1.1 times NVLink's bandwidth by the data sheet, or PCIe's by its generation, both directions together",
+        shown=RATES,
+        find=_impossible_traffic,
     ),
     Check(
         name="energy-at-odds",

@@ -149,6 +149,10 @@ LIES = {
         lambda t: changed(t, SOME[5:6], energy=[column(t, "energy", [SOME[5]])[0] + 20_000_000]),
         rows=1,
     ),
+    "more over NVLink than it carries": Lie("impossible-traffic", lambda t: changed(t, SOME, nvlink=1.0e12)),
+    "more over PCIe than it carries": Lie("impossible-traffic", lambda t: changed(t, SOME, pcie=1.4e11)),
+    "negative traffic": Lie("out-of-range", lambda t: changed(t, SOME, pcie=-1.0)),
+    "reasons below nothing": Lie("out-of-range", lambda t: changed(t, SOME, throttle=-4)),
     "SMs busier than their engine": Lie("above-engine", lambda t: changed(t, SOME, gr_active=0.2, sm_active=0.6)),
     "tensor pipes busier than SMs": Lie("above-engine", lambda t: changed(t, SOME, tensor_active=0.9, sm_active=0.5)),
     "a lost device": Lie("lost", lambda t: changed(t, SOME, error="GPU is lost", gpu_active=None, power=None)),
@@ -257,6 +261,11 @@ def test_a_board_whose_limit_its_owner_raised_is_honest() -> None:
     assert "impossible-power" in {
         f.check for f in folded(changed(hot, MINE, power_limit=50_000.0, power=1300.0)).findings
     }
+
+
+def test_links_that_are_full_are_honest() -> None:
+    table = changed(busy(honest()), SOME, nvlink=2 * 450e9, pcie=2 * 63e9, throttle=0x20 | 0x80)
+    assert not folded(table).findings
 
 
 def test_a_kernel_that_spins_without_memory_is_honest() -> None:
