@@ -131,11 +131,12 @@ def import_bill(tx: Transaction, request: ImportBill, prepared: _Prepared | _Aga
             f"The delivery {files} was there, and is not.", next_step="Look at who can write to the database."
         )
     delivery = _delivery(tx, prepared)
+    before = store.totals(tx.sql) if delivery.replaced else {}
     store.keep(tx.sql, delivery, prepared.charges)
     for bill in delivery.bills:
         store.keep_spent(tx.sql, bill, prepared.spent[store.key_of(bill)])
     _record(tx, delivery, prepared, request)
-    _alert(tx, prepared.spent.values())
+    _alert(tx, prepared.spent.values(), before)
     return delivery
 
 
@@ -172,9 +173,15 @@ def _instead(tx: Transaction, delivery: Delivery) -> Iterable[Note]:
         yield Note(what=what)
 
 
-def _alert(tx: Transaction, several: Iterable[store.Spent]) -> None:
-    for project in sorted({project for spent in several for project, _ in spent if project}):
-        budgets.raise_alerts(tx, project)
+def _alert(tx: Transaction, several: Iterable[store.Spent], before: dict[tuple[str, str], int] | None = None) -> None:
+    """before: totals by project and currency, where some may have fallen since: what was raised of more is taken back there."""
+    after = store.totals(tx.sql) if before else {}
+    fallen = {key[0] for key, micros in (before or {}).items() if after.get(key, 0) < micros}
+    for project in sorted({project for spent in several for project, _ in spent} | fallen):
+        if project in fallen:
+            budgets.reconsider(tx, project)
+        elif project:
+            budgets.raise_alerts(tx, project)
 
 
 def _delivery(tx: Transaction, prepared: _Prepared) -> Delivery:
@@ -416,6 +423,7 @@ def map_charges(tx: Transaction, _request: MapCharges, found: _Remapped) -> Mapp
     digest = digest_of(msgspec.json.encode([document["rules"], document["tag_keys"]], order="sorted"))
     row = {"version": rules.version, "digest": digest, "at": tx.now, "document": document}
     tx.sql.execute(sa.insert(mappings).values(row))
+    before = store.totals(tx.sql)
     for bill_id, spent in found.spent.items():
         store.keep_spent(tx.sql, current[bill_id], spent)
     tx.record(
@@ -425,8 +433,7 @@ def map_charges(tx: Transaction, _request: MapCharges, found: _Remapped) -> Mapp
         tag_keys=rules.tag_keys,
         bills=len(current),
     )
-    for project in sorted({project for spent in found.spent.values() for project, _ in spent if project}):
-        budgets.raise_alerts(tx, project)
+    _alert(tx, found.spent.values(), before)
     return rules
 
 

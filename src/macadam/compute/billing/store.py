@@ -332,6 +332,17 @@ def by_project(sql: sa.Connection, bill: str) -> dict[str, int]:
     return {row.project: int(row.micros) for row in rows.all()}
 
 
+def totals(sql: sa.Connection) -> dict[tuple[str, str], int]:
+    """What current bills charge in all, by project and currency, in micros."""
+    c = spend.c
+    rows = sql.execute(
+        sa.select(c.project, c.currency, sa.func.sum(c.micros).label("micros"))
+        .where(c.project != "")
+        .group_by(c.project, c.currency)
+    )
+    return {(row.project, row.currency): int(row.micros) for row in rows}
+
+
 def charging(sql: sa.Connection, first: date, until: date) -> set[str]:
     """The ids of current bills that charge anything on days from `first` on and before `until`."""
     days = (spend.c.day >= first.isoformat(), spend.c.day < until.isoformat())

@@ -21,6 +21,7 @@ from macadam.compute.billing.types import (
     ImportBill,
     ListBills,
     ListCharges,
+    MapCharges,
     ShowBill,
     WithdrawBill,
 )
@@ -128,6 +129,25 @@ def test_budgets_are_reckoned_anew_and_warn_again_if_it_comes_back(platform: Pla
     assert state.spent.micros == 0
     take(platform, path)
     assert {(a.kind, a.threshold) for a in platform.call(ListAlerts(project="flights"))} == raised
+
+
+def test_an_alert_gives_way_to_a_correction_and_to_other_rules_and_is_raised_again(
+    platform: Platform, tmp_path: Path
+) -> None:
+    platform.call(SetBudget(project="flights", amount="15", currency="USD"))
+
+    def raised(cost: str) -> bool:
+        row = usage(1, **FLIGHTS, EffectiveCost=cost, BilledCost=cost)
+        take(platform, write_csv(tmp_path / f"{cost}.csv", [row]))
+        return bool(platform.call(ListAlerts(project="flights")))
+
+    assert [raised(cost) for cost in ("15", "1", "15.5")] == [True, False, True]
+    back = [leaf for leaf in platform.call(ShowLog(subject="budget:flights")).entries if leaf.body.get("taken_back")]
+    assert back
+    platform.call(MapCharges(tag_keys=("team",)))
+    assert platform.call(ListAlerts(project="flights")) == ()
+    platform.call(MapCharges(tag_keys=("project",)))
+    assert platform.call(ListAlerts(project="flights"))
 
 
 def test_an_auditor_sees_bills_and_withdraws_none(platform: Platform, tmp_path: Path) -> None:
