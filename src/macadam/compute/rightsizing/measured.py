@@ -97,6 +97,7 @@ class _Point(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: Path) -> list[Row]:
     """Raises SourceInvalid with the row, TooLarge."""
+    arrivals.refuse_packed(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise TooLarge(f"{path} has more than {_LARGEST} bytes.", next_step="Save it without --save-detailed.")

@@ -218,6 +218,8 @@ def test_what_is_no_result_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
             measured.read(path)
     with pytest.raises(SourceInvalid, match="cannot be read"):
         measured.read(tmp_path / "none.json")
+    with pytest.raises(SourceInvalid, match="no plain file"):
+        measured.read(Path("/dev/zero"))
     monkeypatch.setattr(measured, "_LARGEST", 3)
     path.write_text("{} {}")
     with pytest.raises(TooLarge):
