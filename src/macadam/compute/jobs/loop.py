@@ -261,11 +261,13 @@ class Queue:
                     jobs[one.id], rows.pop(one.id), _WISHES.get(one.reason, "preempt"), words=one.words, by=one.by
                 )
                 stopped += 1
+        now = msgspec.structs.replace(seen, attempts=registry.open_attempts(sql), jobs=jobs)
         if broke:
-            stopped += self._hold(books, seen, rows, jobs)
-        if registry.all_quotas(sql) == seen.quotas:
-            held = registry.open_attempts(sql)
-            room = Room(msgspec.structs.replace(seen, attempts=held, jobs=jobs))
+            stopped += self._hold(books, now, rows, jobs)
+        # What has ended meanwhile, as by somebody who gave its executor up, is in no sum of the picture's.
+        ended = {row.id for row in seen.attempts} - {row.id for row in now.attempts}
+        if not ended and registry.all_quotas(sql) == seen.quotas:
+            room = Room(now)
             for job, given, borrowed in starts:
                 if jobs[job.id] == job and room.take(job, given) and not books.start(job, given, borrowed):
                     started += 1

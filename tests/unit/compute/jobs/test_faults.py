@@ -4,7 +4,7 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import msgspec
@@ -119,6 +119,57 @@ def test_what_never_gets_as_far_as_to_begin_is_tried_again_more_and_more_rarely(
     bench.turn()
     bench.turn()
     assert bench.now(job).state == "running"
+
+
+def before_the_commit(bench: Bench, what: Callable[[], object]) -> None:
+    """One turn, with something that happens between its decision and its commit."""
+    sql, me = bench.platform.ports.sql, threading.current_thread()  # the ledger's sequencer writes too
+    write = sql.write
+
+    def late(work: object) -> object:
+        if threading.current_thread() is me:
+            vars(sql).pop("write", None)
+            what()
+        return write(work)  # type: ignore[arg-type]
+
+    sql.write = late  # type: ignore[method-assign]
+    try:
+        bench.turn()
+    finally:
+        vars(sql).pop("write", None)
+
+
+def test_what_another_queue_starts_meanwhile_is_looked_at_with_the_rest() -> None:
+    with open_bench(settings=PRICED) as bench:
+        bench.platform.call(SetQuota(tenant="p", gpus=4, money="50"))
+        bench.turn()
+        job = bench.submit(resources=Resources())
+        bench.new_queue()
+        other = Queue(bench.platform.ports, clock=bench.clock, committed=lambda: None)
+        before_the_commit(bench, other.turn)
+        assert bench.executor.started == [f"{job.id}.1"]
+
+
+def test_what_ends_between_a_decision_and_its_commit_is_paid_before_anything_starts() -> None:
+    """Its hours are in no sum that was decided on: an executor is given up while the queue decides."""
+    with open_bench() as bench:
+        bench.platform.call(SetQuota(tenant="p", gpus=2, borrow=0, gpu_hours=1))
+        bench.submit(resources=Resources(gpus=1))
+        bench.turn()
+        bench.turn()
+        bench.clock.pass_time(timedelta(minutes=50))
+        late = bench.submit(time_limit=60)
+
+        def gives_up() -> None:
+            bench.executor.down = True
+            bench.clock.pass_time(timedelta(minutes=20))
+            bench.platform.call(AbandonExecutor(executor="local"))
+            bench.executor.down = False
+
+        before_the_commit(bench, gives_up)
+        for _ in range(3):
+            bench.turn()
+        assert bench.now(late).state == "waiting"
 
 
 def test_why_a_job_is_where_it_is_is_said_of_each_state_with_what_to_do() -> None:
@@ -257,18 +308,7 @@ class Walk:
     def rival(self) -> None:
         """Another queue takes a whole turn between this one's decision and its commit."""
         bench, other = self.bench, Queue(self.bench.platform.ports, clock=self.bench.clock, committed=lambda: None)
-        write, me = bench.platform.ports.sql.write, threading.current_thread()
-
-        def first(work: object) -> object:
-            if threading.current_thread() is not me:
-                return write(work)  # type: ignore[arg-type]
-            delattr(bench.platform.ports.sql, "write")
-            other.turn()
-            return write(work)  # type: ignore[arg-type]
-
-        bench.platform.ports.sql.write = first  # type: ignore[assignment, method-assign]
-        bench.turn()
-        vars(bench.platform.ports.sql).pop("write", None)
+        before_the_commit(bench, other.turn)
 
     def end(self) -> None:
         if running := [one for one, seen in self.bench.executor.attempts.items() if seen.state == "running"]:
