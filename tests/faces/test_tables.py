@@ -3,9 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from macadam.access.types import CreateProject
+from macadam.compute.advice.types import Advice, Measured, Proposal, Saving
 from macadam.compute.jobs.types import (
     AttemptRow,
     Cohort,
@@ -199,3 +201,33 @@ def test_a_file_without_any_sample_is_refused(
     assert "Nothing in jobs.csv is a sample" in capsys.readouterr().err
     assert cli.main(["gpu", "top", "--replay", "jobs.csv", "--once"]) == 2
     assert "Nothing in jobs.csv is a sample" in capsys.readouterr().err
+
+
+def test_advice_is_shown_with_its_interval_risk_undo_and_what_came_of_it() -> None:
+    saving = Saving(
+        hours=708.0, low_hours=700.0, high_hours=710.0, expected=Money(micros=2_471_897_647),
+        low=Money(micros=2_470_433_433), high=Money(micros=2_473_361_861),
+    )  # fmt: skip
+    proposal = Proposal(
+        kind="idle", project="p", subjects=("notebook:ann",), devices=("gpu:b",), what="Have it stopped.", because="It idled.",
+        saving=saving, risk="medium", risks="What is in memory is lost.", undo="Submit it again.",
+    )  # fmt: skip
+    advice = Advice(
+        ref="advice:1", project="p", status="taken", proposal=proposal, start=NOW, end=NOW, believed=1.0, at=NOW, by="x",
+        decided_by="principal:ann", measured=Measured(verdict="too early", days=(5, 0)),
+    )  # fmt: skip
+    shown = tables.shaped("compute.show_advice", advice)
+    assert isinstance(shown, dict)
+    assert shown["saves in 30 days"] == "2,471.90 USD (2,470.43 USD to 2,473.36 USD)"
+    assert (shown["risk"], shown["undo"]) == ("medium: What is in memory is lost.", "Submit it again.")
+    assert shown["status"] == "taken by principal:ann"
+    early = shown["measured"]
+    assert isinstance(early, dict)
+    assert early["whole days"] == "5 before, 0 since"
+    assert "three whole days" in early["ask again"]
+    found = Measured(verdict="saved", days=(5, 4), before=2.5, after=1.25, saving=Money(micros=9_000_000))
+    told = tables.shaped("compute.measure_advice", msgspec.structs.replace(advice, measured=found))
+    assert isinstance(told, dict)
+    assert isinstance(told["measured"], dict)
+    assert told["measured"]["saves in 30 days"] == "9.00 USD (no interval)"
+    assert told["measured"]["the same work cost"] == "2.5 before, 1.25 since"

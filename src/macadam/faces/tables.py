@@ -49,7 +49,9 @@ def hint(operation: str, shape: Row | Sequence[Row] | str) -> str:
     return ""
 
 
-_ADVICE = "Risks, undo and what it rests on: --json. Next: macadam advice take ID, or dismiss ID --note WHY"
+_ADVICE = (
+    "Risks, undo and what it rests on: macadam advice show ID. Next: macadam advice take ID, or dismiss ID --note WHY"
+)
 _NO_ADVICE = "It rests on what was seen of GPUs (macadam gpu usage) in sealed hours; macadam advice find looks anew."
 NO_DEVICES = (
     "Here no device was seen in the last minutes. On this machine: macadam gpu top --local; "
@@ -124,6 +126,47 @@ def _advice(advice: Mapping[str, Any], _now: datetime) -> Row:
         "what": proposal["what"],
         "measured": advice["measured"]["verdict"] if advice["measured"] else "",
     }
+
+
+def _one_advice(advice: Mapping[str, Any], now: datetime) -> Row:
+    proposal, measured = advice["proposal"], advice["measured"]
+    saving = proposal["saving"]
+    spread = [_amount(saving[one]) for one in ("low", "high") if saving["expected"]] or [
+        f"{saving['low_hours']:,.0f}",
+        f"{saving['high_hours']:,.0f} GPU-hours",
+    ]
+    shown: Row = {
+        "advice": advice["ref"],
+        "status": f"{advice['status']}{' by ' + advice['decided_by'] if advice['decided_by'] else ''}",
+        "note": advice["note"],
+        "what": proposal["what"],
+        "because": proposal["because"],
+        "saves in 30 days": f"{_advice(advice, now)['saves in 30 days']} ({' to '.join(spread)})",
+        "assumes": proposal["assumes"],
+        "risk": f"{proposal['risk']}: {proposal['risks']}",
+        "undo": proposal["undo"],
+        "seen": {"from": advice["start"], "to": advice["end"], "believed": f"{advice['believed']:.0%}"},
+        "measured": _measured(measured) if measured else "",
+    }
+    return {name: value for name, value in shown.items() if value != ""}
+
+
+def _measured(measured: Mapping[str, Any]) -> Row:
+    """A verdict in words: its figures are of the same work, before and since."""
+    before, since = measured["days"]
+    shown: Row = {
+        "verdict": measured["verdict"],
+        "looked at": measured["scope"],
+        "whole days": f"{before} before, {since} since",
+    }
+    if measured["verdict"] == "too early":
+        return shown | {
+            "ask again": "after three whole days on either side, and once bills are there for both or for neither"
+        }
+    if measured["saving"]:
+        saved = " to ".join(_amount(measured[one]) for one in ("low", "high") if measured[one])
+        shown["saves in 30 days"] = f"{_amount(measured['saving'])} ({saved or 'no interval'})"
+    return shown | {"the same work cost": f"{measured['before']:,.4g} before, {measured['after']:,.4g} since"}
 
 
 def _price(offer: Mapping[str, Any], _now: datetime) -> Row:
@@ -291,6 +334,10 @@ _RECORDS: dict[str, _Shape] = {
     "compute.list_unattributed": _charges,
     "compute.explain_job": _explanation,
     "compute.estimate_job": _explanation,
+    "compute.show_advice": _one_advice,
+    "compute.take_advice": _one_advice,
+    "compute.dismiss_advice": _one_advice,
+    "compute.measure_advice": _one_advice,
 }
 
 

@@ -22,6 +22,7 @@ from macadam.compute.advice.types import (
     Measured,
     Proposal,
     Saving,
+    ShowAdvice,
     Status,
     TakeAdvice,
 )
@@ -188,6 +189,12 @@ def _one(sql: sa.Connection, project: str, ref: str) -> Advice:
     if document is None:
         raise NotFound(f"Project {project!r} has no {ref!r}.", next_step=f"macadam advice list --project {project}")
     return msgspec.convert(document, Advice)
+
+
+@operation(ShowAdvice, permission="advice:read", http=f"GET {_ADVICE}/{{advice}}", cli="advice show")
+def show_advice(tx: Transaction, request: ShowAdvice) -> Advice:
+    """Raises NotFound."""
+    return _one(tx.sql, request.project, request.advice)
 
 
 @operation(TakeAdvice, permission="advice:decide", http=f"POST {_ADVICE}/{{advice}}/take", cli="advice take")

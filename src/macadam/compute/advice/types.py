@@ -116,6 +116,13 @@ class ListAdvice(Request[tuple[Advice, ...]], frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
 
+class ShowAdvice(Request[Advice], frozen=True, kw_only=True):
+    """Show what advice rests on, what it risks, how to undo it, and what it saved if it was measured."""
+
+    project: Name
+    advice: AdviceId
+
+
 class TakeAdvice(Request[Advice], frozen=True, kw_only=True):
     """Say that advice was followed, from now on: it is measured against the days before."""
 

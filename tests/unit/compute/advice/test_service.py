@@ -8,7 +8,15 @@ import pytest
 
 from macadam.access.types import CreateProject
 from macadam.app.platform import Platform
-from macadam.compute.advice.types import Advice, DismissAdvice, FindAdvice, ListAdvice, MeasureAdvice, TakeAdvice
+from macadam.compute.advice.types import (
+    Advice,
+    DismissAdvice,
+    FindAdvice,
+    ListAdvice,
+    MeasureAdvice,
+    ShowAdvice,
+    TakeAdvice,
+)
 from macadam.compute.billing.types import Charge
 from macadam.compute.telemetry import service as telemetry
 from macadam.compute.telemetry.requests import SealTelemetry
@@ -76,6 +84,7 @@ def test_advice_is_found_taken_and_measured_and_each_step_is_in_the_ledger(platf
     assert found.proposal.saving.expected is not None  # by the catalogue, as there is no bill
     assert "catalogue" in found.proposal.assumes
     assert found.believed == pytest.approx(1)
+    assert platform.call(ShowAdvice(project="ads", advice=found.ref)) == found
     taken = platform.call(TakeAdvice(project="ads", advice=found.ref))
     assert taken.status == "taken"
     live(platform, clock, 4, ("gpu:a", "job:busy", 0.9))
