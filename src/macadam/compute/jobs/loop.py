@@ -332,7 +332,7 @@ class Queue:
             return
         self._tidied = now
         with self._ports.sql.read() as sql:
-            old = registry.to_forget(sql, now - timedelta(days=self._settings.keep))
+            old = registry.to_forget(sql, now - timedelta(days=self._settings.keep), self._name)
             jobs = registry.by_id(sql, sorted({row.job for row in old}))
         for row in old:
             self._executor.forget(row.id)

@@ -165,10 +165,14 @@ def ended_between(sql: sa.Connection, project: str, start: datetime, end: dateti
     return _attempts(sql, query.order_by(attempts.c.ended, attempts.c.id))
 
 
-def to_forget(sql: sa.Connection, before: datetime, limit: int = 100) -> tuple[AttemptRow, ...]:
-    """Those whose files are kept although they ended before then."""
-    query = sa.select(attempts.c.document).where(attempts.c.kept, attempts.c.ended < before).limit(limit)
-    return _attempts(sql, query)
+def to_forget(sql: sa.Connection, before: datetime, executor: str, limit: int = 100) -> tuple[AttemptRow, ...]:
+    """Those whose files this executor keeps although they ended before then. What another one keeps only that one can remove."""
+    document = sa.type_coerce(attempts.c.document, sa.Text)
+    written = [f'"executor":{msgspec.json.encode(name).decode()}' for name in (executor, "")]
+    mine = sa.or_(*(document.contains(text, autoescape=True) for text in written))
+    its = sa.or_(mine, sa.not_(document.contains('"executor":')))  # before that was written down
+    query = sa.select(attempts.c.document).where(attempts.c.kept, attempts.c.ended < before, its)
+    return _attempts(sql, query.limit(limit))
 
 
 def forgotten(sql: sa.Connection, ids: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What must not keep the queue from its work: large clusters, clocks that are set back, machines that cannot be told apart, executors that fail."""
 
+import dataclasses
 import os
 import random
 import threading
@@ -119,6 +120,24 @@ def test_what_never_gets_as_far_as_to_begin_is_tried_again_more_and_more_rarely(
     bench.turn()
     bench.turn()
     assert bench.now(job).state == "running"
+
+
+def test_what_another_executor_keeps_is_removed_by_that_one(bench: Bench) -> None:
+    job = bench.submit()
+    bench.turn()
+    bench.executor.end(f"{job.id}.1")
+    bench.turn()
+    bench.clock.pass_time(timedelta(days=40))
+    settings, first = bench.platform.ports.settings, bench.executor
+    elsewhere = dataclasses.replace(settings, jobs=dataclasses.replace(settings.jobs, executor="ray"))
+    second = Told(clock=bench.clock)
+    for chosen, executor in ((elsewhere, second), (settings, first)):
+        object.__setattr__(bench.platform.ports, "settings", chosen)
+        object.__setattr__(bench.platform.ports, "executor", executor)
+        bench.new_queue()
+        bench.turn()
+    assert (second.forgotten, second.removed) == ([], [])
+    assert (first.forgotten, first.removed) == ([f"{job.id}.1"], [job.id])
 
 
 def before_the_commit(bench: Bench, what: Callable[[], object]) -> None:
