@@ -8,6 +8,7 @@ import pytest
 
 from macadam.access.types import CreateProject
 from macadam.compute.advice.types import Advice, Measured, Proposal, Saving
+from macadam.compute.jobs.price_service import GpuHour
 from macadam.compute.jobs.types import (
     AttemptRow,
     Cohort,
@@ -231,3 +232,19 @@ def test_advice_is_shown_with_its_interval_risk_undo_and_what_came_of_it() -> No
     assert isinstance(told["measured"], dict)
     assert told["measured"]["saves in 30 days"] == "9.00 USD (no interval)"
     assert told["measured"]["the same work cost"] == "2.5 before, 1.25 since"
+
+
+def test_a_gpus_price_says_which_it_is_and_what_nobody_says_is_a_dash() -> None:
+    told = GpuHour(node="n1", model="l4-24gb", per_gpu_hour=Money(micros=900_000), words="rack", charged=True)
+    one, none = tables.shaped("compute.show_gpu_prices", (told, GpuHour(node="n2", model="l4-24gb")), NOW) or []
+    assert (one["an hour"], one["price"]) == (str(Money(micros=900_000)), "rack")
+    assert (none["an hour"], none["price"]) == ("—", "")
+
+
+def test_where_no_device_was_seen_it_is_said_how_to_see_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_platform(tmp_path / "home"):
+        """It is made."""
+    assert cli.main(["gpu", "list", "--project", "*", "--home", str(tmp_path / "home")]) == 0
+    assert tables.NO_DEVICES in capsys.readouterr().out
+    assert cli.main(["jobs", "prices", "--project", "*", "--home", str(tmp_path / "home")]) == 0
+    assert "macadam cost prices" in capsys.readouterr().out

@@ -109,9 +109,10 @@ class Session:
         shape = None if self.json else tables.shaped(operation.name, value)
         if shape is None:
             self.show(value)
-            return
-        printing.as_text(shape, ranked=True)
-        if said := tables.hint(operation.name, shape):
+        else:
+            printing.as_text(shape, ranked=True)
+        rows = shape if shape is not None else list(value) if isinstance(value, (list, tuple)) else ""
+        if said := tables.hint(operation.name, rows):
             self.say(said)
 
     def say(self, text: str) -> None:

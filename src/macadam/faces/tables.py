@@ -38,6 +38,8 @@ def hint(operation: str, shape: Row | Sequence[Row] | str) -> str:
         return _ADVICE if rows else _NO_ADVICE
     if operation == "compute.list_devices" and not rows:
         return NO_DEVICES
+    if operation == "compute.show_gpu_prices" and not rows:
+        return "The queue has seen no machine with a GPU whose model is known. What anybody asks: macadam cost prices"
     if operation == "compute.import_bill" and isinstance(shape, dict):
         months = sorted({str(bill["period"]) for bill in shape["bills"]})  # type: ignore[attr-defined] # rows of _bill
         return "\n".join(
@@ -313,7 +315,20 @@ def _log(page: Mapping[str, Any], _now: datetime) -> str:
 
 
 _Shape = Callable[[Mapping[str, Any], datetime], Row]
+
+
+def _gpu_hour(price: Mapping[str, Any], _now: datetime) -> Row:
+    return {
+        "machine": price["node"],
+        "GPU": price["model"],
+        "an hour": _amount(price["per_gpu_hour"]) if price["per_gpu_hour"] else "—",
+        "charged": price["charged"],
+        "price": price["words"],
+    }
+
+
 _LISTS: dict[str, _Shape] = {
+    "compute.show_gpu_prices": _gpu_hour,
     "compute.list_jobs": _job,
     "compute.list_quotas": _quota,
     "compute.list_cohorts": _cohort,

@@ -166,10 +166,7 @@ def _instead(tx: Transaction, delivery: Delivery) -> Iterable[Note]:
     out = [bill for bill in delivery.bills if bill.replaced_by or bill.withdrawn]
     others = store.counting(tx.sql, out)
     if others:
-        what = (
-            f"{len(out)} of its bills count no more, as others say their time anew; if those are wrong: macadam cost withdraw "
-            f"{others[0].id}, and import this again"
-        )
+        what = f"another bill counts instead; if that one is wrong: macadam cost withdraw {others[0].id}"
         yield Note(what=what)
 
 
@@ -211,9 +208,9 @@ def _delivery(tx: Transaction, prepared: _Prepared) -> Delivery:
         notes.append(Note(what=what))
     beside = [bill for bill in store.other_currencies(tx.sql, delivery.bills) if bill.id not in older]
     if beside:
+        currencies = ", ".join(sorted({b.currency for b in beside}))
         what = (
-            f"{len(beside)} bills of the same account and time in {', '.join(sorted({b.currency for b in beside}))} stay "
-            f"beside this; if one was a mistake: macadam cost withdraw {beside[0].id}"
+            f"{len(beside)} in {currencies} stay beside this; if one is a mistake: macadam cost withdraw {beside[0].id}"
         )
         notes.append(Note(what=what))
     return msgspec.structs.replace(delivery, notes=tuple(notes), replaced=older)

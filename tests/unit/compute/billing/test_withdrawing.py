@@ -107,7 +107,7 @@ def test_the_bill_that_a_mistake_replaced_is_named_and_comes_back_with_its_file(
     again = take(platform, right)
     assert again.restored == ()  # what replaced it counts
     assert f"macadam cost withdraw {mistake.bills[0].id}" in again.notes[-1].what
-    assert not any("count no more" in note.what for note in take(platform, tmp_path / "mistake.csv").notes)
+    assert not any("counts instead" in note.what for note in take(platform, tmp_path / "mistake.csv").notes)
     assert withdraw(platform, mistake.bills[0]) == (old.bills[0].id,)
     assert spent(platform) == ()
     assert take(platform, right).restored == (old.bills[0].id,)
