@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -45,6 +46,8 @@ _LOCK = "queue.lock"
 _DECAY_EVERY = 60.0  # s; past use that counts in shares changes slowly
 _TIDY_EVERY = 60.0
 _WISHES: dict[str, Wish] = {"money": "money", "node-lost": "node"}
+_PAUSE, _LONGEST_PAUSE = 2.0, 5.0
+"""A turn is followed by a pause of so many times its processor time, up to so many seconds: thousands of jobs take a third of a core."""
 _LEAVE = 5.0  # s before a machine goes away in which everything must have ended
 
 
@@ -481,6 +484,7 @@ def claimed(home: Path) -> Iterator[None]:
 def run(queue: Queue, every: float, stop: threading.Event, *, until_idle: bool = False) -> None:
     """Works in this thread until `stop`, or until nothing is left to do. A turn that failed for now is tried again."""
     while not stop.is_set():
+        began = time.thread_time()
         try:
             done = queue.turn()
         except Temporary as error:
@@ -488,4 +492,4 @@ def run(queue: Queue, every: float, stop: threading.Event, *, until_idle: bool =
         else:
             if until_idle and not (done.open or done.waiting):
                 return
-        stop.wait(every)
+        stop.wait(max(every, min(_LONGEST_PAUSE, _PAUSE * (time.thread_time() - began))))

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ from unit.compute.jobs.bench import Bench, Told, gpu_node, open_bench
 
 from macadam.compute.billing.budget_types import SetBudget
 from macadam.compute.jobs import bookkeeping, registry
-from macadam.compute.jobs.loop import Queue
+from macadam.compute.jobs.loop import Done, Queue, run
 from macadam.compute.jobs.types import AbandonExecutor, CancelJob, ExplainJob, Job, Resources, SetQuota
 from macadam.errors import MacadamError
 from macadam.ledger import service as ledger
@@ -138,6 +139,23 @@ def test_what_another_executor_keeps_is_removed_by_that_one(bench: Bench) -> Non
         bench.turn()
     assert (second.forgotten, second.removed) == ([], [])
     assert (first.forgotten, first.removed) == ([f"{job.id}.1"], [job.id])
+
+
+def test_a_queue_with_much_to_look_at_leaves_most_of_a_core_to_others() -> None:
+    stop, turns = threading.Event(), list[float]()
+
+    class Slow:
+        def turn(self) -> Done:
+            turns.append(time.monotonic())
+            until = time.thread_time() + 0.1
+            while time.thread_time() < until:
+                pass
+            if len(turns) == 4:
+                stop.set()
+            return Done(open=1)
+
+    run(Slow(), 0.01, stop)  # type: ignore[arg-type]
+    assert turns[-1] - turns[0] >= 3 * 0.3
 
 
 def before_the_commit(bench: Bench, what: Callable[[], object]) -> None:
