@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from macadam.compute.scheduling.first_fit import FirstFit
-from macadam.compute.scheduling.order import EARLY, LEVELS, bearable, bearable_from, level, rank, tolerated, worth
+from macadam.compute.scheduling.order import LEVELS, bearable, bearable_from, level, rank, tolerated, worth
 from macadam.compute.scheduling.quota import Limits
 from macadam.compute.scheduling.types import (
+    EARLY,
     WHOLE,
     Decision,
     Estimates,
@@ -95,8 +96,28 @@ class _Round:
         waiting = {work.id: work for work in [*self.state.waiting, *self._take_stock()]}
         for work in self._due():
             waiting.update((stopped.id, stopped) for stopped in self._hold(work))
+        self._serve_old(waiting)
+        self._serve(waiting)
+        for _ in range(len(self.aged)):
+            before = self.moves
+            self._serve_old(waiting)  # what has started meanwhile may be a borrower whose GPUs suffice
+            if before == self.moves:
+                break
+            self._serve(waiting)
+        return Decision(
+            starts=tuple(self.starts.values()),
+            preemptions=tuple(self.preemptions.values()),
+            waits=self.waits,
+            look_again=self._look_again([work for work in waiting.values() if work.id not in self.running]),
+        )
+
+    def _serve_old(self, waiting: dict[str, Work]) -> None:
         for work in self._grow_old(waiting):
             waiting.update((stopped.id, stopped) for stopped in self._yield_to(work))
+
+    def _serve(self, waiting: dict[str, Work]) -> None:
+        """Looks at all that wait, in order."""
+        self.waits, self.ahead, self.blocked = {}, 0, None
         queue = [self._entry(work) for work in waiting.values() if work.id not in self.running]
         heapify(queue)
         while queue:
@@ -104,12 +125,6 @@ class _Round:
             for stopped in self._consider(work, key[1]):
                 waiting[stopped.id] = stopped
                 heappush(queue, self._entry(stopped))
-        return Decision(
-            starts=tuple(self.starts.values()),
-            preemptions=tuple(self.preemptions.values()),
-            waits=self.waits,
-            look_again=self._look_again([work for work in waiting.values() if work.id not in self.running]),
-        )
 
     # --- 1 what runs
 
@@ -433,11 +448,16 @@ class _Round:
             return max(0.0, work.seconds - attained)
         return self.estimates.remaining(work, attained, 0.9) if self.estimates else float("inf")
 
-    def _look_again(self, waiting: Iterable[Work]) -> float | None:
+    def _look_again(self, waiting: Sequence[Work]) -> float | None:
         """The next instant at which the answer may be another although nothing happens. waiting: whoever goes on waiting."""
         instants = [at for work in waiting for at in (self._held_at(work), self._ages_at(work))]
         if self.waits and self.policy.preempt == "order":
+            ranks = [self._rank(work, work.attained) for work in waiting]
+            most = tolerated(min(ranks, default=float("inf")), self.policy)
             for one in self.running.values():
+                cost = one.work.checkpoint_cost
+                if worth(self._rank(one.work, one.attained(self.now)), cost, one.work.demand, self.policy.order) > most:
+                    instants.append(one.started + one.work.saves(one.ran(self.now)))
                 passed = level(one.work.age(one.attained(self.now)))
                 if passed < len(LEVELS):
                     instants.append(one.started + LEVELS[passed] - one.work.attained)

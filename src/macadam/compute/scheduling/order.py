@@ -7,12 +7,10 @@ anew a dozen times in its life and not at each instant (discretised 2D-LAS: Gu e
 from bisect import bisect_right
 from math import ceil, inf
 
-from macadam.compute.scheduling.types import WHOLE, Estimates, Order, Policy, Work
+from macadam.compute.scheduling.types import EARLY, WHOLE, Estimates, Order, Policy, Work
 
 # Seconds. The first is what a preemption costs in the studies: what ran for less is not worth stopping.
 LEVELS: tuple[float, ...] = tuple(30.0 * 2**k for k in range(18))
-EARLY = 1e-3
-"""Seconds by which an instant may be missed and still counts: the difference of two instants since 1970 is exact to less than that."""
 _RATIOLESS = frozenset({"fifo", "priority"})
 
 

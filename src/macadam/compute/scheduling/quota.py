@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from math import ceil
 
-from macadam.compute.scheduling.types import EVERYBODY, WHOLE, Quota, Running, Spent, State, Wait, Work
+from macadam.compute.scheduling.types import EARLY, EVERYBODY, WHOLE, Quota, Running, Spent, State, Wait, Work
 
 _HOUR = 3600.0
 
@@ -75,7 +75,7 @@ class Limits:
         """Running work whose tenant has used up its GPU-hours or its money."""
         for tenant, running in self._running.items():
             quota = self.quota(tenant)
-            if quota.gpu_hours is not None and self._seconds(tenant) >= quota.gpu_hours * _HOUR:
+            if quota.gpu_hours is not None and self._seconds(tenant) >= quota.gpu_hours * _HOUR - EARLY:
                 yield from ((one, "gpu-hours") for one in running.values())
             elif quota.micros is not None and self._micros(tenant) + self._going_on(tenant) >= quota.micros:
                 yield from ((one, "money") for one in running.values() if one.work.micros_per_gpu_hour)
@@ -132,7 +132,7 @@ class Limits:
             return None
         used = self._seconds(work.tenant) + sum(_left(self.now, one) for one in self._running[work.tenant].values())
         needs = max(0.0, work.time_limit - work.attained) * work.demand / WHOLE
-        if used + needs <= limit * _HOUR and used < limit * _HOUR:
+        if used + needs <= limit * _HOUR and used < limit * _HOUR - EARLY:
             return None
         words = f"{work.tenant} has used or reserved {used / _HOUR:.1f} of its {limit:g} GPU-hours; this may take {needs / _HOUR:.1f}."
         return Wait(reason="gpu-hours", words=words)

@@ -14,6 +14,8 @@ from macadam.errors import InvalidInput
 
 WHOLE = 1000
 EVERYBODY = "all"
+EARLY = 1e-3
+"""Seconds by which an instant may be missed and still counts: the difference of two instants since 1970 is exact to less than that."""
 
 Order = Literal["fifo", "priority", "least-attained", "shortest", "gittins", "oracle"]
 Backfill = Literal["none", "easy", "any"]
@@ -115,7 +117,13 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds that a stop costs after a stretch of `ran` seconds: what it has not saved, and to save and start anew."""
         if self.checkpoint_every == inf:
             return ran + self.checkpoint_cost
-        return (ran % self.checkpoint_every if self.checkpoint_every else 0.0) + self.checkpoint_cost
+        unsaved = ran % self.checkpoint_every if self.checkpoint_every else 0.0
+        return (unsaved if self.checkpoint_every - unsaved > EARLY else 0.0) + self.checkpoint_cost
+
+    def saves(self, ran: float) -> float:
+        """After how many seconds of a stretch, later than `ran`, it next saves by itself; infinity: never."""
+        every = self.checkpoint_every
+        return ((ran + EARLY) // every + 1) * every if 0 < every < inf else inf
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,17 +13,17 @@ from math import isfinite
 import msgspec
 
 from macadam.compute.scheduling.estimates import History, Learned
-from macadam.compute.scheduling.order import EARLY, LEVELS, bearable, bearable_from, level, reached, tolerated, worth
+from macadam.compute.scheduling.order import LEVELS, bearable, bearable_from, level, reached, tolerated, worth
 from macadam.compute.scheduling.promise import Share
-from macadam.compute.scheduling.types import WHOLE, Policy, Work
+from macadam.compute.scheduling.types import EARLY, WHOLE, Policy, Work
 from macadam.compute.simulation.lines import STEPS, ByLane, First, Fixed, Lines
 from macadam.errors import InvalidInput
 
 _END, _LEVEL, _HOLD, _RIPE, _ENTER, _LEAVE, _AGE = range(7)
 _NEVER = float("inf")
 _SERVED = [reached(passed) for passed in range(STEPS)]
-Running = tuple[float, int, int]
-"""(less what a stop is worth, GPUs, less the job): whoever is to be stopped first sorts first."""
+Running = tuple[float, float, int]
+"""(less what a stop is worth, what it costs, less the job): whoever is to be stopped first sorts first."""
 
 
 class Jobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +81,7 @@ class Simulation:
         self.claims: list[int] = []  # due since the last decision
         self.old: list[int] = []  # have aged and not ended
         self.dirty = False  # something has happened since that may change it
+        self.below = -_NEVER  # a stop for the order's sake could change it where its entry is lower
         self.stretches: list[tuple[int, float, float]] = []
         self.preemptions, self.lost = 0, 0.0
         self._promises(promised)
@@ -207,9 +208,13 @@ class Simulation:
                 self._enter(job)
         if self.ages and self.jobs.gpus[job] > self.shares[self.owner[job]].gpus:
             heappush(self.events, (self.now + self.policy.ageing, _AGE, job, 0))
-        # Whoever waits already did not fit before, and needs no second look.
-        if self.jobs.gpus[job] <= self.free or self.preemptive:
+        # Whoever waits already did not fit before, and only the first may stop others: neither needs a second look.
+        if self.jobs.gpus[job] <= self.free or (self.preemptive and self._is_first(job)):
             self.dirty = True
+
+    def _is_first(self, job: int) -> bool:
+        first = self.lines.first()
+        return first is not None and first[1] == job
 
     def _end(self, job: int) -> None:
         self._pause(job)
@@ -226,16 +231,16 @@ class Simulation:
             self._note_end(job)
 
     def _pass(self, job: int) -> None:
-        """A running job has passed a level: its rank is another. Only if it is a worse one can that change a decision."""
+        """A running job has passed a level: its rank is another. Only a worse one can change a decision, if whoever waits first gains enough."""
         entry = self.entry[job]
         if entry is not None:  # it is not held
             passed = self.passed[job] = self.passed[job] + 1
             least = self.least[self.lane[job]][passed]
-            if least < entry[0]:
+            if self.old and least < entry[0]:
                 self.dirty = True
             entry = self.entry[job] = least, entry[1], entry[2]
             if self.ripe[job]:
-                heappush(self.junior, entry)
+                self._offer(entry)
         self._foresee(job)
 
     # --- states of a job
@@ -284,7 +289,7 @@ class Simulation:
         least = (
             self.least[self.lane[job]][self.passed[job]] if self.fixed is None else self._least(self.fixed[job], job)
         )
-        entry = self.entry[job] = least, self.jobs.gpus[job], -job
+        entry = self.entry[job] = least, self.cost * self.jobs.gpus[job], -job
         if self.ripe[job]:
             heappush(self.junior, entry)
 
@@ -292,7 +297,12 @@ class Simulation:
         """It may be stopped for the order's sake from now on, unless it is held."""
         if (entry := self.entry[job]) is not None:
             self.ripe[job] = 1
-            heappush(self.junior, entry)
+            self._offer(entry)
+
+    def _offer(self, entry: Running) -> None:
+        """Its stop is worth as much from now on to whoever waits first."""
+        heappush(self.junior, entry)
+        if entry[0] < self.below:
             self.dirty = True
 
     def _keep(self, job: int) -> bool:
@@ -337,10 +347,23 @@ class Simulation:
         """Sees that what is due runs and goes on running and that what has aged runs if it can, then fills what is left."""
         if self.claims:
             self._claim()
-        for job in self.old:
-            if self.waiting[job] and self._make_room(self.jobs.gpus[job], of_borrowers=True):
+        self._serve_old()
+        while self._fill() and self._serve_old():  # what has started may be a borrower whose GPUs suffice
+            pass
+
+    def _serve_old(self) -> bool:
+        """Starts what has aged, if others borrow enough. Returns whether it did."""
+        waiting = [job for job in self.old if self.waiting[job]]
+        for job in waiting:
+            need = self.jobs.gpus[job]
+            # Where all that borrowers have is too little, a look at each is of no use.
+            if self._borrowed() + self.free >= need and self._make_room(need, of_borrowers=True):
                 self._start(job)
-        self._fill()
+        return any(self.running[job] for job in waiting)
+
+    def _borrowed(self) -> int:
+        """GPUs of those tenants that have more than their own: no more can be taken from them."""
+        return sum(used for used, share in zip(self.used, self.shares, strict=True) if used > share.gpus)
 
     def _claim(self) -> None:
         """What is held never exceeds what is promised, so that room can always be made."""
@@ -358,15 +381,18 @@ class Simulation:
             else:
                 heappush(self.events, (latest, _HOLD, job, self.stamp[job]))
 
-    def _fill(self) -> None:
-        """Starts whoever goes first, stopping who goes after it, until nothing changes."""
+    def _fill(self) -> bool:
+        """Starts whoever goes first, stopping who goes after it, until nothing changes. Returns whether any did."""
+        started = False
         while (first := self.lines.first()) is not None:
             if self.jobs.gpus[first[1]] > self.free and not (self.preemptive and self._displace(first)):
                 fitting = None if self.policy.backfill == "none" else self._fitting()
                 if fitting is None:
-                    return
+                    break
                 first = fitting
             self._start(first[1])
+            started = True
+        return started
 
     def _fitting(self) -> First | None:
         """Who is first of those that fit."""
@@ -382,6 +408,7 @@ class Simulation:
     def _displace(self, first: First) -> bool:
         """Makes room for the first by stopping those whose stop is worth most, if it is worth enough."""
         heap, below = self.junior, -tolerated(first[0], self.policy)
+        self.below = below
         room, missing = self.free, self.jobs.gpus[first[1]]
         chosen: list[Running] = []
         while room < missing and heap and (last := heap[0])[0] < below:
@@ -389,7 +416,7 @@ class Simulation:
             job = -last[2]
             if self.entry[job] is last and not self.aged[job]:
                 chosen.append(last)
-                room += last[1]
+                room += self.jobs.gpus[job]
         if room < missing:
             for entry in chosen:
                 heappush(heap, entry)
@@ -409,9 +436,9 @@ class Simulation:
             job = -entry[2]
             if of_borrowers and (self.aged[job] or over[self.owner[job]] <= 0):
                 continue
-            over[self.owner[job]] -= entry[1]
+            over[self.owner[job]] -= self.jobs.gpus[job]
             chosen.append(entry)
-            room += entry[1]
+            room += self.jobs.gpus[job]
             if room >= gpus:
                 break
         if room >= gpus:
@@ -422,11 +449,12 @@ class Simulation:
         """Stops them, but for those that need not stop after all, which it returns; the last chosen are spared first."""
         spared = []
         for entry in reversed(chosen):
-            if entry[1] <= spare:
-                spare -= entry[1]
+            job = -entry[2]
+            if self.jobs.gpus[job] <= spare:
+                spare -= self.jobs.gpus[job]
                 spared.append(entry)
             else:
-                self._stop(-entry[2])
+                self._stop(job)
         return spared
 
     # --- promises

@@ -33,7 +33,7 @@ _LARGEST = 512 * 2**20  # bytes: some ten million rows
 _LONGEST = 36_525 * 86400.0  # seconds that a trace may span
 _MOST = 2**31  # GPUs
 _HOUR = 3600.0
-_STEPS = 4
+_STEPS = 12  # the bill is no smooth curve of the pool, and some pools between two that do are too slow
 _HALVINGS = 2
 _BLOCK = 8  # GPUs of a machine: what an elastic pool rents at once
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macadam.compute.scheduling.order import EARLY
-from macadam.compute.scheduling.types import Node, Order, Policy, Quota, Work
+from macadam.compute.scheduling.types import EARLY, Node, Order, Policy, Quota, Work
 from macadam.compute.simulation import queue, queueing
 from macadam.compute.simulation.queue import Jobs
 from macadam.compute.simulation.replay import Replay
