@@ -29,6 +29,7 @@ else:
     yaml = lazy("yaml")
 
 _LARGEST = 1_000_000  # bytes of a question
+_DEEPEST = 20
 _CURRENCY = "USD"
 _TEXTS = frozenset(("task", "name", "kind", "api", "model", "gpu", "serving_gpu"))
 _POWER = re.compile(r"[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]{1,2}")
@@ -141,14 +142,22 @@ def read(path: Path) -> Question:
         if path.stat().st_size > _LARGEST:
             raise InvalidInput(f"{path} is larger than any question.", next_step="Start from --example.")
         text = path.read_text(encoding="utf-8")
-        if any(
-            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)
-        ):  # a few of them can stand for billions
-            raise InvalidInput(f"{path} refers to a part of itself (*name).", next_step="Write it out each time.")
+        _check_shape(text, path)
         _said_once(yaml.compose(text), path)
         return msgspec.convert(_ranges(yaml.safe_load(text)), Question)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise InvalidInput(f"{path} is no question: {error}.", next_step="Start from --example.") from error
+
+
+def _check_shape(text: str, path: Path) -> None:
+    """Before anything is built of it. Raises InvalidInput, YAMLError."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:  # the time that YAML takes grows with the square of the depth
+            raise InvalidInput(f"{path} is no question: it nests deeper than any.", next_step="Start from --example.")
+        if isinstance(event, yaml.AliasEvent):  # a few of them can stand for billions
+            raise InvalidInput(f"{path} refers to a part of itself (*name).", next_step="Write it out each time.")
 
 
 def _said_once(node: "yaml.Node | None", path: Path) -> None:

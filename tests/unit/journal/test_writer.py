@@ -103,12 +103,15 @@ def test_a_record_is_durable_when_append_returns_even_if_segments_change_just_th
 
 
 def test_a_full_segment_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    records = [b'{"n":%d}' % n for n in range(40)]
     with start(tmp_path, fsync_every=0.001, segment_bytes=500) as writer:
-        for n in range(40):
-            writer.append(b'{"n":%d}' % n)
+        for record in records[:39]:
+            writer.append(record)
             time.sleep(0.001)
+        until(lambda: list(tmp_path.glob("*.closed")))
+        writer.append(records[39])
     assert len(list(tmp_path.glob("*.closed"))) > 1
-    assert all_records(tmp_path) == [b'{"n":%d}' % n for n in range(40)]
+    assert all_records(tmp_path) == records
 
 
 def test_an_old_segment_is_followed_by_a_new_one_without_further_records(tmp_path: Path) -> None:
