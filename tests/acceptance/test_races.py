@@ -376,9 +376,14 @@ def test_two_who_erase_one_person_at_once_make_one_erasure_with_one_certificate(
         erase = EraseSubject(project=PROJECT, subject=name)
         moves = [Move(erase, world.admin), Move(erase, world.person(f"{name}e", "admin"))]
         answers = world.at_once_in_threads(moves) if how == "threads" else world.at_once_in_processes(moves)
+        # Who comes between the last two steps of the other is told to call again.
+        answers = [
+            carry_out(world.platform, move) if answer == ("refused", "Busy") else answer
+            for move, answer in zip(moves, answers, strict=True)
+        ]
         # Both get it if one finds the other's under way; else the later one, in some order, finds nothing left.
         found = {answer["id"] for kind, answer in answers if kind == "done"} - {""}
-        assert [kind for kind, _ in answers] == ["done", "done"]
+        assert [kind for kind, _ in answers] == ["done", "done"], answers
         assert len(found) == 1
         certificates = {answer["certificate"] for _, answer in answers} - {""}
         assert len(certificates) == 1

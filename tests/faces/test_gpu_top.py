@@ -122,7 +122,10 @@ def test_a_device_costs_what_jobs_are_charged_and_not_what_another_asks(
     assert row["hourly"]["micros"] > 1_230_000
 
 
-def test_a_recording_of_nothing_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_of_nothing_shows_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "empty.jsonl").write_text("")
     assert run(tmp_path, tmp_path / "empty.jsonl", once=True) == 0
     assert "no device" in capsys.readouterr().out
