@@ -1,6 +1,6 @@
 """Completion times of a real cluster's jobs, ours beside the oracle, least attained service and first come first served; and what the work costs.
 
-    python -m benchmarks queueing     (needs Philly's jobs in ../shared/data/gpu; some 5 minutes)
+    python -m benchmarks queueing     (needs Philly's jobs in ../shared/data/gpu; some 6 minutes)
 
 The oracle knows durations: shortest job first with backfill, without preemption. Ours knows only those of jobs that have ended, pays
 30 s of lost work for each preemption, and lets no tenant wait longer at the 95th percentile than on a static share of its own.
