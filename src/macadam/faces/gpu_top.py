@@ -245,11 +245,8 @@ def _part(device: Device) -> float | None:
     """Of a GPU, as jobs are charged for it: of a slice what it takes of the memory. None if that cannot be said."""
     if "/mig:" not in device.device:
         return 1.0
-    try:
-        sliced = mig.profiles(device.model).get(device.profile)
-        return sliced.size / mig.slots(device.model) if sliced else None
-    except InvalidInput:
-        return None
+    share = mig.share(device.model, device.profile)
+    return None if share is None else float(share)
 
 
 def _row(device: Device, told: GpuHour | None) -> Row:

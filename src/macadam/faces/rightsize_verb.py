@@ -207,14 +207,7 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
     if said.best_single:
         both = " that kept it in both parts" if said.held.judged else ""
         lines.append(f"The mix saves {said.saving:.1%} of the best of them{both} ({said.best_single}).")
-    if said.sensitivity:
-        lines += [
-            "",
-            "If something is a fifth off (kept by this fleet over the whole trace; what the fleet chosen then costs):",
-        ]
-        for change in said.sensitivity:
-            cost = "no fleet keeps it" if change.hourly is None else f"{change.hourly.micros / 1e6:.2f} USD/h"
-            lines.append(f"  {change.what:<32} {change.attained:>8.2%}   {cost}{' (the same)' if change.same else ''}")
+    lines += _what_if(said)
     error = said.error
     lines += [
         f"No published measurement of {gpu} stands behind this: it is taken to be as efficient as the others."
@@ -235,6 +228,19 @@ def _lines(said: Report, found: traces.Read, model: str) -> list[str]:
             f"({error.low:.2f} to {error.high:.2f}); half are within {error.typical:.0%}."
         ),
     ]
+    return lines
+
+
+def _what_if(said: Report) -> list[str]:
+    if not said.sensitivity:
+        return []
+    lines = [
+        "",
+        "If something is a fifth off (kept by this fleet over the whole trace; what the fleet chosen then costs):",
+    ]
+    for change in said.sensitivity:
+        cost = "no fleet keeps it" if change.hourly is None else f"{change.hourly.micros / 1e6:.2f} USD/h"
+        lines.append(f"  {change.what:<32} {change.attained:>8.2%}   {cost}{' (the same)' if change.same else ''}")
     return lines
 
 

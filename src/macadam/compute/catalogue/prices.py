@@ -72,6 +72,21 @@ def published() -> tuple[Price, ...]:
     return msgspec.json.decode(text, type=tuple[Price, ...])
 
 
+def newest(some: Iterable[Price], at: date | None) -> tuple[Price, ...]:
+    """Of each offer the price that holds on a day, None: the newest of all; of two of one day the later in order."""
+    found: dict[tuple[str, ...], Price] = {}
+    for price in some:
+        known = found.get(price.offer)
+        if (at is None or price.dated <= at) and (known is None or price.dated >= known.dated):
+            found[price.offer] = price
+    return tuple(found.values())
+
+
+def is_stale(price: Price, at: date) -> bool:
+    """Whether it is of so long ago that it is said to be old."""
+    return (at - price.dated).days > (STALE_SPOT if price.kind == "spot" else STALE)
+
+
 def offers(
     gpu: str = "",
     at: date | None = None,
@@ -88,15 +103,12 @@ def offers(
     Raises NotFound for a GPU that is not known.
     """
     wanted = gpus.find(gpu).name if gpu else ""
-    newest: dict[tuple[str, ...], Price] = {}
-    for price in (*published(), *own):
+
+    def is_asked(price: Price) -> bool:
         filters = ((provider, price.provider), (region, price.region), (kind, price.kind), (wanted, price.gpu))
-        if any(asked and asked != said for asked, said in filters) or (at is not None and price.dated > at):
-            continue
-        known = newest.get(price.offer)
-        if known is None or price.dated >= known.dated:
-            newest[price.offer] = price
-    found = [_offer(price, at) for price in newest.values()]
+        return all(not asked or asked == said for asked, said in filters)
+
+    found = [_offer(price, at) for price in newest(filter(is_asked, (*published(), *own)), at)]
     return tuple(
         sorted(found, key=lambda o: (o.price.per_gpu_hour.currency, o.price.per_gpu_hour.micros, o.price.offer))
     )
@@ -115,4 +127,4 @@ def cheapest(gpu: str, at: date, *, kind: str = "on-demand", currency: str = "US
 
 def _offer(price: Price, at: date | None) -> Offer:
     age = 0 if at is None else (at - price.dated).days
-    return Offer(price=price, age=age, stale=age > (STALE_SPOT if price.kind == "spot" else STALE))
+    return Offer(price=price, age=age, stale=at is not None and is_stale(price, at))

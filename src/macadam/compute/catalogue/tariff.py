@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from macadam.compute.catalogue.prices import STALE, STALE_SPOT, Kind, Price, published
+from macadam.compute.catalogue.prices import Kind, Price, is_stale, newest, published
 from macadam.ports import Node
 from macadam.values import Money
 
@@ -118,20 +118,15 @@ class Tariff:
             words=words,
             source=price.source,
             dated=price.dated,
-            stale=(self.at - price.dated).days > (STALE_SPOT if price.kind == "spot" else STALE),
+            stale=is_stale(price, self.at),
             owned=price.kind == "owned",
         )
 
 
 def _in_force(prices: Iterable[Price], at: date) -> dict[str, list[Price]]:
     """By GPU, the newest of each offer on that day. What is said to cost nothing says nothing."""
-    newest: dict[tuple[str, ...], Price] = {}
-    for price in prices:
-        known = newest.get(price.offer)
-        if price.dated <= at and price.per_gpu_hour.micros > 0 and (known is None or price.dated >= known.dated):
-            newest[price.offer] = price
     found: dict[str, list[Price]] = {}
-    for price in newest.values():
+    for price in newest((p for p in prices if p.per_gpu_hour.micros > 0), at):
         found.setdefault(price.gpu, []).append(price)
     return found
 

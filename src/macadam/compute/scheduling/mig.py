@@ -8,6 +8,7 @@ extensions (+me) are left out.
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import cache
 
 import msgspec
@@ -85,6 +86,15 @@ def profiles(model: str) -> Mapping[str, Profile]:
 def slots(model: str) -> int:
     """How many memory slots a device has."""
     return max(profile.size for profile in profiles(model).values())
+
+
+def share(model: str, profile: str) -> Fraction | None:
+    """What a slice takes of its device's memory, which is what is paid for it. None if that is not known."""
+    try:
+        found = profiles(model).get(profile)
+        return Fraction(found.size, slots(model)) if found else None
+    except InvalidInput:
+        return None
 
 
 def choices(profile: Profile, known: Mapping[str, Profile], used: int) -> list[tuple[int, int]]:

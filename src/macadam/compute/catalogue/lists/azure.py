@@ -17,6 +17,7 @@ import msgspec
 from macadam.compute.catalogue.lists.found import (
     HOURS,
     LATER,
+    NEXT_PAGE,
     NOTHING,
     OLDER,
     SYSTEM,
@@ -26,7 +27,7 @@ from macadam.compute.catalogue.lists.found import (
     Terms,
     plain,
     read_day,
-    read_json,
+    read_pages,
     years,
 )
 from macadam.compute.catalogue.machines import Machine
@@ -85,8 +86,7 @@ _Key = tuple[str, str, Kind]
 def read(path: Path, terms: Terms, progress: Progress) -> Found:
     """Raises InvalidInput unless `terms.dated` says when the pages were fetched."""
     fetched = terms.require_day(path, "Azure's pages do not say when they were fetched")
-    said = read_json(path, _Page | list[_Page], "page of Azure's retail prices")
-    pages: list[_Page] = said if isinstance(said, list) else [said]
+    pages = read_pages(path, _Page, "page of Azure's retail prices")
     items = [item for page in pages for item in page.Items]
     found, best = Found(rows=len(items)), dict[_Key, _Best]()
     for number, item in enumerate(items, start=1):
@@ -101,9 +101,7 @@ def read(path: Path, terms: Terms, progress: Progress) -> Found:
         sold = Sold(provider="azure", region=region, kind=kind, currency=one.currency, dated=fetched, source=source)
         found.offer(one.where, "retailPrice", one.hourly, one.machine, sold)
     if pages and pages[-1].NextPageLink:
-        found.notes.append(
-            "the last page names a next one, which is not in the file: fetch it too, as one JSON list of pages"
-        )
+        found.notes.append(NEXT_PAGE)
     return found
 
 

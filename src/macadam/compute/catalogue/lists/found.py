@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from macadam.compute.catalogue.prices import Kind, Price
 from macadam.errors import InvalidInput, SourceInvalid, TooLarge
 from macadam.values import Money
 
+_Page = TypeVar("_Page")
 Source = Literal["aws-spot", "aws-price-list", "azure-retail", "gcp-skus", "csv"]
 Progress = Callable[[str, int, int], None]
 
@@ -42,6 +43,7 @@ _CURRENCY = re.compile(r"[A-Z]{3}")
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,30})?([eE][+-]?\d{1,2})?", re.ASCII)
 _MICROS = 1_000_000
 
+NEXT_PAGE = "the last page names a next one, which is not in the file: fetch it too, as one JSON list of pages"
 NOTHING = msgspec.Raw(b"")
 
 UNKNOWN = "machine types without a GPU of the catalogue"
@@ -210,6 +212,12 @@ def read_day(text: str) -> date | None:
         return None if found.tzinfo is None else found.astimezone(UTC).date()
     except (ValueError, OverflowError):
         return None
+
+
+def read_pages(path: Path, page: type[_Page], what: str) -> list[_Page]:
+    """One page, or a JSON list of pages. Raises as `read_json` does."""
+    said: _Page | list[_Page] = read_json(path, page | list[page], what)  # type: ignore[valid-type]
+    return said if isinstance(said, list) else [said]
 
 
 def read_json(path: Path, kind: Any, what: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from macadam.compute.catalogue import machines
-from macadam.compute.catalogue.lists.found import LATER, Found, Progress, Sold, Terms, read_day, read_json
+from macadam.compute.catalogue.lists.found import LATER, NEXT_PAGE, Found, Progress, Sold, Terms, read_day, read_pages
 from macadam.compute.catalogue.machines import Machine
 from macadam.compute.catalogue.prices import Kind
 
@@ -109,8 +109,7 @@ _Key = tuple[str, Kind, str]
 def read(path: Path, terms: Terms, progress: Progress) -> Found:
     """Raises InvalidInput unless `terms.dated` says when the pages were fetched."""
     fetched = terms.require_day(path, "The catalogue's pages do not say when they were fetched")
-    said = read_json(path, _Page | list[_Page], "page of Google Cloud's SKUs")
-    pages: list[_Page] = said if isinstance(said, list) else [said]
+    pages = read_pages(path, _Page, "page of Google Cloud's SKUs")
     skus = [sku for page in pages for sku in page.skus]
     found, parts = Found(rows=len(skus)), dict[_Key, _Part]()
     unclear: set[_Key] = set()
@@ -123,9 +122,7 @@ def read(path: Path, terms: Terms, progress: Progress) -> Found:
         parts.pop(key, None)
     _assemble(found, parts, fetched, terms)
     if pages and pages[-1].next_page_token:
-        found.notes.append(
-            "the last page names a next one, which is not in the file: fetch it too, as one JSON list of pages"
-        )
+        found.notes.append(NEXT_PAGE)
     return found
 
 
