@@ -7,11 +7,13 @@ but wishes that are costly to work out, and those only for a while.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import TypeGuard
 
 import msgspec
 import sqlalchemy as sa
 
-from macadam.compute.catalogue import prices as catalogue
+from macadam.compute.billing import store
+from macadam.compute.catalogue.tariff import GpuPrice, Tariff
 from macadam.compute.jobs import history, registry
 from macadam.compute.jobs.picture import Picture, market_of
 from macadam.compute.jobs.types import WHOLE, AttemptRow, Job, MarketSpan, Resources
@@ -146,20 +148,25 @@ def expected(sql: sa.Connection, seen: Sequence[MarketSpan], nodes: Sequence[Nod
         if markets.is_spot(where(row))
     )
     times = tuple((s.market, s.since.timestamp(), s.until.timestamp() if s.until else None) for s in seen)
-    return markets.observed(held, times, now.timestamp(), price=price(nodes))
+    return markets.observed(held, times, now.timestamp(), price=price(nodes, Tariff(now.date(), store.own_prices(sql))))
 
 
-def price(nodes: Iterable[Node]) -> float:
-    """Of spot machines, as part of the same on demand, by the catalogue; the cheapest that is there. Else `spot.SPOT_PRICE`."""
+def price(nodes: Iterable[Node], tariff: Tariff) -> float:
+    """Of spot machines, as part of the same on demand, at what jobs are charged there; the cheapest that is there. Else `spot.SPOT_PRICE`."""
     ratios = []
     for node in nodes:
-        kinds = {}
-        for kind in ("spot", "on-demand") if node.spot and node.provider and node.machine else ():
-            offers = catalogue.offers(provider=node.provider, region=node.region, kind=kind)
-            kinds[kind] = [one.price.per_gpu_hour for one in offers if one.price.instance == node.machine]
-        if kinds.get("spot") and kinds["on-demand"] and kinds["on-demand"][0].micros:
-            ratios.append(kinds["spot"][0].micros / kinds["on-demand"][0].micros)
+        if not node.spot or tariff.is_own(node):
+            continue
+        for model in {device.model for device in node.devices}:
+            here, instead = tariff.of(model, node), tariff.of(model, msgspec.structs.replace(node, spot=False))
+            if _is_said(here) and _is_said(instead) and here.per_gpu_hour.currency == instead.per_gpu_hour.currency:
+                ratios.append(here.per_gpu_hour.micros / instead.per_gpu_hour.micros)
     return round(min(ratios), 2) if ratios else spot.SPOT_PRICE
+
+
+def _is_said(found: GpuPrice | None) -> TypeGuard[GpuPrice]:
+    """Whether it is of exactly this offer: an estimate of spot is what the machine costs on demand."""
+    return found is not None and found.how in ("own", "listed")
 
 
 def where(row: AttemptRow) -> str:

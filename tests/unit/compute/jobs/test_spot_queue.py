@@ -2,21 +2,26 @@
 
 import random
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
 from unit.compute.jobs.bench import Bench, gpu_node, open_bench
 
+from macadam.compute.catalogue import prices
+from macadam.compute.catalogue.tariff import Tariff
 from macadam.compute.jobs import registry
 from macadam.compute.jobs.buying import Buyer, price
 from macadam.compute.jobs.types import EstimateJob, ExplainJob, Job, Resources, SetQuota
 from macadam.errors import SettingInvalid
-from macadam.ports import Node
+from macadam.ports import Device, Node
 from macadam.settings import Settings
+from macadam.values import Money
 
 QUICK = {"MACADAM_JOBS_CHANGEOVER": "60", "MACADAM_JOBS_SPOT_STEP": "30"}
 HOUR = 3600.0
+DAY = date(2026, 11, 21)
 
 
 @pytest.fixture
@@ -228,10 +233,27 @@ def test_what_is_expected_of_spot_comes_from_what_the_queue_saw(bench: Bench) ->
     ]
 
 
+def rented(**more: Any) -> Node:
+    return msgspec.structs.replace(
+        CHEAP, devices=(Device(id="gpu:x/0", index=0, model="h100-sxm-80gb", virtual=True),), **more
+    )
+
+
 def test_the_price_of_spot_comes_from_the_catalogue_where_it_has_both() -> None:
-    assert price([BASE, CHEAP]) == 0.33
-    known = msgspec.structs.replace(CHEAP, provider="gcp", region="us-central1", machine="a3-highgpu-8g")
-    assert 0 < price([known]) < 1
+    tariff = Tariff(DAY)
+    assert price([BASE, CHEAP], tariff) == 0.33
+    known = rented(provider="gcp", region="us-central1", machine="a3-highgpu-8g")
+    assert 0 < price([known], tariff) < 1
+
+
+def test_a_spot_price_that_the_home_imported_counts_and_what_is_estimated_does_not() -> None:
+    node = rented(provider="aws", region="us-east-1", zone="us-east-1a", machine="p5.48xlarge")
+    offers = prices.offers("h100-sxm-80gb", DAY, provider="aws", region="us-east-1", kind="on-demand")
+    (asked,) = [one.price for one in offers if one.price.instance == node.machine]
+    half = Money(micros=asked.per_gpu_hour.micros // 2)
+    imported = msgspec.structs.replace(asked, kind="spot", zone="us-east-1a", per_gpu_hour=half, listed=True)
+    assert price([node], Tariff(DAY)) == 0.33
+    assert price([node], Tariff(DAY, [imported])) == 0.5
 
 
 def test_a_policy_that_there_is_not_is_refused() -> None:
